@@ -1,0 +1,68 @@
+# Needs make and Python 3.11 or newer; everything else goes into $(VENV).
+#   make demo ARGS="--fast"     make test ARGS="-k msf"     make test VENV=/tmp/venv PYTHON=python3.12
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check -q
+
+# The older published versions that the framework-facing tests run on as well; they share torch with $(VENV).
+OLD_SPIKINGJELLY := 0.0.0.0.14
+OLD_SNNTORCH     := 0.9.4
+OLD              := $(VENV)/published
+OLD_STAMP        := $(OLD)/.spikingjelly-$(OLD_SPIKINGJELLY)-snntorch-$(OLD_SNNTORCH)
+HOST_TESTS       := tests/test_spikingjelly*.py tests/test_snntorch*.py tests/test_swap*.py
+
+.PHONY: help demo test lint docs release-check clean
+
+help:
+	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
+	@echo "make test           the test suite, then its framework-facing part on the older versions"
+	@echo "make lint           ruff and mypy"
+	@echo "make docs           the documentation, into site/"
+	@echo "make release-check  build, validate and smoke-test the distributions"
+	@echo "make clean          remove what was built (not $(VENV))"
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/quickstart.py $(ARGS)
+
+test: $(VENV)/.dev $(OLD_STAMP)
+	$(BIN)/pytest $(ARGS)
+	@echo "== the same on SpikingJelly $(OLD_SPIKINGJELLY) and snnTorch $(OLD_SNNTORCH)"
+	PYTHONPATH=$(abspath $(OLD)) $(BIN)/pytest $(HOST_TESTS) $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# No -q here: it hides warnings from --strict.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-check: $(VENV)/.dev
+	$(BIN)/python tools/release_check.py
+
+clean:
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Dependency groups need pip 25.1, newer than the one that Python 3.11 brings.
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
+	@echo "Installing into $(VENV) (minutes where torch has to be downloaded)"
+	@$(PIP) install -e '.[examples]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
+	@echo "Installing into $(VENV) (minutes where torch has to be downloaded)"
+	@$(PIP) install -e '.[examples]' --group dev
+	@touch $@ $(VENV)/.demo
+
+$(OLD_STAMP): $(VENV)/.pip
+	@rm -rf $(OLD)
+	@$(PIP) install --no-deps --target $(OLD) spikingjelly==$(OLD_SPIKINGJELLY) snntorch==$(OLD_SNNTORCH)
+	@touch $@
