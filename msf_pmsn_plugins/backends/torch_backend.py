@@ -1,0 +1,299 @@
+"""The four functions in plain torch, for any device: tensors in, tensors out, no autograd outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..charges import CHARGES
+from ..surrogate import slope
+
+CHUNK = 32  # steps per block of the PMSN recurrence: the Toeplitz product costs CHUNK flops per element
+
+
+def msf_fwd(
+    x_seq: Tensor,
+    v: Tensor,
+    rate_tensor: Tensor | None,
+    rate: float,
+    input_scale: float,
+    charge: str,
+    thresholds: Sequence[float],
+    v_reset: float,
+    reset_mode: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, membranes before reset and the final state; see ``neurons/msf.py`` for the arguments."""
+    k = rate if rate_tensor is None else rate_tensor
+    forward = CHARGES[charge].forward
+    m_seq = torch.empty_like(x_seq)
+    for t, x in enumerate(x_seq.unbind(0)):
+        m = forward(x, v, k, v_reset, input_scale)
+        m_seq[t] = m
+        v = _after_reset(m, thresholds, v_reset, reset_mode)
+    s_seq = _count(m_seq, thresholds)
+    return s_seq, m_seq, v.clone() if len(x_seq) == 0 else v
+
+
+def _count(m: Tensor, thresholds: Sequence[float]) -> Tensor:
+    s = (m >= thresholds[0]).to(m.dtype)
+    for theta in thresholds[1:]:
+        s += m >= theta
+    return s
+
+
+def _after_reset(m: Tensor, thresholds: Sequence[float], v_reset: float, reset_mode: str) -> Tensor:
+    if reset_mode == "hard":
+        return torch.where(m >= thresholds[0], v_reset, m)
+    return m - _count(m, thresholds) * thresholds[0] if reset_mode == "soft" else m
+
+
+def msf_bwd(
+    gs_seq: Tensor | None,
+    gm_seq: Tensor | None,
+    gv: Tensor | None,
+    x_seq: Tensor,
+    m_seq: Tensor,
+    v0: Tensor,
+    rate_tensor: Tensor | None,
+    rate: float,
+    input_scale: float,
+    charge: str,
+    thresholds: Sequence[float],
+    v_reset: float,
+    reset_mode: str,
+    detach_reset: bool,
+    surrogate: str,
+    width: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to ``x_seq``, ``v0`` and the rate (a 0-d zero where it is a constant)."""
+    rule = CHARGES[charge]
+    k = rate if rate_tensor is None else rate_tensor
+    gx_seq = torch.empty_like(m_seq)
+    gv = torch.zeros_like(v0) if gv is None else gv.clone()
+    grate = torch.zeros_like(v0)  # summed over the steps first, as the hosts do
+    for t in range(len(m_seq) - 1, -1, -1):
+        m = m_seq[t]
+        gs = torch.zeros_like(m) if gs_seq is None else gs_seq[t]
+        gs_first, back = gs, gv
+        if reset_mode == "hard":
+            back = gv * (1 - (m >= thresholds[0]).to(m.dtype))  # NaN has not fired
+            if not detach_reset:
+                gs_first = gs + gv * (v_reset - m)
+        elif reset_mode == "soft" and not detach_reset:
+            gs = gs_first = gs - gv * thresholds[0]
+        gm = gs_first * slope(m - thresholds[0], surrogate, width)
+        for theta in thresholds[1:]:
+            gm = gm + gs * slope(m - theta, surrogate, width)
+        gm = gm + back
+        if gm_seq is not None:
+            gm = gm + gm_seq[t]
+        if rate_tensor is not None:
+            assert rule.rate_grad is not None
+            before = v0 if t == 0 else _after_reset(m_seq[t - 1], thresholds, v_reset, reset_mode)
+            grate = grate + rule.rate_grad(gm, x_seq[t], before, v_reset)
+        gx_seq[t], gv = rule.backward(gm, k, input_scale)
+    return gx_seq, gv, v0.new_zeros(()) if rate_tensor is None else grate.sum_to_size(rate_tensor.shape)
+
+
+@contextmanager
+def _full_precision(x: Tensor) -> Iterator[None]:
+    """Matrix products of the recurrence in the dtype of ``x``: no autocast, no TF32 or bfloat16 shortcuts."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if before != "highest":
+            torch.set_float32_matmul_precision("highest")
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+
+
+def pmsn_fwd(
+    x_seq: Tensor, r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, v_threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Spikes, the drive y of the soma and the final state; see ``neurons/pmsn.py`` for the arguments."""
+    with _full_precision(x_seq):
+        y_seq, z = _linear(x_seq, z, a, w, d)
+    v_seq, r = _soma(y_seq, r, v_threshold)
+    return (v_seq >= 1).to(x_seq.dtype), y_seq, r, z
+
+
+def pmsn_bwd(
+    gs_seq: Tensor | None,
+    gy_seq: Tensor | None,
+    gz: Tensor | None,
+    x_seq: Tensor,
+    y_seq: Tensor,
+    r: Tensor,
+    z: Tensor,
+    a: Tensor,
+    w: Tensor,
+    d: Tensor,
+    v_threshold: float,
+    surrogate: str,
+    width: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to ``x_seq, z, a, w, d``; the residual carries none."""
+    gy = torch.zeros_like(y_seq) if gy_seq is None else gy_seq
+    if gs_seq is not None:
+        v_seq, _ = _soma(y_seq, r, v_threshold)
+        u_seq = (v_seq * v_threshold - v_threshold).to(y_seq.dtype)
+        gy = gy + torch.where(y_seq > 0, gs_seq * slope(u_seq, surrogate, width), 0.0)
+    with _full_precision(x_seq):
+        return _linear_bwd(gy, gz, x_seq, z, a, w, d)
+
+
+def _soma(y_seq: Tensor, r: Tensor, v_threshold: float) -> tuple[Tensor, Tensor]:
+    """Membrane before reset and last residual, in units of the threshold; the reset as a prefix sum.
+
+    The sum is kept in double: its rounding stays below that of a float32 residual up to T = 2**29.
+    """
+    if len(y_seq) == 0:
+        return y_seq.double(), r.clone()
+    drive = (torch.relu(y_seq) / v_threshold).double()
+    total = torch.cumsum(drive, 0) + r.double()
+    before = torch.cat([r.double().unsqueeze(0), total[:-1]])
+    last = total[-1]
+    return total - torch.floor(before), (last - torch.floor(last)).to(r.dtype)
+
+
+@dataclass
+class _Block:
+    """The recurrence over ``size`` steps as matrices: y = toeplitz u + Re(leave z); z <- jump z + arrive u."""
+
+    powers: Tensor  # a**0 .. a**size, [C, N, size + 1]
+    toeplitz: Tensor  # K[i - j] with K[l] = Re(sum w a**l) and d on the diagonal, [C, size, size]
+    leave: Tensor  # w a**(i + 1): what the state adds to step i, [C, N, size]
+    arrive: Tensor  # a**(size - 1 - j): what step j leaves in the state, [C, N, size]
+    jump: Tensor  # a**size, [C, N, 1]
+
+    @classmethod
+    def build(cls, a: Tensor, w: Tensor, d: Tensor, size: int) -> _Block:
+        powers = torch.ones_like(a).unsqueeze(-1)
+        square = a.unsqueeze(-1)
+        while powers.shape[-1] <= size:  # doubling: exact for dyadic a and for a = 0
+            powers = torch.cat([powers, powers * square], -1)
+            square = square * square
+        powers = powers[..., : size + 1]
+        w = w.unsqueeze(-1)
+        kernel = (w * powers[..., :size]).real.sum(1)
+        kernel = torch.cat([kernel[:, :1] + d.unsqueeze(-1), kernel[:, 1:], kernel.new_zeros(len(d), 1)], 1)
+        step = torch.arange(size, device=a.device)
+        age = step.unsqueeze(1) - step  # the future, age < 0, reads the zero at the end of the kernel
+        toeplitz = kernel[:, torch.where(age < 0, size, age)]
+        return cls(powers, toeplitz, w * powers[..., 1:], powers[..., :size].flip(-1), powers[..., size:])
+
+
+def _split(x_seq: Tensor) -> list[tuple[Tensor, int]]:
+    """Whole chunks and the rest, each [T, L, C, K], with the length of its blocks."""
+    whole = len(x_seq) - len(x_seq) % CHUNK
+    pieces = [(x_seq[:whole], CHUNK), (x_seq[whole:], len(x_seq) - whole)]
+    return [(piece, size) for piece, size in pieces if len(piece)]
+
+
+def _to_blocks(x: Tensor, size: int) -> Tensor:
+    """[T, L, C, K] -> [C, size, T/size * L*K]"""
+    steps, lead, channels, tail = x.shape
+    x = x.reshape(steps // size, size, lead, channels, tail)
+    return x.permute(3, 1, 0, 2, 4).reshape(channels, size, -1)
+
+
+def _from_blocks(u: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_to_blocks`, in the shape of ``like``."""
+    steps, lead, channels, tail = like.shape
+    u = u.reshape(channels, u.shape[1], steps // u.shape[1], lead, tail)
+    return u.permute(2, 1, 3, 0, 4).reshape(like.shape)
+
+
+def _lanes(z: Tensor) -> Tensor:
+    """[L, C, K, N] -> [C, N, L*K]"""
+    lead, channels, tail, modes = z.shape
+    return z.permute(1, 3, 0, 2).reshape(channels, modes, lead * tail)
+
+
+def _unlanes(state: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_lanes`, in the shape of ``like``."""
+    lead, channels, tail, modes = like.shape
+    return state.reshape(channels, modes, lead, tail).permute(2, 0, 3, 1)
+
+
+def _re(m: Tensor, v: Tensor) -> Tensor:
+    """``Re(sum_n m[n, i] v[n, b])`` -> [C, i, b], as one real product. m [C, N, i], v [C, N, b]."""
+    return torch.cat([m.real, -m.imag], 1).transpose(1, 2) @ torch.cat([v.real, v.imag], 1)
+
+
+def _times_real(m: Tensor, u: Tensor) -> Tensor:
+    """The complex ``m @ u`` for real u, as one real product."""
+    both = torch.cat([m.real, m.imag], 1) @ u
+    return torch.complex(*both.chunk(2, 1))
+
+
+def _starts(block: _Block, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The states before each block, [C, N, blocks * lanes], and the one after the last."""
+    left = _times_real(block.arrive, u)
+    states = [state]
+    for part in left.unflatten(2, (-1, state.shape[-1])).unbind(2):
+        states.append(block.jump * states[-1] + part)
+    return torch.stack(states[:-1], 2).flatten(2), states[-1]
+
+
+def _linear(x_seq: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """``z <- a z + x; y = Re(sum w z) + d x`` over time. x_seq [T, L, C, K], z [L, C, K, N], a, w [C, N], d [C].
+
+    Blocks of CHUNK steps are Toeplitz products; the complex state is carried from block to block.
+    """
+    if x_seq.numel() == 0:
+        return torch.empty_like(x_seq), z.clone()
+    poison = torch.cumsum(x_seq - x_seq, 0)  # NaN from the first non-finite input on, else 0
+    state, parts = _lanes(z), []
+    for x, size in _split(torch.where(torch.isfinite(x_seq), x_seq, 0.0)):
+        block, u = _Block.build(a, w, d, size), _to_blocks(x, size)
+        starts, state = _starts(block, u, state)
+        parts.append(_from_blocks(block.toeplitz @ u + _re(block.leave, starts), x))
+    return torch.cat(parts) + poison, _unlanes(state, z) + poison[-1].unsqueeze(-1)
+
+
+def _linear_bwd(
+    gy_seq: Tensor, gz: Tensor | None, x_seq: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The adjoint of :func:`_linear`; complex gradients are ``dL/dRe + i dL/dIm``."""
+    ga, gw, gd = torch.zeros_like(a), torch.zeros_like(w), torch.zeros_like(d)
+    if x_seq.numel() == 0:
+        return torch.empty_like(x_seq), torch.zeros_like(z) if gz is None else gz.clone(), ga, gw, gd
+    forward, state = [], _lanes(z)
+    for x, size in _split(torch.where(torch.isfinite(x_seq), x_seq, 0.0)):
+        block, u = _Block.build(a, w, d, size), _to_blocks(x, size)
+        starts, state = _starts(block, u, state)
+        forward.append((block, u, starts))
+    g_state = torch.zeros_like(state) if gz is None else _lanes(gz)
+    gx = []
+    for (block, u, starts), (gy, size) in zip(reversed(forward), reversed(_split(gy_seq)), strict=True):
+        g = _to_blocks(gy, size)
+        into = _times_real(block.leave.conj(), g)  # gradient each block sends to the state before it
+        afters = []
+        for part in reversed(into.unflatten(2, (-1, g_state.shape[-1])).unbind(2)):
+            afters.append(g_state)
+            g_state = block.jump.conj() * g_state + part
+        g_after = torch.stack(afters[::-1], 2).flatten(2)  # gradient of the state after each block
+        gx.append(_from_blocks(block.toeplitz.transpose(1, 2) @ g + _re(block.arrive.conj(), g_after), gy))
+
+        # Parameters: through the kernel's diagonals, `leave`, `arrive` and `jump`, all powers of a.
+        pairs = g @ u.transpose(1, 2)
+        g_kernel = torch.stack([pairs.diagonal(-age, 1, 2).sum(-1) for age in range(size)], -1)
+        g_leave = _times_real(starts.conj(), g.transpose(1, 2))
+        g_powers = torch.zeros_like(block.powers)
+        g_powers[..., :size] = g_kernel.unsqueeze(1) * w.conj().unsqueeze(-1)
+        g_powers[..., 1:] += g_leave * w.conj().unsqueeze(-1)
+        g_powers[..., :size] += _times_real(g_after, u.transpose(1, 2)).flip(-1)
+        g_powers[..., size] += (g_after * starts.conj()).sum(-1)
+        gw += (g_kernel.unsqueeze(1) * block.powers[..., :size].conj()).sum(-1)
+        gw += (g_leave * block.powers[..., 1:].conj()).sum(-1)
+        order = torch.arange(1, size + 1, device=a.device, dtype=d.dtype)
+        ga += (g_powers[..., 1:] * order * block.powers[..., :size].conj()).sum(-1)
+        gd += g_kernel[:, 0]
+    return torch.cat(gx[::-1]), _unlanes(g_state, z).contiguous(), ga, gw, gd

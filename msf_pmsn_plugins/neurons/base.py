@@ -1,0 +1,149 @@
+"""What every neuron has: a pure step (the oracle) and a sequence that equals a loop of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+
+__all__ = ["Neuron", "State", "loop_vmap", "state_dtype"]
+
+State = tuple[Tensor, ...]
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """States are float64 for float64 inputs and float32 for all others: half precision loses spikes."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Neuron(nn.Module):
+    """A spiking neuron over real time steps.
+
+    ``step`` holds the equations and is the oracle: pure, obvious, never optimised. ``sequence`` may be fast, and
+    equals a loop of ``step``. Subclasses write ``initial_state`` and ``step``; the default ``sequence`` is the loop.
+
+    Args:
+        backend: ``"auto"`` (chosen by where the input lies) or the name of a backend, which is used or raises.
+    """
+
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = backend
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module would file a module assigned to a property under its name and never call the setter.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _keep_surrogate(self, value: Any) -> None:
+        """Hold a surrogate, a module (a framework's object) or not, in place of the one before."""
+        self._modules.pop("_surrogate", None)
+        self.__dict__.pop("_surrogate", None)
+        self._surrogate = value
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._backend = backends.check(name)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be; SpikingJelly 0.0.0.0.14 asks every module that has a backend."""
+        return ("auto", *backends.BACKENDS)
+
+    def initial_state(self, x: Tensor) -> State:
+        """The state before the first step, for one step ``x`` of shape [N, *]."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        """One step: ``x`` [N, *] -> spikes in the dtype of ``x``, next state, membrane before reset (volts)."""
+        raise NotImplementedError
+
+    def sequence(
+        self, x_seq: Tensor, state: State | None = None, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """All steps: ``x_seq`` [T, N, *] -> spikes [T, N, *], last state, membranes [T, N, *] if asked for.
+
+        An empty sequence (T = 0) gives empty outputs and leaves the state as it was.
+        """
+        state = self._begin(x_seq, state)
+        return self._loop(x_seq, state, membrane)
+
+    def forward(self, x_seq: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """``sequence`` without the membranes: ``x_seq`` [T, N, *] -> spikes, last state."""
+        s_seq, state, _ = self.sequence(x_seq, state)
+        return s_seq, state
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless ``x``, one step [N, *], is something this neuron can compute on."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} takes floating-point input, got {x.dtype}: "
+                "convert it first, e.g. x.float()"
+            )
+
+    def check_state(self, x: Tensor, state: State, remedy: str = "start anew with state=None") -> State:
+        """Return ``state`` in the dtypes used for ``x``; raise ValueError if it belongs to another shape."""
+        expected = self.initial_state(x)
+        if len(state) != len(expected):
+            raise ValueError(f"{type(self).__name__} has {len(expected)} state tensors, got {len(state)}")
+        for given, fresh in zip(state, expected, strict=True):
+            if given.shape != fresh.shape:
+                raise ValueError(
+                    f"the state of {type(self).__name__} has shape {tuple(given.shape)}, but this input of shape "
+                    f"{tuple(x.shape)} per step needs {tuple(fresh.shape)}: it was left by another batch; {remedy}"
+                )
+            if given.device != fresh.device:
+                raise ValueError(
+                    f"the state of {type(self).__name__} is on {given.device}, the input on {fresh.device}; {remedy}"
+                )
+        return tuple(given.to(fresh.dtype) for given, fresh in zip(state, expected, strict=True))
+
+    def _begin(self, x_seq: Tensor, state: State | None) -> State:
+        """Check a sequence and its state before anything is computed."""
+        if not isinstance(x_seq, Tensor):
+            raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
+        if x_seq.dim() < 2:
+            raise ValueError(
+                f"a sequence is [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
+                "For a single step use step(x, state)"
+            )
+        x = x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
+        self.check_input(x)
+        return self.initial_state(x) if state is None else self.check_state(x, state)
+
+    def _loop(self, x_seq: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
+        s_seq, m_seq = [], []
+        for x in x_seq.unbind(0):
+            s, state, m = self.step(x, state)
+            s_seq.append(s)
+            m_seq.append(m)
+        if not s_seq:
+            m_empty = torch.empty_like(x_seq, dtype=state_dtype(x_seq.dtype))
+            return torch.empty_like(x_seq), state, m_empty if membrane else None
+        return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
+
+
+def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:
+    """A vmap rule for a custom op: one call per sample of the mapped axis, results stacked in front."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        calls = []
+        for i in range(info.batch_size):
+            pairs = zip(args, in_dims, strict=True)
+            calls.append(op(*(a if axis is None else a.select(axis, i) for a, axis in pairs)))
+        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+        return outputs, tuple(0 for _ in outputs)
+
+    return rule
