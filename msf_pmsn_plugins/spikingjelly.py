@@ -1,0 +1,508 @@
+"""MSF and PMSN as SpikingJelly nodes, for SpikingJelly 2.0.0 and 0.0.0.0.14.
+
+A node holds a framework-neutral neuron and only translates conventions: memories, step modes, the host's surrogate
+objects. Its attributes (``v_threshold``, ``v_reset``, ``surrogate_function``, ``tau`` ..) may change at any time and
+are handed to the neuron at every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .neurons import MSF, PMSN, Neuron
+from .neurons.base import State
+from .surrogate import Custom, FireFunction
+from .surrogate import Surrogate as OwnSurrogate
+
+try:
+    from spikingjelly.activation_based import base, functional, neuron, surrogate
+except ImportError as error:
+    raise ImportError(
+        "msf_pmsn_plugins.spikingjelly needs SpikingJelly 2.0.0 or 0.0.0.0.14: "
+        'pip install "msf-pmsn-plugins[spikingjelly]"'
+    ) from error
+
+__all__ = ["MSFNode", "PMSNNode", "SpikingJellyNode", "register"]
+
+RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
+
+FUNCTIONAL = hasattr(
+    base.MemoryModule, "functional_forward"
+)  # 2.0.0; it has other formulas for the same nodes
+
+
+# Derivatives that 2.0.0 computes by formulas of its own, not through the object's autograd, in float32 and half.
+NAMED: dict[str, str] = {"Sigmoid": "sigmoid", "ATan": "atan"}
+
+
+def _soft_sign(u: Tensor, alpha: float) -> Tensor:
+    z = 1 / alpha + u.abs()
+    return 1 / (2 * alpha * z * z)
+
+
+def _super_spike(u: Tensor, alpha: float) -> Tensor:
+    z = 1 + u.abs()
+    return alpha / (z * z)
+
+
+def _erf(u: Tensor, alpha: float) -> Tensor:
+    z = alpha * u
+    return (alpha / math.sqrt(math.pi)) * torch.exp(-z * z)
+
+
+FORMULAS = {"SoftSign": _soft_sign, "SuperSpike": _super_spike, "Erf": _erf}
+
+
+def translate_surrogate(function: Any, dtype: torch.dtype, detach_reset: bool = True) -> Any:
+    """The host's surrogate object as what computes the host's gradients to the bit: one of ours, or the object itself.
+
+    0.0.0.0.14, and 2.0.0 in float64, go through the object's own autograd; there only ATan with a detached reset has
+    the order of our op. The object stays in ``surrogate_function``; this is looked up at every call.
+    """
+    kind, alpha = type(function), getattr(function, "alpha", None)
+    if kind.__module__ != surrogate.__name__ or not function.spiking or not isinstance(alpha, int | float):
+        return function
+    name, alpha = kind.__name__, float(alpha)
+    by_formula = FUNCTIONAL and dtype != torch.float64
+    if name in NAMED and (by_formula or (name == "ATan" and detach_reset)):
+        return OwnSurrogate(NAMED[name], alpha)
+    if name in FORMULAS and by_formula:
+        return Custom(functools.partial(FORMULAS[name], alpha=alpha))
+    return function
+
+
+class SpikingJellyNode(neuron.BaseNode):
+    """A framework-neutral neuron as a SpikingJelly node.
+
+    Memories hold the neuron's state under the names ``state_names``; outputs come in the dtype of the input, states in
+    float32 (float64 for float64 input) whatever the dtype of the module.
+
+    Raises:
+        ValueError: a state left by a batch of another shape (it is never rebuilt silently), or a multi-step input
+            without a time axis.
+    """
+
+    state_names: tuple[str, ...] = ("v",)
+    neuron: Neuron
+    v_seq: Tensor | None
+
+    def __init__(
+        self,
+        held: Neuron,
+        v_threshold: float,
+        v_reset: float | None,
+        surrogate_function: Any,
+        detach_reset: bool,
+        step_mode: str,
+        store_v_seq: bool,
+    ) -> None:
+        super().__init__(
+            v_threshold=float(v_threshold),
+            v_reset=None if v_reset is None else float(v_reset),
+            surrogate_function=surrogate_function,
+            detach_reset=bool(detach_reset),
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
+        )
+        self.neuron = held
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # As in Neuron: a property comes before nn.Module's and MemoryModule's own filing.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            if name == "surrogate_function" and not isinstance(value, nn.Module):
+                self._modules.pop(name, None)  # one of ours in place of one of the host's
+            super().__setattr__(name, value)
+
+    @property
+    def backend(self) -> str:
+        """``"auto"`` or the name of a backend of ours, on every version of SpikingJelly."""
+        held = self._modules.get("neuron")
+        return held.backend if isinstance(held, Neuron) else "auto"
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        held = self._modules.get("neuron")
+        if isinstance(held, Neuron):  # the host's constructor assigns before the neuron is there
+            held.backend = name
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``functional.set_backend`` of SpikingJelly 0.0.0.0.14 may set."""
+        return self.neuron.supported_backends
+
+    def hand_over(self, dtype: torch.dtype) -> None:
+        """Give the node's current settings to the held neuron, for an input of ``dtype``."""
+        raise NotImplementedError
+
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
+    ) -> tuple[Tensor, ...]:
+        """Scalar sentinels become tensors; a state of another shape raises ValueError."""
+        x = inputs[0]
+        if step_mode == "m":
+            x = x[0] if len(x) else x.new_empty(x.shape[1:])
+        self.neuron.check_input(x)
+        fresh = self.neuron.initial_state(x)
+        given = tuple(
+            s if isinstance(s, Tensor) else torch.full_like(f, s) for s, f in zip(states, fresh, strict=True)
+        )
+        return self.neuron.check_state(x, given, RESET)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: State, **_: object
+    ) -> tuple[tuple[Tensor], State]:
+        """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
+        self.hand_over(inputs[0].dtype)
+        s, states, _m = self.neuron.step(inputs[0], self.materialize_states(inputs, states, "s"))
+        return (s,), states
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: State, **_: object
+    ) -> tuple[tuple[Tensor], State]:
+        """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
+        self.hand_over(inputs[0].dtype)
+        s_seq, states, _m = self.neuron.sequence(inputs[0], self.materialize_states(inputs, states, "m"))
+        return (s_seq,), states
+
+    def functional_forward(
+        self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
+    ) -> tuple[tuple[Tensor], State]:
+        """The transition of the current step mode."""
+        single = self.step_mode == "s"
+        forward = self.single_step_functional_forward if single else self.multi_step_functional_forward
+        return forward(inputs, states, **kwargs)
+
+    # Memories are fetched by name: 0.0.0.0.14 files v_seq among them.
+    def _recall(self) -> tuple[Any, ...]:
+        return tuple(self._memories[name] for name in self.state_names)
+
+    def _remember(self, states: State) -> None:
+        self._memories.update(zip(self.state_names, states, strict=True))
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """One step, state in the memories: ``x`` [N, *] -> spikes [N, *]."""
+        self._check_tensor(x)
+        (s,), states = self.single_step_functional_forward((x,), self._recall())
+        self._remember(states)
+        if self.store_v_seq:
+            v = self.v.unsqueeze(0)
+            self.v_seq = v if self.v_seq is None else torch.cat([self.v_seq, v])
+        return s
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]."""
+        self._check_tensor(x_seq)
+        if x_seq.dim() < 2:
+            raise ValueError(
+                f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
+                "For single steps use step_mode='s'"
+            )
+        if self.store_v_seq:
+            return self._multi_step_with_v_seq(x_seq)
+        (s_seq,), states = self.multi_step_functional_forward((x_seq,), self._recall())
+        self._remember(states)
+        return s_seq
+
+    def _multi_step_with_v_seq(self, x_seq: Tensor) -> Tensor:
+        states = self.materialize_states((x_seq,), self._recall(), "m")
+        s_seq, v_seq = [], []
+        for x in x_seq.unbind(0):
+            (s,), states = self.single_step_functional_forward((x,), states)
+            self._remember(states)
+            s_seq.append(s)
+            v_seq.append(self.v)
+        self._remember(states)
+        self.v_seq = torch.stack(v_seq) if v_seq else self.v.new_empty((0, *self.v.shape))
+        return torch.stack(s_seq) if s_seq else torch.empty_like(x_seq)
+
+    def _check_tensor(self, x: Any) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
+
+    def detach(self) -> None:
+        """Cut the graph at the current state (truncated backpropagation)."""
+        for name, value in self._memories.items():
+            if isinstance(value, Tensor):
+                self._memories[name] = value.detach()
+        v_seq = getattr(self, "v_seq", None)  # 0.0.0.0.14 has none unless asked to store it
+        if isinstance(v_seq, Tensor):
+            self.v_seq = v_seq.detach()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> SpikingJellyNode:
+        """Memories follow the module's device but keep their dtype: half precision would lose spikes."""
+        tensors = {name: value for name, value in self._memories.items() if isinstance(value, Tensor)}
+        self._memories.update(dict.fromkeys(tensors, 0.0))
+        super()._apply(fn)
+        for name, value in tensors.items():
+            self._memories[name] = value.to(fn(torch.empty(0, device=value.device)).device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"step_mode={self.step_mode!r}, backend={self.backend!r}"
+
+
+class MSFNode(SpikingJellyNode):
+    """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a SpikingJelly node.
+
+    Emits integer counts 0..D. The defaults are the published neuron: decay ``1 - 1/tau = 0.25``, no input scaling,
+    hard reset to 0 after any spike, rectangular surrogate of half-width ``threshold_step/2``, detached reset.
+
+    Args:
+        D: number of thresholds; D = 1 is LIF.
+        tau: membrane time constant in steps, from 1 (no memory) to inf (no leak).
+        decay_input: multiply the input by ``1/tau``.
+        v_threshold: first threshold, volts.
+        threshold_step: spacing of the thresholds, volts.
+        v_reset: potential after a spike; None subtracts ``v_threshold`` per spike instead (soft reset).
+        surrogate_function: one of SpikingJelly's surrogate objects, a name or a
+            :class:`msf_pmsn_plugins.surrogate.Surrogate`; None is the published rectangle.
+        detach_reset: no gradient through the reset.
+        step_mode: ``"s"`` takes [N, *], ``"m"`` takes [T, N, *].
+        backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
+        store_v_seq: keep the membranes after each step in ``v_seq`` [T, N, *].
+        charge: a key of :data:`msf_pmsn_plugins.charges.CHARGES` (a pair: in training, in evaluation) to charge as a
+            stock node does, in its own order of operations.
+        w: start value of the learned ``w`` of a ``plif`` charge.
+
+    Memory: ``v``, the membrane after reset, [N, *].
+
+    Raises:
+        ValueError: a parameter out of its range; see also :class:`SpikingJellyNode`.
+    """
+
+    neuron: MSF
+
+    def __init__(
+        self,
+        D: int = 4,
+        tau: float = 4 / 3,
+        decay_input: bool = False,
+        v_threshold: float = 1.0,
+        threshold_step: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: str | OwnSurrogate | FireFunction | None = None,
+        detach_reset: bool = True,
+        step_mode: str = "s",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        *,
+        charge: str | tuple[str, str] = "decay",
+        w: float | Tensor | None = None,
+    ) -> None:
+        if charge == "decay" and not tau >= 1:
+            raise ValueError(f"tau must be at least 1, got {tau!r}")
+        held = MSF(
+            D=D,
+            v_threshold=v_threshold,
+            threshold_step=threshold_step,
+            v_reset=0.0 if v_reset is None else v_reset,
+            surrogate=surrogate_function,
+            charge=charge,
+            tau=tau,
+            w=w,
+            backend=backend,
+        )
+        super().__init__(held, v_threshold, v_reset, held.surrogate, detach_reset, step_mode, store_v_seq)
+        self.D = D
+        self.tau = tau
+        self.decay_input = decay_input
+        self.threshold_step = threshold_step
+
+    def hand_over(self, dtype: torch.dtype) -> None:
+        held = self.neuron
+        held.D = self.D
+        held.tau = self.tau
+        held.decay = 1.0 - 1.0 / self.tau
+        held.input_scale = 1.0 / self.tau if self.decay_input else 1.0
+        held.v_threshold = float(self.v_threshold)  # set_threshold_margin leaves a tensor there
+        held.threshold_step = self.threshold_step
+        held.reset_mode = "soft" if self.v_reset is None else "hard"
+        held.v_reset = 0.0 if self.v_reset is None else self.v_reset
+        held.detach_reset = self.detach_reset
+        held.surrogate = translate_surrogate(self.surrogate_function, dtype, self.detach_reset)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
+    ) -> tuple[tuple[Tensor], State]:
+        """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
+        (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
+        return (s_seq.squeeze(0),), states
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "w" in state_dict and isinstance(getattr(self.neuron, "w", None), nn.Parameter):
+            state_dict[prefix + "neuron.w"] = state_dict.pop(
+                prefix + "w"
+            )  # a checkpoint of ParametricLIFNode
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class PMSNNode(SpikingJellyNode):
+    """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a SpikingJelly node.
+
+    Args:
+        channels: size of the channel axis; None takes it from the first input or a loaded state dict.
+        compartments: hidden ones plus the soma, 2 to 17.
+        channel_dim: the channel axis in the per-step tensor [N, C, *], in both step modes; a tuple of adjacent axes
+            counts as one axis of their product.
+        v_threshold: volts.
+        surrogate_function: as in :class:`MSFNode`; None is the published triangle of half-width 1 V.
+        step_mode, backend, store_v_seq: as in :class:`MSFNode`.
+        init: ``"sequence"``, ``"shd"`` or ``"imagenet"``: the published initialisations.
+
+    Memories: ``r``, the residual in units of the threshold [N, *], and ``z``, the hidden state, complex
+    [N, *, compartments - 1]. ``v`` shows the residual in volts.
+
+    Raises:
+        ValueError: a parameter out of its range, another channel count; see also :class:`SpikingJellyNode`.
+    """
+
+    state_names = ("r", "z")
+    neuron: PMSN
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        compartments: int = 5,
+        channel_dim: int | Sequence[int] = 1,
+        v_threshold: float = 1.0,
+        surrogate_function: str | OwnSurrogate | FireFunction | None = None,
+        step_mode: str = "s",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        init: str = "sequence",
+    ) -> None:
+        held = PMSN(
+            channels=channels,
+            compartments=compartments,
+            channel_dim=channel_dim,
+            v_threshold=float(v_threshold),
+            surrogate=surrogate_function,
+            init=init,
+            backend=backend,
+        )
+        super().__init__(held, v_threshold, None, held.surrogate, True, step_mode, store_v_seq)
+        del self._memories["v"], self._memories_rv["v"]
+        for name in self.state_names:
+            self.register_memory(name, 0.0)
+
+    @property
+    def v(self) -> Tensor | float:
+        """The residual after reset, volts, [N, *]."""
+        if "r" not in self._memories:  # the host's constructor asks before the memories are there
+            raise AttributeError("v")
+        return self._memories["r"] * float(self.v_threshold)
+
+    @v.setter
+    def v(self, value: Tensor | float) -> None:
+        self._memories["r"] = value / float(self.v_threshold)
+
+    def __getattr__(self, name: str) -> Any:
+        # The monitors of 0.0.0.0.14 call this directly and so miss the property.
+        return type(self).v.fget(self) if name == "v" else super().__getattr__(name)  # type: ignore[attr-defined]
+
+    @property
+    def channels(self) -> int | None:
+        """Size of the channel axis, None before it is known."""
+        return self.neuron.channels
+
+    def hand_over(self, dtype: torch.dtype) -> None:
+        if self.v_reset is not None or not self.detach_reset:
+            raise ValueError(
+                "PMSN always resets by whole thresholds and carries no gradient through its reset: "
+                f"leave v_reset=None and detach_reset=True (got {self.v_reset!r}, {self.detach_reset!r})"
+            )
+        self.neuron.v_threshold = float(self.v_threshold)
+        self.neuron.surrogate = translate_surrogate(self.surrogate_function, dtype)
+
+
+def register() -> None:
+    """Register both nodes with SpikingJelly's own registry, for ``distributed.vision`` configurations.
+
+    Raises:
+        ImportError: this version of SpikingJelly (0.0.0.0.14) has no registry.
+    """
+    try:
+        from spikingjelly.activation_based.distributed.vision import register_neuron_class
+    except ImportError as error:
+        raise ImportError(
+            "SpikingJelly has a neuron registry from 2.0.0 on; this version has none"
+        ) from error
+    for cls in (MSFNode, PMSNNode):
+        register_neuron_class(cls)
+
+
+# What the swap asks of a host.
+
+NODES: dict[str, type[SpikingJellyNode]] = {"msf": MSFNode, "pmsn": PMSNNode}
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether ``module`` is a stock spiking neuron of this host (or a subclass of one)."""
+    kinds = (neuron.BaseNode, getattr(neuron, "SimpleBaseNode", neuron.BaseNode))
+    return isinstance(module, kinds) and not isinstance(module, SpikingJellyNode)
+
+
+def is_readout(module: Any) -> bool:
+    """Whether ``module`` integrates without firing."""
+    return type(module).__name__.startswith("NonSpiking") or math.isinf(float(module.v_threshold))
+
+
+def site_charge(module: Any) -> dict[str, Any]:
+    """The charge of a stock node in its own order of operations, as arguments of :class:`MSFNode`.
+
+    Raises:
+        ValueError: a node whose dynamics have no entry.
+    """
+    kind = type(module)
+    suffix = "_decay_input" if getattr(module, "decay_input", False) else ""
+    at_zero = module.v_reset is None or module.v_reset == 0
+    if kind is neuron.IFNode:
+        return {"charge": "if"}
+    if kind is neuron.ParametricLIFNode:
+        product = not FUNCTIONAL and at_zero and not suffix
+        return {"charge": "plif_product" if product else "plif" + suffix, "w": module.w.detach()}
+    if kind is neuron.LIFNode:
+        full, short = "lif" + suffix, "lif_rest_zero_decay_input" if suffix else "lif_product"
+        if FUNCTIONAL:
+            charge = (full, full)
+        else:
+            charge = (short if at_zero else full, short if module.v_reset is None else full)
+        return {"charge": charge, "tau": module.tau}
+    if FUNCTIONAL and kind is neuron.SimpleLIFNode and module.v_reset is not None:
+        return {"charge": "simple_lif" + suffix, "tau": module.tau}
+    raise ValueError(
+        f"{kind.__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep this site "
+        "with rules={path: swap.Keep()}"
+    )
+
+
+def site_settings(module: Any) -> dict[str, Any]:
+    """What both targets take over from a stock node."""
+    return {"v_threshold": float(module.v_threshold), "step_mode": module.step_mode}
+
+
+def site_dynamics(module: Any) -> dict[str, Any]:
+    """All that MSF keeps of a stock node under ``dynamics="site"``, as arguments of :class:`MSFNode`."""
+    return {
+        **site_charge(module),
+        **site_settings(module),
+        "v_reset": module.v_reset,
+        "detach_reset": module.detach_reset,
+        "surrogate_function": module.surrogate_function,
+        "store_v_seq": getattr(module, "store_v_seq", False),
+    }
+
+
+def after_swap(model: nn.Module) -> None:
+    """Forget what the host caches about the modules of ``model`` (the module list of ``reset_net``)."""
+    invalidate = getattr(functional, "invalidate_reset_cache", None)
+    if invalidate is not None:
+        invalidate(model)
