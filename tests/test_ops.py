@@ -1,0 +1,397 @@
+"""The custom ops under torch's own machinery: opcheck, compile, functorch, autocast, backends."""
+
+import types
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from helpers import poisoned_empty, sequence
+from msf_pmsn_plugins.backends import BACKENDS, torch_backend
+from msf_pmsn_plugins.neurons import MSF, PMSN
+from msf_pmsn_plugins.neurons.msf import msf
+from msf_pmsn_plugins.neurons.pmsn import PARAMETERS, pmsn
+from msf_pmsn_plugins.surrogate import Surrogate
+from test_pmsn import build
+from tolerances import F32, F64, assert_close, assert_same
+
+OPS = torch.ops.msf_pmsn_plugins
+all_backends = pytest.mark.parametrize("backend", BACKENDS)
+both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _poison():
+    with poisoned_empty():
+        yield
+
+
+def randn(*shape, seed=0, dtype=F64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+# ---------------------------------------------------------------- opcheck
+
+LAYOUTS = ["contiguous", "transposed", "expanded"]
+
+
+def laid_out(x, layout):
+    """The same shape with other strides."""
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    return x[:, :1].expand(x.shape) if layout == "expanded" else x
+
+
+def msf_args(dtype, layout="contiguous", steps=5, rate_tensor=True, reset_mode="hard", charge="plif"):
+    x = laid_out(randn(steps, 3, 4, dtype=dtype) * 2, layout)
+    v = randn(3, 4, seed=1, dtype=dtype)
+    rate = torch.rand(4, generator=torch.Generator().manual_seed(2)).to(dtype) if rate_tensor else None
+    return x, v, rate, 0.25, 1.0, charge if rate_tensor else "decay", [1.0, 2.0], 0.0, reset_mode
+
+
+def pmsn_args(dtype, layout="contiguous", steps=5, lanes=(2, 3, 4), modes=2):
+    complex_ = lambda *shape, seed: torch.complex(randn(*shape, seed=seed), randn(*shape, seed=seed + 1)).to(  # noqa: E731
+        dtype.to_complex()
+    )
+    x = laid_out(randn(steps, *lanes, dtype=dtype) * 2, layout)
+    r = torch.rand(lanes, generator=torch.Generator().manual_seed(3)).to(dtype)
+    a = 0.5 * torch.tanh(complex_(lanes[1], modes, seed=4).real) * torch.ones((), dtype=dtype.to_complex())
+    w, z = complex_(lanes[1], modes, seed=6), complex_(*lanes, modes, seed=8)
+    return x, r, z, a, w, randn(lanes[1], seed=10, dtype=dtype), 0.5
+
+
+@all_backends
+@both_dtypes
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("steps", [0, 5])
+def test_opcheck_msf(steps, layout, dtype, backend):
+    for reset_mode in ("hard", "soft", "none"):
+        for rate_tensor in (True, False):
+            args = (*msf_args(dtype, layout, steps, rate_tensor, reset_mode), backend)
+            torch.library.opcheck(OPS.msf.default, args)
+
+
+@all_backends
+@both_dtypes
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("steps", [0, 5])
+def test_opcheck_msf_backward(steps, layout, dtype, backend):
+    for rate_tensor in (True, False):
+        x, v, *settings = msf_args(dtype, layout, steps, rate_tensor)
+        gs = laid_out(randn(steps, 3, 4, seed=5, dtype=dtype), layout)
+        for given in (
+            (gs, None, None),
+            (None, gs, None),
+            (None, None, randn(3, 4, seed=6, dtype=dtype)),
+            (gs, gs, v),
+        ):
+            args = (*given, x, x.clone(), v, *settings, False, "atan", 2.0, backend)
+            torch.library.opcheck(OPS.msf_backward.default, args)
+
+
+@all_backends
+@both_dtypes
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("steps", [0, 5, 70])
+def test_opcheck_pmsn(steps, layout, dtype, backend):
+    torch.library.opcheck(OPS.pmsn.default, (*pmsn_args(dtype, layout, steps), backend))
+
+
+@all_backends
+@both_dtypes
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("steps", [0, 5, 70])
+def test_opcheck_pmsn_backward(steps, layout, dtype, backend):
+    x, r, z, a, w, d, theta = pmsn_args(dtype, layout, steps)
+    gs, y = (laid_out(randn(*x.shape, seed=i, dtype=dtype), layout) for i in (11, 12))
+    for given in ((gs, None, None), (None, gs, z), (None, None, None)):
+        args = (*given, x, y, r, z, a, w, d, theta, "triangle", 1.0, backend)
+        torch.library.opcheck(OPS.pmsn_backward.default, args)
+
+
+@all_backends
+def test_ops_never_write_or_alias_their_inputs(backend):
+    for steps in (0, 1, 40):
+        for op, args in ((OPS.msf, msf_args(F64, steps=steps)), (OPS.pmsn, pmsn_args(F64, steps=steps))):
+            tensors = [t for t in args if isinstance(t, torch.Tensor)]
+            before = [t.clone() for t in tensors]
+            outputs = op(*args, backend)
+            for t, old in zip(tensors, before, strict=True):
+                assert_same(t, old)
+                assert not any(t.numel() and t.data_ptr() == o.data_ptr() for o in outputs)
+
+
+# ---------------------------------------------------------------- compile
+
+
+def compiled(function, **kwargs):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager", **kwargs)
+
+
+def outputs_and_gradients(function, neuron, x):
+    s, state, m = function(x)
+    up = randn(*x.shape, seed=5, dtype=x.dtype)
+    last = [torch.view_as_real(t) if t.is_complex() else t for t in state]
+    total = sum((t * up).sum() for t in (s, m) if t is not None) + sum(t.sum() for t in last)
+    return s, m, state, torch.autograd.grad(total, [x, *neuron.parameters()])
+
+
+@pytest.mark.parametrize("steps", [4, 64])
+@pytest.mark.parametrize("kind", ["msf", "plif", "pmsn", "pmsn-axes"])
+def test_compile_without_graph_breaks(kind, steps):
+    neuron = {
+        "msf": lambda: MSF(surrogate="atan", detach_reset=False),
+        "plif": lambda: MSF(charge="plif", w=0.3),
+        "pmsn": lambda: build(3),
+        "pmsn-axes": lambda: build(6, channel_dim=(-2, -1)),
+    }[kind]()
+    shape = (steps, 4, 2, 3) if kind == "pmsn-axes" else (steps, 4, 3, 2)
+    # the loop of PMSN's membranes unrolls when traced, so it is traced for the short sequence only
+    membrane = steps == 4 or isinstance(neuron, MSF)
+    function = lambda x: neuron.sequence(x, membrane=membrane)  # noqa: E731
+    # a transposed input, as after a permute(), has strides of its own
+    for x in (randn(*shape, dtype=F32), randn(*reversed(shape), dtype=F32).permute(3, 2, 1, 0))[
+        : 2 if steps == 4 else 1
+    ]:
+        x = (2 * x).detach().requires_grad_()
+        ours = outputs_and_gradients(compiled(function), neuron, x)
+        eager = outputs_and_gradients(function, neuron, x)
+        assert_same(ours[0], eager[0])
+        if membrane:
+            assert_same(ours[1], eager[1])
+        for a, b in zip((*ours[2], *ours[3]), (*eager[2], *eager[3]), strict=True):
+            assert_close(a, b, "adjoint")
+
+
+@pytest.mark.parametrize("make", [MSF, lambda: build(3)], ids=["msf", "pmsn"])
+def test_compile_with_a_changing_number_of_steps(make):
+    neuron = make()
+    function = compiled(lambda x: neuron(x)[0], dynamic=True)
+    for steps in (3, 40):
+        x = 2 * randn(steps, 4, 3, dtype=F32)
+        assert_same(function(x), neuron(x)[0])
+
+
+def test_export():
+    for neuron in (MSF(), build(3)):
+        x = 2 * randn(6, 4, 3, dtype=F32)
+        program = torch.export.export(neuron, (x,))
+        assert_same(program.module()(x)[0], neuron(x)[0])
+
+
+# ---------------------------------------------------------------- functorch
+
+
+def pmsn_function(neuron, x):
+    def loss(parameters, x=x):
+        s, (_, z) = functional_call(neuron, parameters, (x,))
+        return s.sum() + torch.view_as_real(z).square().sum()
+
+    return loss
+
+
+def test_func_grad_over_pmsn_parameters():
+    neuron, x = build(3, dtype=F64), randn(40, 2, 3)
+    parameters = dict(neuron.named_parameters())
+    loss = pmsn_function(neuron, x)
+    grads = torch.func.grad(loss)({n: p.detach() for n, p in parameters.items()})
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for name, theirs in zip(parameters, expected, strict=True):
+        assert_same(grads[name], theirs)
+        assert theirs.any()
+
+
+def test_vmap_over_pmsn_parameters_equals_separate_runs():
+    models, x = [build(3, dtype=F64, seed=s) for s in (0, 20, 40)], randn(40, 2, 3)
+    stacked, _ = torch.func.stack_module_state(models)
+    stacked = {n: p.detach() for n, p in stacked.items()}
+    loss = pmsn_function(models[0], x)
+    s, (r, z) = torch.vmap(lambda p: functional_call(models[0], p, (x,)))(stacked)
+    values, grads = torch.vmap(loss)(stacked), torch.vmap(torch.func.grad(loss))(stacked)
+    for i, model in enumerate(models):
+        s_i, (r_i, z_i) = model(x)
+        for a, b in ((s, s_i), (r, r_i), (z, z_i)):
+            assert_same(a[i], b)
+        parameters = dict(model.named_parameters())
+        value = loss(parameters)
+        assert_same(values[i], value)
+        for name, theirs in zip(
+            parameters, torch.autograd.grad(value, list(parameters.values())), strict=True
+        ):
+            assert_close(grads[name][i], theirs, "adjoint")
+
+
+def test_vmap_over_inputs_equals_a_batch():
+    for neuron in (MSF(charge="plif", w=0.2), build(3)):
+        x = 2 * randn(5, 40, 2, 3, dtype=F32)  # five sequences
+        s, state = torch.vmap(neuron)(x)
+        gradient = lambda part: torch.func.grad(lambda u: neuron(u)[0].sum())(part)  # noqa: E731, B023
+        grads = torch.vmap(gradient)(x)
+        for i in range(5):
+            s_i, state_i = neuron(x[i])
+            assert_same(s[i], s_i)
+            for a, b in zip(state, state_i, strict=True):
+                assert_same(a[i], b)
+            assert_close(grads[i], gradient(x[i]), "adjoint")
+
+
+def test_vmap_over_the_rate_of_msf():
+    x, rates = 2 * randn(9, 4), torch.tensor([0.1, 0.5, 0.9], dtype=F64)
+    call = lambda k: msf(x, torch.zeros(4, dtype=F64), k, [1.0, 2.0], Surrogate("atan"))[0].sum()  # noqa: E731
+    grads = torch.vmap(torch.func.grad(call))(rates)
+    for i in range(3):
+        assert_close(grads[i], torch.func.grad(call)(rates[i]), "adjoint")
+    assert grads.all()
+
+
+def test_jvp_raises_instead_of_returning_a_zero_tangent():
+    for neuron in (MSF(), build(3)):
+        x = randn(4, 2, 3, dtype=F32)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.func.jvp(lambda u: neuron(u)[0], (x,), (torch.ones_like(x),))  # noqa: B023
+
+
+def test_jvp_over_pmsn_parameters_raises():
+    neuron, x = build(3), randn(4, 2, 3, dtype=F32)
+    parameters = {n: p.detach() for n, p in neuron.named_parameters()}
+    ones = {n: torch.ones_like(p) for n, p in parameters.items()}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(lambda p: functional_call(neuron, p, (x,))[0], (parameters,), (ones,))
+
+
+def test_second_derivatives_raise_or_are_right_but_never_silently_zero():
+    """The adjoint is an op without a derivative of its own."""
+    for neuron in (MSF(surrogate="atan"), build(3)):
+        x = (2 * randn(6, 2, 3, dtype=F32)).requires_grad_()
+        (g,) = torch.autograd.grad(neuron(x)[0].sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError):
+            torch.autograd.grad(g.square().sum(), x)
+
+
+# ---------------------------------------------------------------- precision of the surroundings
+
+
+def results(neuron, x):
+    x = x.detach().requires_grad_()
+    s, state, m = sequence(neuron, x)
+    return s, *state, m, *torch.autograd.grad(s.sum(), [x, *neuron.parameters()])
+
+
+@pytest.mark.parametrize(
+    "make", [MSF, lambda: MSF(charge="plif", w=0.3), lambda: build(3)], ids=["msf", "plif", "pmsn"]
+)
+def test_autocast_changes_nothing_in_a_float32_run(make):
+    neuron, x = make(), 2 * randn(70, 4, 3, dtype=F32)
+    plain = results(neuron, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = results(neuron, x)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    for a, b in zip(cast, plain, strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_matmul_precision_changes_nothing(precision):
+    neuron, x = build(3), 2 * randn(70, 16, 3, dtype=F32)
+    plain = results(neuron, x)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        reduced = results(neuron, x)
+        assert torch.get_float32_matmul_precision() == precision  # put back as it was found
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for a, b in zip(reduced, plain, strict=True):
+        assert_same(a, b)
+
+
+def test_deterministic():
+    for neuron in (MSF(surrogate="atan"), build(3)):
+        x = 2 * randn(70, 16, 3, dtype=F32)
+        for a, b in zip(results(neuron, x), results(neuron, x), strict=True):
+            assert_same(a, b)
+
+
+def test_no_grad_and_inference_mode():
+    for neuron in (MSF(), build(3)):
+        x = 2 * randn(40, 2, 3, dtype=F32)
+        with torch.inference_mode():
+            s, _ = neuron(x)
+        assert_same(s, neuron(x)[0])
+
+
+# ---------------------------------------------------------------- gradients that are asked for or not
+
+
+def test_unused_outputs_need_no_gradient():
+    """Only the state, only the membrane, or only the spikes may enter the loss."""
+    for neuron in (MSF(surrogate="atan"), build(3)):
+        x = (2 * randn(40, 2, 3, dtype=F32)).requires_grad_()
+        s, state, m = sequence(neuron, x)
+        last = torch.view_as_real(state[-1]) if state[-1].is_complex() else state[-1]
+        for out in (s, m, last):
+            (g,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+            assert g.any()
+
+
+def test_frozen_parameters_and_input():
+    neuron, x = build(3), (2 * randn(40, 2, 3, dtype=F32)).requires_grad_()
+    full = torch.autograd.grad(neuron(x)[0].sum(), [x, *neuron.parameters()])
+    for name in PARAMETERS:
+        getattr(neuron, name).requires_grad_(name == "A_imag")
+    g_x, g_a = torch.autograd.grad(neuron(x)[0].sum(), [x, neuron.A_imag])
+    assert_same(g_x, full[0])
+    assert_same(g_a, full[1 + [n for n, _ in neuron.named_parameters()].index("A_imag")])
+    (g_a,) = torch.autograd.grad(neuron(x.detach())[0].sum(), [neuron.A_imag])
+    assert_same(g_a, full[1 + [n for n, _ in neuron.named_parameters()].index("A_imag")])
+
+
+# ---------------------------------------------------------------- backends
+
+
+class Counting(types.ModuleType):
+    """The torch backend under another name, counting the kernels that ran."""
+
+    def __init__(self):
+        super().__init__("counting")
+        self.calls = []
+        for name in ("msf_fwd", "msf_bwd", "pmsn_fwd", "pmsn_bwd"):
+            setattr(self, name, self._wrap(name))
+
+    def _wrap(self, name):
+        def call(*args):
+            self.calls.append(name)
+            return getattr(torch_backend, name)(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("make", [MSF, lambda: build(3)], ids=["msf", "pmsn"])
+def test_the_named_backend_runs_forward_and_backward(make, monkeypatch):
+    module = Counting()
+    monkeypatch.setitem(__import__("sys").modules, "counting_backend", module)
+    monkeypatch.setitem(BACKENDS, "counting", "counting_backend")
+    neuron, x = make(), (2 * randn(5, 2, 3, dtype=F32)).requires_grad_()
+    plain = results(neuron, x)
+    assert module.calls == []  # "auto" did not take it
+    neuron.backend = "counting"
+    named = results(neuron, x)
+    kind = "msf" if isinstance(neuron, MSF) else "pmsn"
+    assert module.calls == [f"{kind}_fwd", f"{kind}_bwd"]
+    for a, b in zip(named, plain, strict=True):
+        assert_same(a, b)
+
+
+def test_a_named_backend_that_cannot_be_imported_raises(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "absent", "msf_pmsn_plugins.backends.absent_backend")
+    for neuron in (MSF(backend="absent"), PMSN(3, backend="absent")):
+        with pytest.raises(ImportError):
+            neuron(torch.zeros(2, 2, 3))
+
+
+def test_the_functions_refuse_an_unknown_backend():
+    x, r, z, a, w, d, theta = pmsn_args(F32)
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+        pmsn(x, r, z, a, w, d, theta, Surrogate("triangle"), "gpu")
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+        msf(torch.zeros(2, 3), torch.zeros(3), 0.25, [1.0], Surrogate("atan"), backend="gpu")
