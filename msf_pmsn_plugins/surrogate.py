@@ -108,14 +108,14 @@ class Surrogate:
     """
 
     name: str
-    width: float = 0.0  # 0 stands for the default of the name
+    width: float = None  # type: ignore[assignment]  # None becomes the default of the name
 
     def __post_init__(self) -> None:
         if self.name not in SURROGATES:
             raise ValueError(f"unknown surrogate {self.name!r}; known: {', '.join(SURROGATES)}")
-        if self.width == 0.0:
+        if self.width is None:
             object.__setattr__(self, "width", SURROGATES[self.name].width)
-        if not (math.isfinite(self.width) and self.width > 0):
+        if not 0 < self.width < math.inf:
             raise ValueError(f"surrogate width must be a positive finite number, got {self.width!r}")
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -143,23 +143,19 @@ class Custom:
 FireFunction = Callable[[Tensor], Tensor]
 
 
-def as_surrogate(
-    value: str | Surrogate | FireFunction | None, default: Surrogate
-) -> Surrogate | FireFunction:
+def as_surrogate(value: str | Surrogate | FireFunction) -> Surrogate | FireFunction:
     """Turn a constructor argument into a surrogate.
 
-    ``None`` gives ``default``; a name gives that surrogate at its default width; a callable ``u -> spikes`` (a
-    :class:`Custom`, a framework's surrogate object) is taken as it is and runs on the plain step loop.
+    A name gives that surrogate at its default width; a callable ``u -> spikes`` (a :class:`Custom`, a framework's
+    surrogate object) is taken as it is and runs on the plain step loop.
     """
-    if value is None:
-        return default
     if isinstance(value, str):
         return Surrogate(value)
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return value
     raise TypeError(
         f"surrogate must be a name ({', '.join(SURROGATES)}), a Surrogate or a callable u -> spikes, "
-        f"got {type(value).__name__}"
+        f"got {f'the class {value.__name__}: give an object' if isinstance(value, type) else type(value).__name__}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,15 +103,22 @@ def msf_bwd(
 @contextmanager
 def _full_precision(x: Tensor) -> Iterator[None]:
     """Matrix products of the recurrence in the dtype of ``x``: no autocast, no TF32 or bfloat16 shortcuts."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        if before != "highest":
-            torch.set_float32_matmul_precision("highest")
-        with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
+        settings: Any = torch.backends.cuda.matmul
+        full: tuple[Any, ...]
+        name, full = "allow_tf32", (False,)  # before torch 2.9
+        if hasattr(settings, "fp32_precision"):
+            settings = settings if x.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+            name, full = "fp32_precision", ("ieee", "none")
+        before = getattr(settings, name)
+        if before in full:  # the usual case: nothing global is touched
             yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+            return
+        setattr(settings, name, full[0])
+        try:
+            yield
+        finally:
+            setattr(settings, name, before)
 
 
 def pmsn_fwd(
@@ -155,11 +163,14 @@ def _soma(y_seq: Tensor, r: Tensor, v_threshold: float) -> tuple[Tensor, Tensor]
     """
     if len(y_seq) == 0:
         return y_seq.double(), r.clone()
-    drive = (torch.relu(y_seq) / v_threshold).double()
-    total = torch.cumsum(drive, 0) + r.double()
-    before = torch.cat([r.double().unsqueeze(0), total[:-1]])
-    last = total[-1]
-    return total - torch.floor(before), (last - torch.floor(last)).to(r.dtype)
+    v_seq = torch.cumsum(torch.relu(y_seq).div_(v_threshold), 0, dtype=torch.float64).add_(r)
+    whole = torch.floor(v_seq)
+    last = (v_seq[-1] - whole[-1]).to(r.dtype)
+    last.clamp_(
+        max=1 - torch.finfo(r.dtype).eps / 2
+    )  # rounded up to 1 it would count as reset, and its spike be lost
+    v_seq[1:] -= whole[:-1]
+    return v_seq, last
 
 
 @dataclass
@@ -185,7 +196,10 @@ class _Block:
         kernel = torch.cat([kernel[:, :1] + d.unsqueeze(-1), kernel[:, 1:], kernel.new_zeros(len(d), 1)], 1)
         step = torch.arange(size, device=a.device)
         age = step.unsqueeze(1) - step  # the future, age < 0, reads the zero at the end of the kernel
-        toeplitz = kernel[:, torch.where(age < 0, size, age)]
+        # index_select: the strides that kernel[:, age] has would send bmm down its slow path
+        toeplitz = kernel.index_select(1, torch.where(age < 0, size, age).flatten()).unflatten(
+            1, (size, size)
+        )
         return cls(powers, toeplitz, w * powers[..., 1:], powers[..., :size].flip(-1), powers[..., size:])
 
 
@@ -200,7 +214,7 @@ def _to_blocks(x: Tensor, size: int) -> Tensor:
     """[T, L, C, K] -> [C, size, T/size * L*K]"""
     steps, lead, channels, tail = x.shape
     x = x.reshape(steps // size, size, lead, channels, tail)
-    return x.permute(3, 1, 0, 2, 4).reshape(channels, size, -1)
+    return x.permute(3, 1, 0, 2, 4).reshape(channels, size, -1).contiguous()  # a view is slow in bmm
 
 
 def _from_blocks(u: Tensor, like: Tensor) -> Tensor:
@@ -249,15 +263,28 @@ def _linear(x_seq: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor) -> tuple[
     """
     if x_seq.numel() == 0:
         return torch.empty_like(x_seq), z.clone()
-    poison = torch.cumsum(x_seq - x_seq, 0)  # NaN from the first non-finite input on, else 0
+    x_clean, poison = _finite(x_seq)
     state, parts = _lanes(z), []
-    for x, size in _split(torch.where(torch.isfinite(x_seq), x_seq, 0.0)):
+    for x, size in _split(x_clean):
         block, u = _Block.build(a, w, d, size), _to_blocks(x, size)
         starts, state = _starts(block, u, state)
         parts.append(_from_blocks(block.toeplitz @ u + _re(block.leave, starts), x))
-    return torch.cat(parts) + poison, _unlanes(state, z) + poison[-1].unsqueeze(-1)
+    y_seq, z = torch.cat(parts), _unlanes(state, z)
+    return (y_seq, z) if poison is None else (y_seq + poison, z + poison[-1].unsqueeze(-1))
 
 
+def _finite(x_seq: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The input with zeros for NaN and inf, and what to add to a lane: NaN from its first such step on, else 0.
+
+    Products with a whole block would carry a NaN into the past. On a CPU one sum finds out that nothing is to be
+    done; elsewhere the question would wait for the device.
+    """
+    if x_seq.device.type == "cpu" and bool(torch.isfinite(x_seq.sum())):
+        return x_seq, None
+    return torch.where(torch.isfinite(x_seq), x_seq, 0.0), torch.cumsum(x_seq - x_seq, 0)
+
+
+# conj_physical() below: inside an op run by torch.compile the lazy conjugate of conj() is silently lost.
 def _linear_bwd(
     gy_seq: Tensor, gz: Tensor | None, x_seq: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -265,8 +292,9 @@ def _linear_bwd(
     ga, gw, gd = torch.zeros_like(a), torch.zeros_like(w), torch.zeros_like(d)
     if x_seq.numel() == 0:
         return torch.empty_like(x_seq), torch.zeros_like(z) if gz is None else gz.clone(), ga, gw, gd
-    forward, state = [], _lanes(z)
-    for x, size in _split(torch.where(torch.isfinite(x_seq), x_seq, 0.0)):
+    # A lane that is NaN already has no gradient; its parameters keep those of the other lanes.
+    forward, state = [], _lanes(torch.where(torch.isfinite(z), z, 0.0))
+    for x, size in _split(_finite(x_seq)[0]):
         block, u = _Block.build(a, w, d, size), _to_blocks(x, size)
         starts, state = _starts(block, u, state)
         forward.append((block, u, starts))
@@ -274,26 +302,28 @@ def _linear_bwd(
     gx = []
     for (block, u, starts), (gy, size) in zip(reversed(forward), reversed(_split(gy_seq)), strict=True):
         g = _to_blocks(gy, size)
-        into = _times_real(block.leave.conj(), g)  # gradient each block sends to the state before it
+        into = _times_real(block.leave.conj_physical(), g)  # gradient each block sends to the state before it
         afters = []
         for part in reversed(into.unflatten(2, (-1, g_state.shape[-1])).unbind(2)):
             afters.append(g_state)
-            g_state = block.jump.conj() * g_state + part
+            g_state = block.jump.conj_physical() * g_state + part
         g_after = torch.stack(afters[::-1], 2).flatten(2)  # gradient of the state after each block
-        gx.append(_from_blocks(block.toeplitz.transpose(1, 2) @ g + _re(block.arrive.conj(), g_after), gy))
+        gx.append(
+            _from_blocks(block.toeplitz.transpose(1, 2) @ g + _re(block.arrive.conj_physical(), g_after), gy)
+        )
 
         # Parameters: through the kernel's diagonals, `leave`, `arrive` and `jump`, all powers of a.
         pairs = g @ u.transpose(1, 2)
         g_kernel = torch.stack([pairs.diagonal(-age, 1, 2).sum(-1) for age in range(size)], -1)
-        g_leave = _times_real(starts.conj(), g.transpose(1, 2))
+        g_leave = _times_real(starts.conj_physical(), g.transpose(1, 2))
         g_powers = torch.zeros_like(block.powers)
-        g_powers[..., :size] = g_kernel.unsqueeze(1) * w.conj().unsqueeze(-1)
-        g_powers[..., 1:] += g_leave * w.conj().unsqueeze(-1)
+        g_powers[..., :size] = g_kernel.unsqueeze(1) * w.conj_physical().unsqueeze(-1)
+        g_powers[..., 1:] += g_leave * w.conj_physical().unsqueeze(-1)
         g_powers[..., :size] += _times_real(g_after, u.transpose(1, 2)).flip(-1)
-        g_powers[..., size] += (g_after * starts.conj()).sum(-1)
-        gw += (g_kernel.unsqueeze(1) * block.powers[..., :size].conj()).sum(-1)
-        gw += (g_leave * block.powers[..., 1:].conj()).sum(-1)
+        g_powers[..., size] += (g_after * starts.conj_physical()).sum(-1)
+        gw += (g_kernel.unsqueeze(1) * block.powers[..., :size].conj_physical()).sum(-1)
+        gw += (g_leave * block.powers[..., 1:].conj_physical()).sum(-1)
         order = torch.arange(1, size + 1, device=a.device, dtype=d.dtype)
-        ga += (g_powers[..., 1:] * order * block.powers[..., :size].conj()).sum(-1)
+        ga += (g_powers[..., 1:] * order * block.powers[..., :size].conj_physical()).sum(-1)
         gd += g_kernel[:, 0]
-    return torch.cat(gx[::-1]), _unlanes(g_state, z).contiguous(), ga, gw, gd
+    return torch.cat(gx[::-1]), _unlanes(g_state, z), ga, gw, gd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,22 @@ from torch import Tensor, nn
 
 from .. import backends
 
-__all__ = ["Neuron", "State", "loop_vmap", "state_dtype"]
+__all__ = ["Neuron", "NoSecondDerivative", "State", "loop_vmap", "number", "state_dtype"]
 
 State = tuple[Tensor, ...]
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a finite float; raise naming the argument."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        result = math.nan
+    if isinstance(value, str | bool) or not -math.inf < result < math.inf:
+        raise (ValueError if isinstance(value, int | float) else TypeError)(
+            f"{name} must be a finite number, got {value!r}"
+        )
+    return result
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -24,11 +38,14 @@ class Neuron(nn.Module):
     """A spiking neuron over real time steps.
 
     ``step`` holds the equations and is the oracle: pure, obvious, never optimised. ``sequence`` may be fast, and
-    equals a loop of ``step``. Subclasses write ``initial_state`` and ``step``; the default ``sequence`` is the loop.
+    equals a loop of ``step``. Subclasses write ``initial_state``, ``step`` and ``state_names``; the default
+    ``sequence`` is the loop.
 
     Args:
         backend: ``"auto"`` (chosen by where the input lies) or the name of a backend, which is used or raises.
     """
+
+    state_names: tuple[str, ...] = ("v",)
 
     def __init__(self, backend: str = "auto") -> None:
         super().__init__()
@@ -64,6 +81,10 @@ class Neuron(nn.Module):
         """The state before the first step, for one step ``x`` of shape [N, *]."""
         raise NotImplementedError
 
+    def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+        """Shape and dtype of each state tensor for one step ``x``; override to know them without making one."""
+        return tuple((tensor.shape, tensor.dtype) for tensor in self.initial_state(x))
+
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """One step: ``x`` [N, *] -> spikes in the dtype of ``x``, next state, membrane before reset (volts)."""
         raise NotImplementedError
@@ -95,20 +116,23 @@ class Neuron(nn.Module):
 
     def check_state(self, x: Tensor, state: State, remedy: str = "start anew with state=None") -> State:
         """Return ``state`` in the dtypes used for ``x``; raise ValueError if it belongs to another shape."""
-        expected = self.initial_state(x)
-        if len(state) != len(expected):
-            raise ValueError(f"{type(self).__name__} has {len(expected)} state tensors, got {len(state)}")
-        for given, fresh in zip(state, expected, strict=True):
-            if given.shape != fresh.shape:
+        name, spec = type(self).__name__, self.state_spec(x)
+        if not isinstance(state, tuple | list) or len(state) != len(spec):
+            given = f"a {type(state).__name__}" if isinstance(state, Tensor) else f"{len(state)} of them"
+            raise ValueError(
+                f"the state of {name} is a tuple of {len(spec)} tensors {self.state_names}, got {given}"
+            )
+        for tensor, (shape, _) in zip(state, spec, strict=True):
+            if tensor.shape != shape:
                 raise ValueError(
-                    f"the state of {type(self).__name__} has shape {tuple(given.shape)}, but this input of shape "
-                    f"{tuple(x.shape)} per step needs {tuple(fresh.shape)}: it was left by another batch; {remedy}"
+                    f"the state of {name} has shape {tuple(tensor.shape)}, but this input of shape {tuple(x.shape)} "
+                    f"per step needs {tuple(shape)}: it was left by another batch; {remedy}"
                 )
-            if given.device != fresh.device:
+            if tensor.device != x.device:
                 raise ValueError(
-                    f"the state of {type(self).__name__} is on {given.device}, the input on {fresh.device}; {remedy}"
+                    f"the state of {name} is on {tensor.device}, the input on {x.device}; {remedy}"
                 )
-        return tuple(given.to(fresh.dtype) for given, fresh in zip(state, expected, strict=True))
+        return tuple(tensor.to(dtype) for tensor, (_, dtype) in zip(state, spec, strict=True))
 
     def _begin(self, x_seq: Tensor, state: State | None) -> State:
         """Check a sequence and its state before anything is computed."""
@@ -123,6 +147,14 @@ class Neuron(nn.Module):
         self.check_input(x)
         return self.initial_state(x) if state is None else self.check_state(x, state)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, _ in self.named_parameters(
+            recurse=False
+        ):  # saved by a node, which holds its neuron as `neuron`
+            if prefix + name not in state_dict and f"{prefix}neuron.{name}" in state_dict:
+                state_dict[prefix + name] = state_dict.pop(f"{prefix}neuron.{name}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _loop(self, x_seq: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         s_seq, m_seq = [], []
         for x in x_seq.unbind(0):
@@ -135,14 +167,31 @@ class Neuron(nn.Module):
         return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
 
 
+class NoSecondDerivative(torch.autograd.Function):
+    """The backward of a neuron as a function of its own: a second derivative raises instead of being zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            "a spiking neuron has no second derivative: its gradient comes from a surrogate. Differentiate once, or "
+            "use a loop of step() with a surrogate callable that is differentiable twice"
+        )
+
+
 def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:
     """A vmap rule for a custom op: one call per sample of the mapped axis, results stacked in front."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         calls = []
         for i in range(info.batch_size):
-            pairs = zip(args, in_dims, strict=True)
-            calls.append(op(*(a if axis is None else a.select(axis, i) for a, axis in pairs)))
+            pairs = zip(args, in_dims, strict=True)  # a list of numbers has a list of Nones for its axis
+            calls.append(op(*(a.select(axis, i) if isinstance(axis, int) else a for a, axis in pairs)))
         outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
         return outputs, tuple(0 for _ in outputs)
 

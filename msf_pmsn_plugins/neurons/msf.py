@@ -10,7 +10,6 @@ dynamics", Nature Communications 16, 7155 (2025). Per step, with thresholds ``th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..charges import CHARGES
 from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, State, loop_vmap, state_dtype
+from .base import Neuron, NoSecondDerivative, State, loop_vmap, number, state_dtype
 
 __all__ = ["MSF", "msf", "msf_step"]
 
@@ -86,12 +85,13 @@ def _msf_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     args = (rate_tensor, rate, input_scale, charge, thresholds, v_reset, reset_mode)
-    return backends.load(backend).msf_fwd(x_seq, v, *args)
+    s_seq, m_seq, v = backends.load(backend).msf_fwd(x_seq, v, *args)
+    return s_seq.contiguous(), m_seq.contiguous(), v.contiguous()
 
 
 @_msf_op.register_fake
 def _(x_seq: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_seq), torch.empty_like(x_seq), torch.empty_like(v)
+    return x_seq.new_empty(x_seq.shape), x_seq.new_empty(x_seq.shape), v.new_empty(v.shape)
 
 
 @torch.library.custom_op("msf_pmsn_plugins::msf_backward", mutates_args=())
@@ -126,15 +126,16 @@ def _msf_backward_op(
         surrogate,
         width,
     )
-    return backends.load(backend).msf_bwd(gs_seq, gm_seq, gv, x_seq, m_seq, v, *args)
+    gx, gv, grate = backends.load(backend).msf_bwd(gs_seq, gm_seq, gv, x_seq, m_seq, v, *args)
+    return gx.contiguous(), gv.contiguous(), grate.contiguous()
 
 
 @_msf_backward_op.register_fake
 def _(
     gs_seq: Any, gm_seq: Any, gv: Any, x_seq: Tensor, m_seq: Tensor, v: Tensor, rate_tensor: Any, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grate = v.new_empty(()) if rate_tensor is None else torch.empty_like(rate_tensor)
-    return torch.empty_like(m_seq), torch.empty_like(v), grate
+    grate = v.new_empty(() if rate_tensor is None else rate_tensor.shape)
+    return m_seq.new_empty(m_seq.shape), v.new_empty(v.shape), grate
 
 
 for _op in (_msf_op, _msf_backward_op):
@@ -147,23 +148,38 @@ class _MSFFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x_seq: Tensor, v: Tensor, rate_tensor: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-        rate, input_scale, charge, thresholds, v_reset, reset_mode, _, _, _, backend = args
-        return _msf_op(
-            x_seq, v, rate_tensor, rate, input_scale, charge, thresholds, v_reset, reset_mode, backend
-        )
+    def forward(x_seq: Tensor, v: Tensor, rate_tensor: Tensor | None, settings: tuple[Any, ...]) -> Any:
+        *charge_and_reset, _detach_reset, _surrogate, _width, backend = settings
+        return _msf_op(x_seq, v, rate_tensor, *charge_and_reset, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x_seq, v, rate_tensor, *ctx.args = inputs
+        x_seq, v, rate_tensor, ctx.settings = inputs
         ctx.save_for_backward(x_seq if rate_tensor is not None else output[1], output[1], v, rate_tensor)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gs_seq: Tensor | None, gm_seq: Tensor | None, gv: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         x_seq, m_seq, v, rate_tensor = ctx.saved_tensors
-        gx, gv, grate = _msf_backward_op(*grads, x_seq, m_seq, v, rate_tensor, *ctx.args)
-        return gx, gv, None if rate_tensor is None else grate, *(None for _ in ctx.args)
+        gx, gv, grate = _MSFBackward.apply(gs_seq, gm_seq, gv, x_seq, m_seq, v, rate_tensor, ctx.settings)
+        return gx, gv, None if rate_tensor is None else grate, None
+
+
+class _MSFBackward(NoSecondDerivative):
+    @staticmethod
+    def forward(
+        gs_seq: Tensor | None,
+        gm_seq: Tensor | None,
+        gv: Tensor | None,
+        x_seq: Tensor,
+        m_seq: Tensor,
+        v: Tensor,
+        rate_tensor: Tensor | None,
+        settings: tuple[Any, ...],
+    ) -> Any:
+        return _msf_backward_op(gs_seq, gm_seq, gv, x_seq, m_seq, v, rate_tensor, *settings)
 
 
 def msf(
@@ -196,23 +212,13 @@ def msf(
     Returns:
         counts [T, N, *], membranes before reset [T, N, *], last ``v`` [N, *].
     """
-    tensor = rate if isinstance(rate, Tensor) else None
-    number = 0.0 if isinstance(rate, Tensor) else float(rate)
-    return _MSFFunction.apply(
-        x_seq,
-        v,
-        tensor,
-        number,
-        input_scale,
-        charge,
-        list(thresholds),
-        v_reset,
-        reset_mode,
-        detach_reset,
-        surrogate.name,
-        surrogate.width,
-        backends.resolve(backend, x_seq),
+    tensor, number = (rate, 0.0) if isinstance(rate, Tensor) else (None, float(rate))
+    settings = (
+        (number, input_scale, charge, tuple(thresholds), v_reset, reset_mode)
+        + (detach_reset, surrogate.name, surrogate.width)
+        + (backends.resolve(backend, x_seq),)
     )
+    return _MSFFunction.apply(x_seq, v, tensor, settings)
 
 
 class MSF(Neuron):
@@ -274,22 +280,28 @@ class MSF(Neuron):
             if name not in CHARGES:
                 raise ValueError(f"unknown charge {name!r}; known: {', '.join(CHARGES)}")
         rates = {CHARGES[name].rate for name in self.charge}
-        if "tau" in rates and not (tau is not None and math.isfinite(tau) and tau > 1):
+        if "tau" in rates and not (tau is not None and number("tau", tau) > 1):
             raise ValueError(f"charge {self.charge[0]!r} needs a finite tau > 1, got {tau!r}")
         if "w" in rates:
             if w is None:
                 raise ValueError(f"charge {self.charge[0]!r} needs w")
-            self.w = nn.Parameter(torch.as_tensor(w, dtype=torch.get_default_dtype()).detach().clone())
+            learned = w.requires_grad if isinstance(w, nn.Parameter) else True
+            w = w if isinstance(w, Tensor) else torch.tensor(float(w))
+            self.w = nn.Parameter(w.detach().clone(), requires_grad=learned)
         self._check()
 
     @property
     def surrogate(self) -> Surrogate | FireFunction:
+        """The surrogate; by default the rectangle of half-width h/2, the narrowest whose sum over the thresholds
+        is flat.
+        """
+        if self._surrogate is None:
+            return Surrogate("rectangular", float(self.threshold_step) / 2)
         return self._surrogate
 
     @surrogate.setter
     def surrogate(self, value: str | Surrogate | FireFunction | None) -> None:
-        # The rectangle of half-width h/2 is the narrowest whose sum over the thresholds is flat.
-        self._keep_surrogate(as_surrogate(value, Surrogate("rectangular", float(self.threshold_step) / 2)))
+        self._keep_surrogate(None if value is None else as_surrogate(value))
 
     @property
     def thresholds(self) -> list[float]:
@@ -297,19 +309,20 @@ class MSF(Neuron):
         return [float(self.v_threshold) + d * float(self.threshold_step) for d in range(self.D)]
 
     def _check(self) -> None:
+        """Raise ValueError on settings that cannot work; they may have been changed since construction."""
         if not (isinstance(self.D, int) and not isinstance(self.D, bool) and self.D >= 1):
             raise ValueError(f"D, the number of thresholds, must be an integer >= 1, got {self.D!r}")
-        if not 0 <= self.decay <= 1:
+        if not 0 <= number("decay", self.decay) <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {self.decay!r}")
         for name in ("input_scale", "v_threshold", "threshold_step", "v_reset"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)!r}")
+            number(name, getattr(self, name))
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
         if self.reset_mode not in ("hard", "soft", "none"):
             raise ValueError(f"unknown reset_mode {self.reset_mode!r}; known: 'hard', 'soft', 'none'")
 
     def _settings(self, dtype: torch.dtype) -> dict[str, Any]:
+        self._check()
         charge = self.charge[0] if self.training else self.charge[1]
         kind = CHARGES[charge].rate
         rate: float | Tensor = 0.0
@@ -331,9 +344,17 @@ class MSF(Neuron):
             "detach_reset": self.detach_reset,
         }
 
+    def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+        return ((x.shape, state_dtype(x.dtype)),)
+
     def initial_state(self, x: Tensor) -> State:
         start = self.v_reset if self.reset_mode == "hard" else 0.0
         return (torch.full_like(x, start, dtype=state_dtype(x.dtype), requires_grad=False),)
+
+    def check_input(self, x: Tensor) -> None:
+        super().check_input(x)
+        if 2 / torch.finfo(x.dtype).eps < self.D:
+            raise ValueError(f"{x.dtype} cannot hold all counts up to D={self.D}: give float32 input")
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)

@@ -24,7 +24,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from .. import backends
 from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, State, loop_vmap, state_dtype
+from .base import Neuron, NoSecondDerivative, State, loop_vmap, number, state_dtype
 
 __all__ = ["INITS", "PMSN", "Init", "discretise", "pmsn", "pmsn_step"]
 
@@ -71,10 +71,10 @@ def eigensystem(modes: int, coupling: float, output: str) -> tuple[Tensor, Tenso
 
 def _phi(z: Tensor) -> Tensor:
     """``expm1(z)/z`` for complex z with its limit 1 at 0; value and derivative without cancellation."""
-    small = z.abs() < 1
+    small = z.abs() < 0.5
     near = torch.where(small, z, 0.0)
     series = torch.ones_like(z)
-    for k in range(20, 1, -1):  # 1/21! is below the rounding of double
+    for k in range(17 if z.dtype == torch.complex128 else 10, 1, -1):  # enough for the derivative too
         series = 1 + near / k * series
     far = torch.where(small, 1.0, z)
     sine = torch.sin(far.imag / 2)
@@ -133,12 +133,14 @@ def pmsn_step(
 def _pmsn_op(
     x_seq: Tensor, r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, v_threshold: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backends.load(backend).pmsn_fwd(x_seq, r, z, a, w, d, v_threshold)
+    s_seq, y_seq, r, z = backends.load(backend).pmsn_fwd(x_seq, r, z, a, w, d, v_threshold)
+    return s_seq.contiguous(), y_seq.contiguous(), r.contiguous(), z.contiguous()
 
 
 @_pmsn_op.register_fake
 def _(x_seq: Tensor, r: Tensor, z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_seq), torch.empty_like(x_seq), torch.empty_like(r), torch.empty_like(z)
+    s_seq, y_seq, r, z = (p.new_empty(p.shape) for p in (x_seq, x_seq, r, z))
+    return s_seq, y_seq, r, z
 
 
 @torch.library.custom_op("msf_pmsn_plugins::pmsn_backward", mutates_args=())
@@ -159,7 +161,8 @@ def _pmsn_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     args = (x_seq, y_seq, r, z, a, w, d, v_threshold, surrogate, width)
-    return backends.load(backend).pmsn_bwd(gs_seq, gy_seq, gz, *args)
+    gx, gz, ga, gw, gd = backends.load(backend).pmsn_bwd(gs_seq, gy_seq, gz, *args)
+    return gx.contiguous(), gz.contiguous(), ga.contiguous(), gw.contiguous(), gd.contiguous()
 
 
 @_pmsn_backward_op.register_fake
@@ -176,7 +179,7 @@ def _(
     d: Tensor,
     *args: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gx, gz, ga, gw, gd = (torch.empty_like(p) for p in (x_seq, z, a, w, d))
+    gx, gz, ga, gw, gd = (p.new_empty(p.shape) for p in (x_seq, z, a, w, d))
     return gx, gz, ga, gw, gd
 
 
@@ -189,23 +192,46 @@ class _PMSNFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x_seq: Tensor, r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, *args: Any
-    ) -> tuple[Tensor, ...]:
-        v_threshold, _, _, backend = args
+        x_seq: Tensor, r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, settings: tuple[Any, ...]
+    ) -> Any:
+        v_threshold, _surrogate, _width, backend = settings
         return _pmsn_op(x_seq, r, z, a, w, d, v_threshold, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x_seq, r, z, a, w, d, *ctx.args = inputs
+        x_seq, r, z, a, w, d, ctx.settings = inputs
         ctx.save_for_backward(x_seq, output[1], r, z, a, w, d)
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        gs_seq, gy_seq, _, gz = grads
-        gx, gz, ga, gw, gd = _pmsn_backward_op(gs_seq, gy_seq, gz, *ctx.saved_tensors, *ctx.args)
-        return gx, None, gz, ga, gw, gd, *(None for _ in ctx.args)
+    def backward(
+        ctx: Any, gs_seq: Tensor | None, gy_seq: Tensor | None, gr: Tensor | None, gz: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x_seq, y_seq, r, z, a, w, d = ctx.saved_tensors
+        gz = None if gz is None else gz.resolve_conj()
+        gx, gz, ga, gw, gd = _PMSNBackward.apply(
+            gs_seq, gy_seq, gz, x_seq, y_seq, r, z, a, w, d, ctx.settings
+        )
+        return gx, None, gz, ga, gw, gd, None
+
+
+class _PMSNBackward(NoSecondDerivative):
+    @staticmethod
+    def forward(
+        gs_seq: Tensor | None,
+        gy_seq: Tensor | None,
+        gz: Tensor | None,
+        x_seq: Tensor,
+        y_seq: Tensor,
+        r: Tensor,
+        z: Tensor,
+        a: Tensor,
+        w: Tensor,
+        d: Tensor,
+        settings: tuple[Any, ...],
+    ) -> Any:
+        return _pmsn_backward_op(gs_seq, gy_seq, gz, x_seq, y_seq, r, z, a, w, d, *settings)
 
 
 def pmsn(
@@ -234,8 +260,8 @@ def pmsn(
     Returns:
         spikes and drive ``y`` [T, L, C, K], last ``r`` and ``z``.
     """
-    chosen = backends.resolve(backend, x_seq)
-    return _PMSNFunction.apply(x_seq, r, z, a, w, d, v_threshold, surrogate.name, surrogate.width, chosen)
+    settings = (v_threshold, surrogate.name, surrogate.width, backends.resolve(backend, x_seq))
+    return _PMSNFunction.apply(x_seq, r, z, a, w, d, settings)
 
 
 def membranes(y_seq: Tensor, r: Tensor, v_threshold: float) -> Tensor:
@@ -271,6 +297,7 @@ class PMSN(Neuron):
             has another size.
     """
 
+    state_names = ("r", "z")
     log_dt: nn.Parameter
     log_A_real: nn.Parameter
     A_imag: nn.Parameter
@@ -291,21 +318,23 @@ class PMSN(Neuron):
         backend: str = "auto",
     ) -> None:
         super().__init__(backend)
-        if not (isinstance(compartments, int) and 2 <= compartments <= 17):
+        if not (type(compartments) is int and 2 <= compartments <= 17):
             raise ValueError(f"compartments must be an integer from 2 to 17, got {compartments!r}")
-        if channels is not None and not (isinstance(channels, int) and channels >= 1):
+        if channels is not None and not (type(channels) is int and channels >= 1):
             raise ValueError(
                 f"channels must be a positive integer or None (taken from the first input), got {channels!r}"
             )
         if init not in INITS:
             raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
+        dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
+        if not dims or any(type(d) is not int for d in dims):
+            raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
         self.compartments = compartments
         self.channel_dim = channel_dim
         self.v_threshold = v_threshold
         self.init = init
         self.surrogate = surrogate
-        if not (math.isfinite(v_threshold) and v_threshold > 0):
-            raise ValueError(f"v_threshold must be positive and finite, got {v_threshold!r}")
+        self._theta()
         for name in PARAMETERS:
             setattr(self, name, UninitializedParameter())
         if channels is not None:
@@ -327,15 +356,25 @@ class PMSN(Neuron):
 
     @surrogate.setter
     def surrogate(self, value: str | Surrogate | FireFunction | None) -> None:
-        self._keep_surrogate(as_surrogate(value, Surrogate("triangle", 1.0)))
+        self._keep_surrogate(Surrogate("triangle", 1.0) if value is None else as_surrogate(value))
+
+    def _theta(self) -> float:
+        """The threshold as it is now; raise unless it is positive."""
+        theta = number("v_threshold", self.v_threshold)
+        if not theta > 0:
+            raise ValueError(f"v_threshold must be positive, got {self.v_threshold!r}")
+        return theta
 
     def materialize(self, channels: int) -> None:
         """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
         for name in PARAMETERS:
             parameter = getattr(self, name)
             if isinstance(parameter, UninitializedParameter):
-                parameter.materialize((channels,) if name in PER_CHANNEL else (channels, self.modes))
-        self.reset_parameters()
+                shape = (channels,) if name in PER_CHANNEL else (channels, self.modes)
+                with torch.inference_mode(False):  # born in inference mode it could never be trained
+                    parameter.materialize(shape)
+        with torch.inference_mode(False):
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -352,7 +391,7 @@ class PMSN(Neuron):
             getattr(self, f"{name}_imag").copy_(value.imag.expand_as(self.A_imag))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        d = state_dict.get(prefix + "D")
+        d = state_dict.get(prefix + "D", state_dict.get(prefix + "neuron.D"))
         if self.channels is None and isinstance(d, Tensor) and not isinstance(d, UninitializedParameter):
             self.materialize(len(d))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -372,10 +411,10 @@ class PMSN(Neuron):
         """The channel axes of one step ``x``, non-negative and checked."""
         dims = self.channel_dim if isinstance(self.channel_dim, Sequence) else (self.channel_dim,)
         axes = tuple(d + x.dim() if d < 0 else d for d in dims)
-        if not axes or any(not 0 <= d < x.dim() for d in axes):
+        if any(not 1 <= d < x.dim() for d in axes):
             raise ValueError(
-                f"channel_dim={self.channel_dim} counts in the per-step tensor [N, C, *], but one step of this input "
-                f"has shape {tuple(x.shape)}"
+                f"channel_dim={self.channel_dim} counts in the per-step tensor [N, C, *], whose axis 0 is the batch; "
+                f"one step of this input has shape {tuple(x.shape)}"
             )
         if axes != tuple(range(axes[0], axes[0] + len(axes))):
             raise ValueError(f"channel_dim={self.channel_dim} must name adjacent axes in ascending order")
@@ -398,11 +437,13 @@ class PMSN(Neuron):
                 f"{self.channels}"
             )
 
-    def initial_state(self, x: Tensor) -> State:
+    def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
-        r = torch.zeros_like(x, dtype=dtype, requires_grad=False)
-        complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-        return r, r.new_zeros((*x.shape, self.modes), dtype=complex_dtype)
+        paired = torch.complex128 if dtype == torch.float64 else torch.complex64
+        return (x.shape, dtype), (torch.Size((*x.shape, self.modes)), paired)
+
+    def initial_state(self, x: Tensor) -> State:
+        return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
 
     def weights(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
         """``a, w`` (complex [channels, modes]) and ``d`` ([channels]) of the recurrence, in ``dtype``."""
@@ -417,7 +458,7 @@ class PMSN(Neuron):
         a, w, d = self.weights(r.dtype)
         shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
         a, w, d = a.reshape(*shape, self.modes), w.reshape(*shape, self.modes), d.reshape(shape)
-        s, r, z, m = pmsn_step(x.to(r.dtype), r, z, a, w, d, float(self.v_threshold), self.surrogate)
+        s, r, z, m = pmsn_step(x.to(r.dtype), r, z, a, w, d, self._theta(), self.surrogate)
         return s.to(x.dtype), (r, z), m
 
     def sequence(
@@ -436,7 +477,7 @@ class PMSN(Neuron):
         lead, tail = math.prod(shape[1 : axes[0]]), math.prod(shape[axes[-1] + 1 :])
         lanes = (lead, len(self.D), tail)
         a, w, d = self.weights(r.dtype)
-        theta = float(self.v_threshold)
+        theta = self._theta()
         s_seq, y_seq, r_last, z_last = pmsn(
             x_seq.to(r.dtype).reshape(len(x_seq), *lanes),
             r.reshape(lanes),
