@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .neurons import MSF, PMSN, Neuron
-from .neurons.base import State
+from .neurons.base import State, number
 from .surrogate import Custom, FireFunction
 from .surrogate import Surrogate as OwnSurrogate
 
@@ -32,6 +32,7 @@ __all__ = ["MSFNode", "PMSNNode", "SpikingJellyNode", "register"]
 
 RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
 
+SNNTORCH = ("threshold", "graded_spikes_factor", "reset_mechanism_val", "beta")  # buffers of its neurons
 FUNCTIONAL = hasattr(
     base.MemoryModule, "functional_forward"
 )  # 2.0.0; it has other formulas for the same nodes
@@ -80,7 +81,7 @@ def translate_surrogate(function: Any, dtype: torch.dtype, detach_reset: bool = 
 class SpikingJellyNode(neuron.BaseNode):
     """A framework-neutral neuron as a SpikingJelly node.
 
-    Memories hold the neuron's state under the names ``state_names``; outputs come in the dtype of the input, states in
+    Memories hold the neuron's state under its ``state_names``; outputs come in the dtype of the input, states in
     float32 (float64 for float64 input) whatever the dtype of the module.
 
     Raises:
@@ -88,7 +89,6 @@ class SpikingJellyNode(neuron.BaseNode):
             without a time axis.
     """
 
-    state_names: tuple[str, ...] = ("v",)
     neuron: Neuron
     v_seq: Tensor | None
 
@@ -103,14 +103,18 @@ class SpikingJellyNode(neuron.BaseNode):
         store_v_seq: bool,
     ) -> None:
         super().__init__(
-            v_threshold=float(v_threshold),
-            v_reset=None if v_reset is None else float(v_reset),
+            v_threshold=number("v_threshold", v_threshold),
+            v_reset=None if v_reset is None else number("v_reset", v_reset),
             surrogate_function=surrogate_function,
             detach_reset=bool(detach_reset),
             step_mode=step_mode,
             store_v_seq=store_v_seq,
         )
         self.neuron = held
+        if held.state_names != ("v",):
+            del self._memories["v"], self._memories_rv["v"]
+            for name in held.state_names:
+                self.register_memory(name, 0.0)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As in Neuron: a property comes before nn.Module's and MemoryModule's own filing.
@@ -139,8 +143,7 @@ class SpikingJellyNode(neuron.BaseNode):
         return self.neuron.supported_backends
 
     def hand_over(self, dtype: torch.dtype) -> None:
-        """Give the node's current settings to the held neuron, for an input of ``dtype``."""
-        raise NotImplementedError
+        """Give the node's current settings to the held neuron, for an input of ``dtype``. By default there are none."""
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
@@ -150,9 +153,9 @@ class SpikingJellyNode(neuron.BaseNode):
         if step_mode == "m":
             x = x[0] if len(x) else x.new_empty(x.shape[1:])
         self.neuron.check_input(x)
-        fresh = self.neuron.initial_state(x)
         given = tuple(
-            s if isinstance(s, Tensor) else torch.full_like(f, s) for s, f in zip(states, fresh, strict=True)
+            s if isinstance(s, Tensor) else torch.full(shape, s, dtype=dtype, device=x.device)
+            for s, (shape, dtype) in zip(states, self.neuron.state_spec(x), strict=True)
         )
         return self.neuron.check_state(x, given, RESET)
 
@@ -182,10 +185,10 @@ class SpikingJellyNode(neuron.BaseNode):
 
     # Memories are fetched by name: 0.0.0.0.14 files v_seq among them.
     def _recall(self) -> tuple[Any, ...]:
-        return tuple(self._memories[name] for name in self.state_names)
+        return tuple(self._memories[name] for name in self.neuron.state_names)
 
     def _remember(self, states: State) -> None:
-        self._memories.update(zip(self.state_names, states, strict=True))
+        self._memories.update(zip(self.neuron.state_names, states, strict=True))
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One step, state in the memories: ``x`` [N, *] -> spikes [N, *]."""
@@ -236,14 +239,34 @@ class SpikingJellyNode(neuron.BaseNode):
         if isinstance(v_seq, Tensor):
             self.v_seq = v_seq.detach()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor]) -> SpikingJellyNode:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingJellyNode:
         """Memories follow the module's device but keep their dtype: half precision would lose spikes."""
         tensors = {name: value for name, value in self._memories.items() if isinstance(value, Tensor)}
         self._memories.update(dict.fromkeys(tensors, 0.0))
-        super()._apply(fn)
+        nn.Module._apply(self, fn, recurse)
         for name, value in tensors.items():
             self._memories[name] = value.to(fn(torch.empty(0, device=value.device)).device)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept what the neutral neuron and the snnTorch neuron save: no prefix, and that host's buffers."""
+        for name, _ in self.neuron.named_parameters(recurse=False):
+            if prefix + name in state_dict:
+                state_dict[f"{prefix}neuron.{name}"] = state_dict.pop(prefix + name)
+        foreign = {name: state_dict.pop(prefix + name) for name in SNNTORCH if prefix + name in state_dict}
+        if foreign:
+            errors = args[4]  # strict, missing_keys and unexpected_keys stand before it
+            errors.extend(f"{prefix or 'the node'}: {text}" for text in self._take_snntorch(foreign))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
+        """Take over the numbers that snnTorch keeps in its state dict; what has no counterpart is an error."""
+        errors = []
+        if "threshold" in numbers:
+            self.v_threshold = float(numbers["threshold"])
+        if float(numbers.get("graded_spikes_factor", 1.0)) != 1.0:
+            errors.append("SpikingJelly's nodes have no graded spikes: graded_spikes_factor must be 1")
+        return errors
 
     def extra_repr(self) -> str:
         return f"step_mode={self.step_mode!r}, backend={self.backend!r}"
@@ -297,8 +320,10 @@ class MSFNode(SpikingJellyNode):
         charge: str | tuple[str, str] = "decay",
         w: float | Tensor | None = None,
     ) -> None:
-        if charge == "decay" and not tau >= 1:
-            raise ValueError(f"tau must be at least 1, got {tau!r}")
+        if decay_input and charge != "decay":
+            raise ValueError(
+                f"decay_input belongs to charge='decay'; charge={charge!r} says by its name what it does"
+            )
         held = MSF(
             D=D,
             v_threshold=v_threshold,
@@ -311,23 +336,32 @@ class MSFNode(SpikingJellyNode):
             backend=backend,
         )
         super().__init__(held, v_threshold, v_reset, held.surrogate, detach_reset, step_mode, store_v_seq)
+        self._default_surrogate = self.surrogate_function if surrogate_function is None else None
         self.D = D
         self.tau = tau
         self.decay_input = decay_input
         self.threshold_step = threshold_step
+        self.hand_over(torch.get_default_dtype())
 
     def hand_over(self, dtype: torch.dtype) -> None:
         held = self.neuron
         held.D = self.D
+        if isinstance(self.tau, str | bool) or not self.tau >= 1:
+            raise ValueError(f"tau must be a number of at least 1, got {self.tau!r}")
         held.tau = self.tau
         held.decay = 1.0 - 1.0 / self.tau
         held.input_scale = 1.0 / self.tau if self.decay_input else 1.0
-        held.v_threshold = float(self.v_threshold)  # set_threshold_margin leaves a tensor there
+        held.v_threshold = number(
+            "v_threshold", self.v_threshold
+        )  # set_threshold_margin leaves a tensor there
         held.threshold_step = self.threshold_step
         held.reset_mode = "soft" if self.v_reset is None else "hard"
         held.v_reset = 0.0 if self.v_reset is None else self.v_reset
         held.detach_reset = self.detach_reset
-        held.surrogate = translate_surrogate(self.surrogate_function, dtype, self.detach_reset)
+        if self.surrogate_function is self._default_surrogate:
+            held.surrogate = None  # the default follows the spacing of the thresholds
+        else:
+            held.surrogate = translate_surrogate(self.surrogate_function, dtype, self.detach_reset)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
@@ -342,6 +376,20 @@ class MSFNode(SpikingJellyNode):
                 prefix + "w"
             )  # a checkpoint of ParametricLIFNode
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
+        errors = super()._take_snntorch(numbers)
+        if "beta" in numbers:
+            self.tau = 1 / (1 - float(numbers["beta"]))
+        if "reset_mechanism_val" in numbers:
+            mechanism = int(numbers["reset_mechanism_val"])
+            if (
+                mechanism != 1
+            ):  # 0 subtract, 1 zero, 2 none; snnTorch subtracts undecayed, SpikingJelly does not
+                errors.append("only reset_mechanism='zero' has the same dynamics in both frameworks")
+            else:
+                self.v_reset = 0.0
+        return errors
 
 
 class PMSNNode(SpikingJellyNode):
@@ -364,7 +412,6 @@ class PMSNNode(SpikingJellyNode):
         ValueError: a parameter out of its range, another channel count; see also :class:`SpikingJellyNode`.
     """
 
-    state_names = ("r", "z")
     neuron: PMSN
 
     def __init__(
@@ -383,15 +430,13 @@ class PMSNNode(SpikingJellyNode):
             channels=channels,
             compartments=compartments,
             channel_dim=channel_dim,
-            v_threshold=float(v_threshold),
+            v_threshold=v_threshold,
             surrogate=surrogate_function,
             init=init,
             backend=backend,
         )
         super().__init__(held, v_threshold, None, held.surrogate, True, step_mode, store_v_seq)
-        del self._memories["v"], self._memories_rv["v"]
-        for name in self.state_names:
-            self.register_memory(name, 0.0)
+        self.hand_over(torch.get_default_dtype())
 
     @property
     def v(self) -> Tensor | float:
@@ -419,7 +464,7 @@ class PMSNNode(SpikingJellyNode):
                 "PMSN always resets by whole thresholds and carries no gradient through its reset: "
                 f"leave v_reset=None and detach_reset=True (got {self.v_reset!r}, {self.detach_reset!r})"
             )
-        self.neuron.v_threshold = float(self.v_threshold)
+        self.neuron.v_threshold = number("v_threshold", self.v_threshold)
         self.neuron.surrogate = translate_surrogate(self.surrogate_function, dtype)
 
 
@@ -468,7 +513,7 @@ def site_charge(module: Any) -> dict[str, Any]:
         return {"charge": "if"}
     if kind is neuron.ParametricLIFNode:
         product = not FUNCTIONAL and at_zero and not suffix
-        return {"charge": "plif_product" if product else "plif" + suffix, "w": module.w.detach()}
+        return {"charge": "plif_product" if product else "plif" + suffix, "w": module.w}
     if kind is neuron.LIFNode:
         full, short = "lif" + suffix, "lif_rest_zero_decay_input" if suffix else "lif_product"
         if FUNCTIONAL:
@@ -491,6 +536,10 @@ def site_settings(module: Any) -> dict[str, Any]:
 
 def site_dynamics(module: Any) -> dict[str, Any]:
     """All that MSF keeps of a stock node under ``dynamics="site"``, as arguments of :class:`MSFNode`."""
+    if not getattr(module.surrogate_function, "spiking", True):
+        raise ValueError(
+            "its surrogate has spiking=False: it does not spike, so counts cannot replace its output"
+        )
     return {
         **site_charge(module),
         **site_settings(module),

@@ -552,3 +552,129 @@ def test_training_goes_down_with_both_nodes():
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0]
         assert all(p.grad is not None for p in net.parameters())
+
+
+# Found in review ---------------------------------------------------------------------------------------------
+
+
+def test_settings_are_handed_over_at_once():
+    held = MSFNode(tau=2.0, v_reset=None, decay_input=True).neuron
+    assert (held.decay, held.reset_mode, held.input_scale) == (0.5, "soft", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tau", 0.5), ("v_threshold", float("nan")), ("v_reset", float("inf")), ("D", 0)]
+)
+def test_bad_values_set_later_raise_at_the_call(name, value, x_seq):
+    node = MSFNode(step_mode="m")
+    setattr(node, name, value)
+    with pytest.raises(ValueError, match=name):
+        node(x_seq)
+    if name == "v_threshold":
+        node = PMSNNode(5, step_mode="m")
+        node.v_threshold = value
+        with pytest.raises(ValueError, match=name):
+            node(x_seq)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: MSFNode(tau="2"), ValueError, "tau"),
+        (lambda: MSFNode(v_reset="0"), TypeError, "v_reset"),
+        (lambda: MSFNode(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
+        (lambda: MSFNode(surrogate_function=surrogate.ATan), TypeError, "class ATan: give an object"),
+        (lambda: MSFNode(charge="lif", tau=2.0, decay_input=True), ValueError, "decay_input"),
+        (lambda: PMSNNode(4, channel_dim="1"), TypeError, "channel_dim"),
+        (lambda: PMSNNode(True), ValueError, "channels"),
+        (
+            lambda: PMSNNode(channel_dim=0, step_mode="m")(torch.rand(4, 2, 3)),
+            ValueError,
+            "axis 0 is the batch",
+        ),
+        (
+            lambda: MSFNode(D=300, step_mode="m")(torch.rand(4, 2, 3).bfloat16()),
+            ValueError,
+            "cannot hold all counts",
+        ),
+    ],
+)
+def test_more_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_site_that_does_not_spike_is_refused():
+    host = neuron.LIFNode(surrogate_function=surrogate.Sigmoid(spiking=False))
+    with pytest.raises(ValueError, match="spiking=False"):
+        face.site_dynamics(host)
+
+
+def test_plif_keeps_dtype_and_requires_grad():
+    host = neuron.ParametricLIFNode(step_mode="m").double()
+    with torch.no_grad():
+        host.w += 1 / 3
+    host.w.requires_grad_(False)
+    held = MSFNode(D=1, **face.site_dynamics(host)).neuron
+    assert held.w.dtype == F64
+    assert held.w.item() == host.w.item()
+    assert not held.w.requires_grad
+
+
+def test_to_empty_and_meta():
+    node = PMSNNode(4, step_mode="m")
+    node(torch.rand(3, 2, 4))
+    assert node.to_empty(device="meta").r.device.type == "meta"
+
+
+def test_a_width_found_in_inference_mode_can_be_trained():
+    node = PMSNNode(step_mode="m")
+    with torch.inference_mode():
+        node(torch.rand(3, 2, 4))
+    functional.reset_net(node)
+    node(torch.rand(3, 2, 4)).sum().backward()
+    assert node.neuron.D.grad is not None
+
+
+def test_any_neutral_neuron_becomes_a_node():
+    """The generic node runs a neuron that has nothing but a step."""
+    from msf_pmsn_plugins.neurons import Neuron
+
+    class Counter(Neuron):
+        state_names = ("total",)
+
+        def initial_state(self, x):
+            return (torch.zeros_like(x),)
+
+        def step(self, x, state):
+            total = state[0] + x
+            return (total >= 1).to(x.dtype), (total,), total
+
+    node = face.SpikingJellyNode(Counter(), 1.0, None, None, True, "m", False)
+    x = torch.full((4, 2, 3), 0.5)
+    assert_same(node(x).mean((1, 2)), torch.tensor([0.0, 1, 1, 1]))
+    assert_same(node.total, torch.full((2, 3), 2.0))
+    functional.reset_net(node)
+    assert node.total == 0.0
+
+
+def test_state_dicts_of_the_other_faces_load_strictly():
+    snntorch = pytest.importorskip("snntorch")
+    assert snntorch
+    from msf_pmsn_plugins import snntorch as other
+
+    x = torch.randn(7, 2, 5) * 1.5
+    theirs, ours, neutral = other.PMSN(5, threshold=0.5, sequence=True), PMSNNode(5, step_mode="m"), PMSN(5)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.v_threshold == 0.5
+    assert_same(ours(x), theirs(x)[0])
+    neutral.load_state_dict(ours.state_dict())
+    ours.load_state_dict(neutral.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    msf, node = other.MSF(beta=0.5, threshold=0.7, D=3, sequence=True), MSFNode(D=3, step_mode="m")
+    node.load_state_dict(msf.state_dict())
+    assert_same(node(x), msf(x)[0])
+    with pytest.raises(RuntimeError, match="reset_mechanism"):
+        node.load_state_dict(other.MSF(reset_mechanism="subtract").state_dict())
+    with pytest.raises(RuntimeError, match="graded"):
+        node.load_state_dict(other.MSF(graded_spikes_factor=2.0).state_dict())
