@@ -12,6 +12,9 @@ OLD              := $(VENV)/published
 OLD_STAMP        := $(OLD)/.spikingjelly-$(OLD_SPIKINGJELLY)-snntorch-$(OLD_SNNTORCH)
 HOST_TESTS       := tests/test_spikingjelly*.py tests/test_snntorch*.py tests/test_swap*.py
 
+# One worker a core; the tests keep torch at one thread.
+PARALLEL := -n auto
+
 .PHONY: help demo test lint docs release-check clean
 
 help:
@@ -26,9 +29,9 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(VENV)/.dev $(OLD_STAMP)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 	@echo "== the same on SpikingJelly $(OLD_SPIKINGJELLY) and snnTorch $(OLD_SNNTORCH)"
-	PYTHONPATH=$(abspath $(OLD)) $(BIN)/pytest $(HOST_TESTS) $(ARGS)
+	PYTHONPATH=$(abspath $(OLD)) $(BIN)/pytest $(PARALLEL) $(HOST_TESTS) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -48,7 +51,8 @@ clean:
 # Dependency groups need pip 25.1, newer than the one that Python 3.11 brings.
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(PIP) install 'pip>=25.1'
 	@touch $@
 
