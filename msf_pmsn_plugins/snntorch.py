@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import neurons
-from .neurons.base import Neuron, State
+from .neurons.base import Neuron, State, file_under_neuron
 from .surrogate import FireFunction, Surrogate
 
 try:
@@ -348,6 +348,7 @@ class SnnTorchNeuron(snn.SpikingNeuron):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        file_under_neuron(state_dict, prefix, self.neuron)
         words = {number: word for word, number in snn.SpikingNeuron.reset_dict.items()}
         for name in ("reset_mechanism_val", *self.host_numbers):
             if prefix + name not in state_dict:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .neurons import MSF, PMSN, Neuron
-from .neurons.base import State, number
+from .neurons.base import State, file_under_neuron, number
 from .surrogate import Custom, FireFunction
 from .surrogate import Surrogate as OwnSurrogate
 
@@ -249,10 +249,8 @@ class SpikingJellyNode(neuron.BaseNode):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept what the neutral neuron and the snnTorch neuron save: no prefix, and that host's buffers."""
-        for name, _ in self.neuron.named_parameters(recurse=False):
-            if prefix + name in state_dict:
-                state_dict[f"{prefix}neuron.{name}"] = state_dict.pop(prefix + name)
+        """Accept what a bare neuron, a ParametricLIFNode (no prefix) and a snnTorch neuron (its buffers) save."""
+        file_under_neuron(state_dict, prefix, self.neuron)
         foreign = {name: state_dict.pop(prefix + name) for name in SNNTORCH if prefix + name in state_dict}
         if foreign:
             errors = args[4]  # strict, missing_keys and unexpected_keys stand before it
@@ -369,13 +367,6 @@ class MSFNode(SpikingJellyNode):
         """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
         (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return (s_seq.squeeze(0),), states
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if prefix + "w" in state_dict and isinstance(getattr(self.neuron, "w", None), nn.Parameter):
-            state_dict[prefix + "neuron.w"] = state_dict.pop(
-                prefix + "w"
-            )  # a checkpoint of ParametricLIFNode
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
         errors = super()._take_snntorch(numbers)

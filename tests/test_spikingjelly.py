@@ -671,6 +671,7 @@ def test_state_dicts_of_the_other_faces_load_strictly():
     neutral.load_state_dict(ours.state_dict())
     ours.load_state_dict(neutral.state_dict())
     theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(neutral.state_dict())
     msf, node = other.MSF(beta=0.5, threshold=0.7, D=3, sequence=True), MSFNode(D=3, step_mode="m")
     node.load_state_dict(msf.state_dict())
     assert_same(node(x), msf(x)[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import backends
 
-__all__ = ["Neuron", "NoSecondDerivative", "State", "loop_vmap", "number", "state_dtype"]
+__all__ = ["Neuron", "NoSecondDerivative", "State", "file_under_neuron", "loop_vmap", "number", "state_dtype"]
 
 State = tuple[Tensor, ...]
 
@@ -32,6 +32,13 @@ def number(name: str, value: Any) -> float:
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """States are float64 for float64 inputs and float32 for all others: half precision loses spikes."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def file_under_neuron(state_dict: dict[str, Any], prefix: str, neuron: nn.Module) -> None:
+    """Rename, in place, the entries that a bare neuron saved to those of a node that holds it as ``neuron``."""
+    for name, _ in neuron.named_parameters(recurse=False):
+        if prefix + name in state_dict:
+            state_dict[f"{prefix}neuron.{name}"] = state_dict.pop(prefix + name)
 
 
 class Neuron(nn.Module):
