@@ -76,20 +76,19 @@ def msf_bwd(
     gx_seq = torch.empty_like(m_seq)
     gv = torch.zeros_like(v0) if gv is None else gv.clone()
     grate = torch.zeros_like(v0)  # summed over the steps first, as the hosts do
+    keep = 1 - (m_seq >= thresholds[0]).to(m_seq.dtype)  # NaN has not fired
+    first, total = _slopes(m_seq, thresholds, surrogate, width)
     for t in range(len(m_seq) - 1, -1, -1):
-        m = m_seq[t]
-        gs = torch.zeros_like(m) if gs_seq is None else gs_seq[t]
-        gs_first, back = gs, gv
-        if reset_mode == "hard":
-            back = gv * (1 - (m >= thresholds[0]).to(m.dtype))  # NaN has not fired
-            if not detach_reset:
-                gs_first = gs + gv * (v_reset - m)
-        elif reset_mode == "soft" and not detach_reset:
-            gs = gs_first = gs - gv * thresholds[0]
-        gm = gs_first * slope(m - thresholds[0], surrogate, width)
-        for theta in thresholds[1:]:
-            gm = gm + gs * slope(m - theta, surrogate, width)
-        gm = gm + back
+        gs = torch.zeros_like(gv) if gs_seq is None else gs_seq[t]
+        back = gv * keep[t] if reset_mode == "hard" else gv
+        if detach_reset or reset_mode == "none":
+            gm = gs * total[t] + back
+        elif reset_mode == "soft":
+            gm = (gs - gv * thresholds[0]) * total[t] + back
+        else:  # the reset looks at the first threshold only
+            gm = (gs + gv * (v_reset - m_seq[t])) * first[t] + back
+            if len(thresholds) > 1:
+                gm = gm + gs * (total[t] - first[t])
         if gm_seq is not None:
             gm = gm + gm_seq[t]
         if rate_tensor is not None:
@@ -98,6 +97,20 @@ def msf_bwd(
             grate = grate + rule.rate_grad(gm, x_seq[t], before, v_reset)
         gx_seq[t], gv = rule.backward(gm, k, input_scale)
     return gx_seq, gv, v0.new_zeros(()) if rate_tensor is None else grate.sum_to_size(rate_tensor.shape)
+
+
+def _slopes(
+    m_seq: Tensor, thresholds: Sequence[float], surrogate: str, width: float
+) -> tuple[Tensor, Tensor]:
+    """Slope at the first threshold and the sum over all, [T, N, *]."""
+    if surrogate in ("sigmoid", "gaussian") and len(m_seq) > 1:
+        # The last bit of exp depends on where in a tensor an element lies; the hosts compute step by step.
+        steps = [_slopes(m.unsqueeze(0), thresholds, surrogate, width) for m in m_seq]
+        return torch.cat([first for first, _ in steps]), torch.cat([total for _, total in steps])
+    first = total = slope(m_seq - thresholds[0], surrogate, width)
+    for theta in thresholds[1:]:
+        total = total + slope(m_seq - theta, surrogate, width)
+    return first, total
 
 
 @contextmanager
