@@ -488,7 +488,9 @@ def is_neuron(module: nn.Module) -> bool:
 
 def is_readout(module: Any) -> bool:
     """Whether ``module`` integrates without firing."""
-    return type(module).__name__.startswith("NonSpiking") or math.isinf(float(module.v_threshold))
+    threshold = getattr(module, "v_threshold", 0.0)
+    infinite = isinstance(threshold, int | float) and math.isinf(threshold)
+    return "NonSpiking" in type(module).__name__ or infinite
 
 
 def site_charge(module: Any) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import json
 import re
+import weakref
 
 import pytest
 import torch
@@ -395,6 +397,8 @@ def test_bad_arguments_raise(small, x_seq):
         swap.plan(small, x_seq, swap.MSF(), dynamics="sites")
     with pytest.raises(TypeError, match="thresholds"):
         swap.msf(small, x_seq, thresholds=4)
+    with pytest.raises(TypeError, match=r"rule 'first\.1'.*MSFNode"):
+        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode()})
 
 
 def test_a_failing_forward_is_the_models_own_error_and_leaves_no_trace(small):
@@ -427,6 +431,11 @@ def test_a_subclass_is_not_taken_for_its_parent(x_seq):
 def test_a_stale_plan_is_refused(small, x_seq):
     plan = swap.plan(small, x_seq, swap.MSF())
     plan.apply()
+    with pytest.raises(swap.SwapError, match="applied already"):
+        plan.apply()
+    net = Small()
+    plan = swap.plan(net, x_seq, swap.MSF())
+    net.second = nn.Identity()
     with pytest.raises(swap.SwapError, match="changed since"):
         plan.apply()
 
@@ -455,6 +464,306 @@ def test_a_swapped_model_trains_and_reloads(x_seq):
         other.load_state_dict(net.state_dict())
         functional.reset_net(net)
         assert_same(other(x_seq), net(x_seq))
+
+
+# What the axes, the block and the example say ------------------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """Linear, a view of its output, a neuron, the view undone, Linear."""
+
+    def __init__(self, width, view, grow=False):
+        super().__init__()
+        self.view, self.first, self.node = view, nn.Linear(3, width), neuron.IFNode(step_mode="m")
+        self.last = nn.Linear(width, 10)
+
+    def forward(self, x_seq):
+        h = self.first(x_seq)
+        s = self.node(self.view(h))
+        return self.last(h) + s.flatten(2).sum(-1)[..., None, None]
+
+
+def channels_of(net, x):
+    (site,) = swap.plan(net, x, swap.PMSN()).sites
+    return site.verdict, site.channel_dim, site.channels
+
+
+@pytest.mark.parametrize(
+    ("width", "view", "found"),
+    [
+        (16, lambda h: h.mean(2)[..., None, None], ("ok", 1, 16)),  # [N, C, 1, 1]
+        (16, lambda h: h.mean(3)[:, :, None], ("ambiguous", None, None)),  # [N, 1, L]: no channels left
+        (
+            30,
+            lambda h: h.unflatten(3, (6, 5)).sum(4).transpose(2, 3)[:, :, :, None],
+            ("ambiguous", None, None),
+        ),
+        (48, lambda h: h.mean(2).unflatten(2, (6, 1, 8)), ("ok", (1, 2, 3), 48)),  # [N, heads, 1, head]
+        (32, lambda h: h.unflatten(3, (4, 8)).permute(0, 1, 3, 2, 4), ("ambiguous", None, None)),  # L = head
+        (
+            20,
+            lambda h: h.unflatten(3, (4, 5)).permute(0, 1, 3, 4, 2),
+            ("ok", (1, 2), 20),
+        ),  # [N, heads, head, L]
+    ],
+)
+def test_the_channel_axis_of_models_fixed_to_one_length(width, view, found):
+    class Fixed(Around):
+        def __init__(self):
+            super().__init__(width, view)
+            self.pos = nn.Parameter(torch.zeros(8, 3))  # ties the model to L = 8
+
+        def forward(self, x_seq):
+            return super().forward(x_seq + self.pos)
+
+    assert channels_of(Fixed(), torch.rand(4, 2, 8, 3)) == found
+
+
+def test_an_axis_of_size_one_is_no_channel_axis_unless_a_layer_says_so():
+    x = torch.rand(4, 2, 1, 8, 8)
+    mean = nn.Sequential(layer.Conv2d(1, 5, 3, step_mode="m"), Mean(), neuron.IFNode(step_mode="m"))
+    assert channels_of(mean, x)[0] == "ambiguous"
+    one = nn.Sequential(layer.Conv2d(1, 1, 3, step_mode="m"), neuron.IFNode(step_mode="m"))
+    assert channels_of(one, x) == ("ok", 1, 1)
+
+
+class Mean(nn.Module):
+    def forward(self, x_seq):
+        return x_seq.mean(2, keepdim=True)
+
+
+def test_small_images_leave_one_pixel():
+    plan = swap.plan(sew(), torch.rand(2, 2, 3, 16, 16), swap.PMSN())
+    assert {(s.verdict, s.channel_dim) for s in plan.sites} == {("ok", 1)}
+    assert plan.sites[-1].step_shape == (2, 512, 1, 1)
+
+
+@new_zoo
+@pytest.mark.parametrize(
+    ("module", "name", "attention"),
+    [
+        ("qkformer", "qkformer_10_384", {("ambiguous", None), ("ok", (1, 2))}),
+        ("spike_driven_transformer", "sdt_8_384", {("ok", (1, 2, 3))}),
+    ],
+)
+def test_attention_of_the_zoo(module, name, attention):
+    model = getattr(importlib.import_module(f"spikingjelly.activation_based.model.{module}"), name)()
+    plan = swap.plan(model, torch.rand(2, 1, 3, 32, 32), swap.PMSN())
+    at_attention = [s for s in plan.sites if s.path.endswith("attn_lif")]
+    assert {(s.verdict, s.channel_dim) for s in at_attention} == attention
+    assert {(s.verdict, s.channel_dim) for s in plan.sites if s not in at_attention} == {("ok", 1)}
+    unclear = [s.path for s in plan.sites if s.verdict == "ambiguous"]
+    assert str(plan).count("name the axis") == len({s.note for s in plan.sites if s.note})
+    assert all(str(plan).count(path) == 2 for path in unclear)
+
+
+@pytest.mark.parametrize("cnf", ["AND", "IAND"])
+def test_blocks_that_multiply_spikes_refuse_counts(cnf, image):
+    plan = swap.plan(sew(cnf=cnf), image, swap.MSF(D=2))
+    assert [s.verdict for s in plan.sites] == ["ok"] + ["binary only"] * 19
+    with pytest.raises(swap.SwapError, match=f"binary only: its block has cnf='{cnf}'"):
+        plan.apply()
+    told = swap.plan(sew(cnf=cnf), image, swap.MSF(), rules={"re:layer.*": swap.MSF(D=2)})
+    assert {s.verdict for s in told.sites} == {"ok"}
+    for target in (swap.MSF(D=1), swap.PMSN()):
+        assert {s.verdict for s in swap.plan(sew(cnf=cnf), image, target).sites} == {"ok"}
+
+
+def test_one_step_is_no_time_to_integrate(small, x_seq):
+    with pytest.raises(swap.SwapError, match="no time to integrate: the example has T = 1"):
+        swap.pmsn(small, x_seq[:1])
+    swap.plan(small, x_seq[:1], swap.MSF(), rules={"re:first.*": swap.PMSN()}).apply()
+    assert isinstance(small.first[1], PMSNNode)
+    assert isinstance(small.second[1], MSFNode)
+
+
+def test_an_axis_that_grows_with_the_batch_is_not_time():
+    class Swapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = neuron.IFNode(step_mode="m")
+
+        def forward(self, x_seq):
+            return self.node(x_seq.transpose(0, 1))
+
+    with pytest.raises(swap.SwapError, match="no time axis"):
+        swap.msf(Swapped(), torch.rand(4, 3, 5))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"image": x, "scale": 2}, lambda x: ([x], None)])
+def test_inputs_in_containers_are_varied_too(wrap, x_seq):
+    class Folding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = neuron.IFNode(step_mode="m")
+
+        def forward(self, data, rest=None):
+            x = data["image"] if isinstance(data, dict) else data[0]
+            return self.node(x.flatten(0, 1))
+
+    with pytest.raises(swap.SwapError, match="no time axis"):
+        swap.msf(Folding(), wrap(x_seq))
+
+
+def test_an_input_that_cannot_be_varied_is_taken_as_it_is(x_seq):
+    class Opaque:
+        x = x_seq
+
+    class Unpack(Small):
+        def forward(self, data):
+            return super().forward(data.x)
+
+    assert isinstance(swap.msf(Unpack(), Opaque()).first[1], MSFNode)
+
+
+# Neurons of the host that are no stock ones ---------------------------------------------------------------------------
+
+
+@new_zoo
+@pytest.mark.parametrize("name", ["PSN", "SlidingPSN", "MaskedPSN"])
+def test_parallel_neurons_are_listed_and_need_a_threshold(name, x_seq):
+    arguments = {"PSN": (5,), "SlidingPSN": (2,), "MaskedPSN": (2, 5)}[name]
+
+    def make():
+        node = getattr(neuron, name)(*arguments)
+        node.step_mode = "m"
+        return node
+
+    with pytest.raises(
+        swap.SwapError, match=rf"first\.1, second\.1: unsupported dynamics: {name} has dynamics"
+    ):
+        swap.msf(Small(make), x_seq)
+    with pytest.raises(swap.SwapError, match=f"{name} has no v_threshold"):
+        swap.pmsn(Small(make), x_seq)
+    net = swap.pmsn(Small(make), x_seq, v_threshold=1.0)
+    assert (net.first[1].step_mode, net.first[1].v_threshold) == ("m", 1.0)
+
+
+@pytest.mark.skipif(face.FUNCTIONAL, reason="SpikingJelly 2.0.0 has no clock_driven")
+def test_legacy_neurons_are_listed(x_seq):
+    from spikingjelly.clock_driven.neuron import MultiStepLIFNode
+
+    with pytest.raises(swap.SwapError, match="unsupported dynamics: MultiStepLIFNode has dynamics"):
+        swap.msf(Small(MultiStepLIFNode), x_seq)
+    with pytest.raises(swap.SwapError, match="MultiStepLIFNode has no step_mode"):
+        swap.pmsn(Small(MultiStepLIFNode), x_seq)
+
+
+@new_zoo
+def test_non_spiking_nodes_are_readouts(x_seq):
+    net = Small()
+    net.second[1] = neuron.NonSpikingIFNode(decode="mean-mem")
+    net.head = nn.Identity()
+    plan = swap.plan(net, x_seq, swap.PMSN())
+    assert plan.sites[1].verdict == "readout"
+    assert not hasattr(net.second[1], "v")
+
+
+def test_a_surrogate_that_does_not_spike_is_refused(x_seq):
+    sg = surrogate.Sigmoid(spiking=False)
+    with pytest.raises(swap.SwapError, match="unsupported dynamics: .*spiking"):
+        swap.msf(Small(lambda: neuron.LIFNode(surrogate_function=sg, step_mode="m")), x_seq)
+
+
+# Applying ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [swap.MSF(), swap.PMSN()])
+def test_new_nodes_go_where_the_input_lies(target):
+    net = nn.Sequential(nn.Linear(3, 5, device="meta"), neuron.IFNode(step_mode="m"))
+    plan = swap.plan(net, torch.rand(4, 2, 3, device="meta"), target)
+    assert plan.sites[0].device == torch.device("meta")
+    assert all(p.device.type == "meta" for p in plan.apply().parameters())
+
+
+def test_nothing_is_replaced_if_one_cannot_be(small, x_seq, monkeypatch):
+    class Failing(MSFNode):
+        made = 0
+
+        def __init__(self, **kwargs):
+            type(self).made += 1
+            if self.made == 2:
+                raise ValueError("no second one")
+            super().__init__(**kwargs)
+
+    plan = swap.plan(small, x_seq, swap.MSF())
+    with monkeypatch.context() as patch:
+        patch.setitem(face.NODES, "msf", Failing)
+        with pytest.raises(swap.SwapError, match=r"second\.1: no second one"):
+            plan.apply()
+    assert type(small.first[1]) is neuron.LIFNode
+    assert isinstance(plan.apply().first[1], MSFNode)
+
+
+def test_a_plan_lets_go_of_the_old_neurons(small, x_seq):
+    old = [weakref.ref(m) for m in (small.first[1], small.second[1])]
+    plan = swap.plan(small, x_seq, swap.MSF())
+    text = str(plan)
+    plan.apply()
+    gc.collect()
+    assert [r() for r in old] == [None, None]
+    assert str(plan) == text
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "counts"),
+    [
+        ({"filter_fn": lambda module, path: False}, "3 keep"),
+        ({"rules": {"re:.*1": swap.Keep()}}, "2 keep, 1 never called"),
+    ],
+)
+def test_a_plan_that_swaps_nothing_raises(kwargs, counts, small, x_seq):
+    with pytest.raises(swap.SwapError, match=f"no neuron would be swapped: {counts}"):
+        swap.plan(small, x_seq, swap.MSF(), **kwargs).apply()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: swap.MSF(D=0), "D.*0"),
+        (lambda: swap.MSF(D=2.5), r"D.*2\.5"),
+        (lambda: swap.MSF(threshold_step=-1.0), "threshold_step"),
+        (lambda: swap.MSF(backend="cuda"), "cuda"),
+        (lambda: swap.MSF(surrogate_function="atn"), "atn.*atan"),
+        (lambda: swap.PMSN(compartments=1), "compartments.*2 to 17"),
+        (lambda: swap.PMSN(compartments=18), "compartments.*18"),
+        (lambda: swap.PMSN(init="shdd"), "shdd.*shd"),
+        (lambda: swap.PMSN(backend="cuda"), "cuda"),
+        (lambda: swap.PMSN(channel_dim="1"), "channel_dim.*'1'"),
+        (lambda: swap.PMSN(channel_dim=(1, 2.0)), "channel_dim"),
+    ],
+)
+def test_targets_are_checked_when_they_are_made(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_planning_leaves_no_tensor_behind(mode):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = neuron.IFNode(step_mode=mode, store_v_seq=mode == "m" or face.FUNCTIONAL)
+            self.calls = torch.zeros(())
+
+        def forward(self, x_seq):
+            self.calls += 1
+            self.last = x_seq
+            return self.node(x_seq)
+
+    net = Own()
+    x = torch.rand(4, 2, 3)
+    net(x)
+    calls, last, v_seq, v = net.calls, net.last, getattr(net.node, "v_seq", None), net.node.v
+    swap.plan(net, x, swap.MSF())
+    assert net.calls is calls
+    assert calls == 1
+    assert net.last is last
+    assert net.node.v is v
+    assert getattr(net.node, "v_seq", None) is v_seq
+    fresh = Own()
+    swap.plan(fresh, x, swap.MSF())
+    assert not hasattr(fresh, "last")
 
 
 # Adapters ----------------------------------------------------------------------------------------------------------
