@@ -16,8 +16,6 @@ from torch import Tensor
 from msf_pmsn_plugins.neurons import Neuron
 from msf_pmsn_plugins.neurons.base import State
 
-torch.set_num_threads(1)  # tensors are small here: threads would only wait for one another
-
 GOLDEN = Path(__file__).parent / "golden"
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
