@@ -179,9 +179,8 @@ def _soma(y_seq: Tensor, r: Tensor, v_threshold: float) -> tuple[Tensor, Tensor]
     v_seq = torch.cumsum(torch.relu(y_seq).div_(v_threshold), 0, dtype=torch.float64).add_(r)
     whole = torch.floor(v_seq)
     last = (v_seq[-1] - whole[-1]).to(r.dtype)
-    last.clamp_(
-        max=1 - torch.finfo(r.dtype).eps / 2
-    )  # rounded up to 1 it would count as reset, and its spike be lost
+    # Rounded up to 1 it would count as reset, and its spike be lost.
+    last.clamp_(max=1 - torch.finfo(r.dtype).eps / 2)
     v_seq[1:] -= whole[:-1]
     return v_seq, last
 
