@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import neurons
-from .neurons.base import Neuron, State, file_under_neuron
+from .neurons.base import Neuron, PropertiesFirst, State, file_under_neuron
 from .surrogate import FireFunction, Surrogate
 
 try:
@@ -104,7 +104,7 @@ def _beta(value: float | Tensor) -> float:
     return beta
 
 
-class SnnTorchNeuron(snn.SpikingNeuron):
+class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     """A framework-neutral neuron as a snnTorch neuron; its ``mem`` is the neuron's state.
 
     ``forward(input_, mem=None)`` takes one step [B, *], or with ``sequence=True`` all steps at once, [T, B, *].
@@ -170,13 +170,6 @@ class SnnTorchNeuron(snn.SpikingNeuron):
         self.sequence = sequence
         self.neuron = held
         self.reset_mem()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # As in Neuron: nn.Module would file a module or a parameter under its name and never call the setter.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         # Called where Python finds nothing, and directly by snnTorch's AttributeMonitor, which expects a buffer.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .neurons import MSF, PMSN, Neuron
-from .neurons.base import State, file_under_neuron, number
+from .neurons.base import PropertiesFirst, State, file_under_neuron, first_step, number
 from .surrogate import Custom, FireFunction
 from .surrogate import Surrogate as OwnSurrogate
 
@@ -78,7 +78,7 @@ def translate_surrogate(function: Any, dtype: torch.dtype, detach_reset: bool = 
     return function
 
 
-class SpikingJellyNode(neuron.BaseNode):
+class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     """A framework-neutral neuron as a SpikingJelly node.
 
     Memories hold the neuron's state under its ``state_names``; outputs come in the dtype of the input, states in
@@ -117,13 +117,9 @@ class SpikingJellyNode(neuron.BaseNode):
                 self.register_memory(name, 0.0)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # As in Neuron: a property comes before nn.Module's and MemoryModule's own filing.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
-        else:
-            if name == "surrogate_function" and not isinstance(value, nn.Module):
-                self._modules.pop(name, None)  # one of ours in place of one of the host's
-            super().__setattr__(name, value)
+        if name == "surrogate_function" and not isinstance(value, nn.Module):
+            self._modules.pop(name, None)  # one of ours in place of one of the host's
+        super().__setattr__(name, value)
 
     @property
     def backend(self) -> str:
@@ -151,7 +147,7 @@ class SpikingJellyNode(neuron.BaseNode):
         """Scalar sentinels become tensors; a state of another shape raises ValueError."""
         x = inputs[0]
         if step_mode == "m":
-            x = x[0] if len(x) else x.new_empty(x.shape[1:])
+            x = first_step(x)
         self.neuron.check_input(x)
         given = tuple(
             s if isinstance(s, Tensor) else torch.full(shape, s, dtype=dtype, device=x.device)
@@ -349,9 +345,7 @@ class MSFNode(SpikingJellyNode):
         held.tau = self.tau
         held.decay = 1.0 - 1.0 / self.tau
         held.input_scale = 1.0 / self.tau if self.decay_input else 1.0
-        held.v_threshold = number(
-            "v_threshold", self.v_threshold
-        )  # set_threshold_margin leaves a tensor there
+        held.v_threshold = number("v_threshold", self.v_threshold)  # a tensor after set_threshold_margin
         held.threshold_step = self.threshold_step
         held.reset_mode = "soft" if self.v_reset is None else "hard"
         held.v_reset = 0.0 if self.v_reset is None else self.v_reset
@@ -373,10 +367,8 @@ class MSFNode(SpikingJellyNode):
         if "beta" in numbers:
             self.tau = 1 / (1 - float(numbers["beta"]))
         if "reset_mechanism_val" in numbers:
-            mechanism = int(numbers["reset_mechanism_val"])
-            if (
-                mechanism != 1
-            ):  # 0 subtract, 1 zero, 2 none; snnTorch subtracts undecayed, SpikingJelly does not
+            # 0 subtract, 1 zero, 2 none; snnTorch subtracts undecayed, SpikingJelly does not.
+            if int(numbers["reset_mechanism_val"]) != 1:
                 errors.append("only reset_mechanism='zero' has the same dynamics in both frameworks")
             else:
                 self.v_reset = 0.0

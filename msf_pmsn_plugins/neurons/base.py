@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from .. import backends
+from ..surrogate import Surrogate
 
-__all__ = ["Neuron", "NoSecondDerivative", "State", "file_under_neuron", "loop_vmap", "number", "state_dtype"]
+__all__ = [
+    "Neuron",
+    "NoSecondDerivative",
+    "PropertiesFirst",
+    "State",
+    "file_under_neuron",
+    "first_step",
+    "loop_vmap",
+    "number",
+    "state_dtype",
+]
 
 State = tuple[Tensor, ...]
 
@@ -41,7 +52,22 @@ def file_under_neuron(state_dict: dict[str, Any], prefix: str, neuron: nn.Module
             state_dict[f"{prefix}neuron.{name}"] = state_dict.pop(prefix + name)
 
 
-class Neuron(nn.Module):
+def first_step(x_seq: Tensor) -> Tensor:
+    """One step [N, *] of a sequence [T, N, *], to read shapes from; of an empty sequence, an empty one."""
+    return x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
+
+
+class PropertiesFirst:
+    """Mixin before ``nn.Module``, which would file a module assigned to a property and never call the setter."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class Neuron(PropertiesFirst, nn.Module):
     """A spiking neuron over real time steps.
 
     ``step`` holds the equations and is the oracle: pure, obvious, never optimised. ``sequence`` may be fast, and
@@ -57,13 +83,6 @@ class Neuron(nn.Module):
     def __init__(self, backend: str = "auto") -> None:
         super().__init__()
         self.backend = backend
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module would file a module assigned to a property under its name and never call the setter.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def _keep_surrogate(self, value: Any) -> None:
         """Hold a surrogate, a module (a framework's object) or not, in place of the one before."""
@@ -150,17 +169,27 @@ class Neuron(nn.Module):
                 f"a sequence is [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
                 "For a single step use step(x, state)"
             )
-        x = x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
+        x = first_step(x_seq)
         self.check_input(x)
         return self.initial_state(x) if state is None else self.check_state(x, state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, _ in self.named_parameters(
-            recurse=False
-        ):  # saved by a node, which holds its neuron as `neuron`
+        # Saved by a node, which holds its neuron as `neuron`.
+        for name, _ in self.named_parameters(recurse=False):
             if prefix + name not in state_dict and f"{prefix}neuron.{name}" in state_dict:
                 state_dict[prefix + name] = state_dict.pop(f"{prefix}neuron.{name}")
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _has_kernel(self, surrogate: Any) -> TypeGuard[Surrogate]:
+        """Whether the backends know ``surrogate``; raise if not and one of them was asked for by name."""
+        if isinstance(surrogate, Surrogate):
+            return True
+        if self.backend not in ("auto", "torch"):
+            raise ValueError(
+                f"backend {self.backend!r} has no kernel for the surrogate {surrogate!r}: name one of "
+                "msf_pmsn_plugins.surrogate.SURROGATES, or set backend='auto'"
+            )
+        return False
 
     def _loop(self, x_seq: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         s_seq, m_seq = [], []

@@ -212,9 +212,9 @@ def msf(
     Returns:
         counts [T, N, *], membranes before reset [T, N, *], last ``v`` [N, *].
     """
-    tensor, number = (rate, 0.0) if isinstance(rate, Tensor) else (None, float(rate))
+    tensor, constant = (rate, 0.0) if isinstance(rate, Tensor) else (None, float(rate))
     settings = (
-        (number, input_scale, charge, tuple(thresholds), v_reset, reset_mode)
+        (constant, input_scale, charge, tuple(thresholds), v_reset, reset_mode)
         + (detach_reset, surrogate.name, surrogate.width)
         + (backends.resolve(backend, x_seq),)
     )
@@ -367,12 +367,7 @@ class MSF(Neuron):
     ) -> tuple[Tensor, State, Tensor | None]:
         (v,) = state = self._begin(x_seq, state)
         settings = self._settings(v.dtype)
-        if not isinstance(self.surrogate, Surrogate):
-            if self.backend not in ("auto", "torch"):
-                raise ValueError(
-                    f"backend {self.backend!r} has no kernel for the surrogate {self.surrogate!r}: name one of "
-                    "msf_pmsn_plugins.surrogate.SURROGATES, or set backend='auto'"
-                )
+        if not self._has_kernel(self.surrogate):
             return self._loop(x_seq, state, membrane)
         s_seq, m_seq, v = msf(x_seq.to(v.dtype), v, **settings, backend=self.backend)
         return s_seq.to(x_seq.dtype), (v,), m_seq if membrane else None

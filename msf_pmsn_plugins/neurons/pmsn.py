@@ -24,7 +24,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from .. import backends
 from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, NoSecondDerivative, State, loop_vmap, number, state_dtype
+from .base import Neuron, NoSecondDerivative, State, first_step, loop_vmap, number, state_dtype
 
 __all__ = ["INITS", "PMSN", "Init", "discretise", "pmsn", "pmsn_step"]
 
@@ -367,13 +367,11 @@ class PMSN(Neuron):
 
     def materialize(self, channels: int) -> None:
         """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
-        for name in PARAMETERS:
-            parameter = getattr(self, name)
-            if isinstance(parameter, UninitializedParameter):
-                shape = (channels,) if name in PER_CHANNEL else (channels, self.modes)
-                with torch.inference_mode(False):  # born in inference mode it could never be trained
-                    parameter.materialize(shape)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # born in inference mode they could never be trained
+            for name in PARAMETERS:
+                parameter = getattr(self, name)
+                if isinstance(parameter, UninitializedParameter):
+                    parameter.materialize((channels,) if name in PER_CHANNEL else (channels, self.modes))
             self.reset_parameters()
 
     @torch.no_grad()
@@ -465,14 +463,9 @@ class PMSN(Neuron):
         self, x_seq: Tensor, state: State | None = None, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None]:
         r, z = state = self._begin(x_seq, state)
-        if not isinstance(self.surrogate, Surrogate):
-            if self.backend not in ("auto", "torch"):
-                raise ValueError(
-                    f"backend {self.backend!r} has no kernel for the surrogate {self.surrogate!r}: name one of "
-                    "msf_pmsn_plugins.surrogate.SURROGATES, or set backend='auto'"
-                )
+        if not self._has_kernel(self.surrogate):
             return self._loop(x_seq, state, membrane)
-        axes = [d + 1 for d in self._axes(x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:]))]
+        axes = [d + 1 for d in self._axes(first_step(x_seq))]
         shape = x_seq.shape
         lead, tail = math.prod(shape[1 : axes[0]]), math.prod(shape[axes[-1] + 1 :])
         lanes = (lead, len(self.D), tail)
