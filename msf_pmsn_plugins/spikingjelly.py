@@ -365,7 +365,8 @@ class MSFNode(SpikingJellyNode):
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
         errors = super()._take_snntorch(numbers)
         if "beta" in numbers:
-            self.tau = 1 / (1 - float(numbers["beta"]))
+            leak = 1 - float(numbers["beta"])
+            self.tau = 1 / leak if leak else math.inf
         if "reset_mechanism_val" in numbers:
             # 0 subtract, 1 zero, 2 none; snnTorch subtracts undecayed, SpikingJelly does not.
             if int(numbers["reset_mechanism_val"]) != 1:

@@ -675,6 +675,8 @@ def test_state_dicts_of_the_other_faces_load_strictly():
     msf, node = other.MSF(beta=0.5, threshold=0.7, D=3, sequence=True), MSFNode(D=3, step_mode="m")
     node.load_state_dict(msf.state_dict())
     assert_same(node(x), msf(x)[0])
+    node.load_state_dict(other.MSF(beta=1.0).state_dict())
+    assert node.tau == float("inf")
     with pytest.raises(RuntimeError, match="reset_mechanism"):
         node.load_state_dict(other.MSF(reset_mechanism="subtract").state_dict())
     with pytest.raises(RuntimeError, match="graded"):
