@@ -35,9 +35,11 @@ def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
     return torch.from_numpy(np.array(array)).to(dtype or torch.from_numpy(np.zeros(0, array.dtype)).dtype)
 
 
-def loop(neuron: Neuron, x_seq: Tensor, state: State | None = None) -> tuple[Tensor, State, Tensor]:
+def loop(
+    neuron: Neuron, x_seq: Tensor, state: State | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, State, Tensor]:
     """The oracle: the base class's loop over ``step``."""
-    s_seq, state, m_seq = Neuron.sequence(neuron, x_seq, state, membrane=True)
+    s_seq, state, m_seq = neuron._loop(x_seq, neuron._begin(x_seq, state), True, lengths)
     assert m_seq is not None
     return s_seq, state, m_seq
 

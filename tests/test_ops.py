@@ -42,11 +42,22 @@ def laid_out(x, layout):
     return x[:, :1].expand(x.shape) if layout == "expanded" else x
 
 
-def msf_args(dtype, layout="contiguous", steps=5, rate_tensor=True, reset_mode="hard", charge="plif"):
+def msf_args(
+    dtype,
+    layout="contiguous",
+    steps=5,
+    rate_tensor=True,
+    reset_mode="hard",
+    keep="membrane",
+    lengths=None,
+    charge="plif",
+):
     x = laid_out(randn(steps, 3, 4, dtype=dtype) * 2, layout)
     v = randn(3, 4, seed=1, dtype=dtype)
     rate = torch.rand(4, generator=torch.Generator().manual_seed(2)).to(dtype) if rate_tensor else None
-    return x, v, rate, 0.25, 1.0, charge if rate_tensor else "decay", [1.0, 2.0], 0.0, reset_mode
+    lengths = None if lengths is None else torch.tensor([steps, steps // 2, 0])
+    charge = charge if rate_tensor else "decay"
+    return x, v, lengths, rate, 0.25, 1.0, charge, [1.0, 2.0], 0.0, reset_mode, 0.5, keep
 
 
 def pmsn_args(dtype, layout="contiguous", steps=5, lanes=(2, 3, 4), modes=2):
@@ -67,8 +78,9 @@ def pmsn_args(dtype, layout="contiguous", steps=5, lanes=(2, 3, 4), modes=2):
 def test_opcheck_msf(steps, layout, dtype, backend):
     for reset_mode in ("hard", "soft", "none"):
         for rate_tensor in (True, False):
-            args = (*msf_args(dtype, layout, steps, rate_tensor, reset_mode), backend)
-            torch.library.opcheck(OPS.msf.default, args)
+            for keep, lengths in (("membrane", None), ("code", "some"), ("none", None))[: 3 if steps else 1]:
+                args = msf_args(dtype, layout, steps, rate_tensor, reset_mode, keep, lengths)
+                torch.library.opcheck(OPS.msf.default, (*args, backend))
 
 
 @all_backends
@@ -85,7 +97,7 @@ def test_opcheck_msf_backward(steps, layout, dtype, backend):
             (None, None, randn(3, 4, seed=6, dtype=dtype)),
             (gs, gs, v),
         ):
-            args = (*given, x, x.clone(), v, *settings, False, "atan", 2.0, backend)
+            args = (*given, x, x.clone(), v, *settings[:-2], False, "atan", 2.0, "membrane", backend)
             torch.library.opcheck(OPS.msf_backward.default, args)
 
 
@@ -94,7 +106,14 @@ def test_opcheck_msf_backward(steps, layout, dtype, backend):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("steps", [0, 5, 70])
 def test_opcheck_pmsn(steps, layout, dtype, backend):
-    torch.library.opcheck(OPS.pmsn.default, (*pmsn_args(dtype, layout, steps), backend))
+    some = torch.tensor([steps, steps // 2])
+    for lengths, *soma in (
+        (None, "floor", "", False, True),
+        (some, "cumulative", "", False, False),
+        (None, "floor", "nearest", True, True),
+    ):
+        *tensors, theta = pmsn_args(dtype, layout, steps)
+        torch.library.opcheck(OPS.pmsn.default, (*tensors, lengths, theta, *soma, backend))
 
 
 @all_backends
@@ -104,15 +123,25 @@ def test_opcheck_pmsn(steps, layout, dtype, backend):
 def test_opcheck_pmsn_backward(steps, layout, dtype, backend):
     x, r, z, a, w, d, theta = pmsn_args(dtype, layout, steps)
     gs, y = (laid_out(randn(*x.shape, seed=i, dtype=dtype), layout) for i in (11, 12))
-    for given in ((gs, None, None), (None, gs, z), (None, None, None)):
-        args = (*given, x, y, r, z, a, w, d, theta, "triangle", 1.0, backend)
+    some = torch.tensor([steps, steps // 2])
+    for given, lengths, *soma in (
+        ((gs, None, None, None), None, "floor", "", False),
+        ((None, gs, r, z), some, "cumulative", "", False),
+        ((None, None, None, None), None, "serial", "sawtooth", False),
+    ):
+        args = (*given, x, y, r, z, a, w, d, lengths, theta, *soma, "triangle", 1.0, backend)
         torch.library.opcheck(OPS.pmsn_backward.default, args)
 
 
 @all_backends
 def test_ops_never_write_or_alias_their_inputs(backend):
     for steps in (0, 1, 40):
-        for op, args in ((OPS.msf, msf_args(F64, steps=steps)), (OPS.pmsn, pmsn_args(F64, steps=steps))):
+        *tensors, theta = pmsn_args(F64, steps=steps)
+        both = (
+            (OPS.msf, msf_args(F64, steps=steps)),
+            (OPS.pmsn, (*tensors, None, theta, "floor", "", False, True)),
+        )
+        for op, args in both:
             tensors = [t for t in args if isinstance(t, torch.Tensor)]
             before = [t.clone() for t in tensors]
             outputs = op(*args, backend)
@@ -392,6 +421,6 @@ def test_a_named_backend_that_cannot_be_imported_raises(monkeypatch):
 def test_the_functions_refuse_an_unknown_backend():
     x, r, z, a, w, d, theta = pmsn_args(F32)
     with pytest.raises(ValueError, match="unknown backend 'gpu'"):
-        pmsn(x, r, z, a, w, d, theta, Surrogate("triangle"), "gpu")
+        pmsn(x, r, z, a, w, d, theta, Surrogate("triangle"), backend="gpu")
     with pytest.raises(ValueError, match="unknown backend 'gpu'"):
         msf(torch.zeros(2, 3), torch.zeros(3), 0.25, [1.0], Surrogate("atan"), backend="gpu")

@@ -72,7 +72,7 @@ def drive(neuron, x_seq, backend="auto"):
     r = torch.zeros_like(flat[0])
     z = r.new_zeros((*r.shape, neuron.modes), dtype=r.dtype.to_complex())
     weights = neuron.weights(x_seq.dtype)
-    s, y, _, _ = pmsn(flat, r, z, *weights, float(neuron.v_threshold), neuron.surrogate, backend)
+    s, y, _, _ = pmsn(flat, r, z, *weights, float(neuron.v_threshold), neuron.surrogate, backend=backend)
     return s.reshape(x_seq.shape), y.reshape(x_seq.shape)
 
 
@@ -221,7 +221,7 @@ def soma(y, theta, backend="auto", r=None):
     none = torch.zeros(1, 1, dtype=y.dtype.to_complex())
     z = torch.zeros(1, 1, x.shape[-1], 1, dtype=none.dtype)
     r = torch.zeros_like(x[0]) if r is None else r.reshape(x[0].shape)
-    s, drive, r, _ = pmsn(x, r, z, none, none, torch.ones(1, dtype=y.dtype), theta, TRIANGLE, backend)
+    s, drive, r, _ = pmsn(x, r, z, none, none, torch.ones(1, dtype=y.dtype), theta, TRIANGLE, backend=backend)
     return s.reshape(y.shape), drive.reshape(y.shape), r.reshape(y.shape[1:])
 
 
@@ -370,7 +370,7 @@ def test_by_hand(p, backend):
     w = torch.ones(1, 1, dtype=dtype.to_complex(), requires_grad=True)
     d = torch.zeros(1, dtype=dtype, requires_grad=True)
     r0, z0 = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype.to_complex())
-    s, y, r, z = pmsn(x, r0, z0, a, w, d, 1.0, TRIANGLE, backend)
+    s, y, r, z = pmsn(x, r0, z0, a, w, d, 1.0, TRIANGLE, backend=backend)
     assert y.flatten().tolist() == [1.0, 1.0, 0.5, 2.25, 1.125, -7.4375]
     assert membranes(y, r0, 1.0).flatten().tolist() == [1.0, 1.0, 0.5, 2.75, 1.875, 0.875]
     # ties fire; 2.75 gives one spike and loses two thresholds; a negative drive leaves the residual
@@ -561,7 +561,7 @@ def test_lattice_recurrence_is_exact(backend, data):
     d, x = quarter(2), quarter(steps, 1, 2, 2)
     r = torch.zeros(1, 2, 2)
     z = torch.zeros(1, 2, 2, 3, dtype=torch.complex64)
-    s, y, r1, z1 = pmsn(x, r, z, a, w, d, 1.0, TRIANGLE, backend)
+    s, y, r1, z1 = pmsn(x, r, z, a, w, d, 1.0, TRIANGLE, backend=backend)
     wide = (
         x.double(),
         r.double(),

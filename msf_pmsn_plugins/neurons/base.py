@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -13,10 +13,12 @@ from .. import backends
 from ..surrogate import Surrogate
 
 __all__ = [
+    "Lengths",
     "Neuron",
     "NoSecondDerivative",
     "PropertiesFirst",
     "State",
+    "channel_axes",
     "file_under_neuron",
     "first_step",
     "loop_vmap",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 State = tuple[Tensor, ...]
+Lengths = Tensor | Sequence[int]
 
 
 def number(name: str, value: Any) -> float:
@@ -57,6 +60,60 @@ def first_step(x_seq: Tensor) -> Tensor:
     return x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
 
 
+def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]:
+    """The channel axes of one step ``x`` [N, *], non-negative, adjacent and ascending; raise ValueError otherwise."""
+    dims = channel_dim if isinstance(channel_dim, Sequence) else (channel_dim,)
+    axes = tuple(d + x.dim() if d < 0 else d for d in dims)
+    if any(not 1 <= d < x.dim() for d in axes):
+        raise ValueError(
+            f"channel_dim={channel_dim} counts in the per-step tensor [N, C, *], whose axis 0 is the batch; "
+            f"one step of this input has shape {tuple(x.shape)}"
+        )
+    if axes != tuple(range(axes[0], axes[0] + len(axes))):
+        raise ValueError(f"channel_dim={channel_dim} must name adjacent axes in ascending order")
+    return axes
+
+
+def _check_lengths(x_seq: Tensor, lengths: Lengths) -> Tensor:
+    """Lengths as int64 [N], or a mask as bool [T, N], on the device of ``x_seq``; raise if they do not fit it.
+
+    Values are checked where that costs no synchronisation: lists and CPU tensors.
+    """
+    steps, batch = x_seq.shape[:2]
+    given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
+    if given.numel() == 0 and not isinstance(lengths, Tensor):
+        given = given.long()  # of an empty list torch makes floats
+    if given.dtype == torch.bool:
+        if given.shape != (steps, batch):
+            raise ValueError(
+                f"a mask is [T, N] = {(steps, batch)} for this input, True at valid steps; got {tuple(given.shape)}"
+            )
+        return given.to(x_seq.device)
+    if given.is_floating_point() or given.is_complex():
+        raise TypeError(f"lengths must be integers [N] or a bool mask [T, N], got {given.dtype}")
+    if given.shape != (batch,):
+        raise ValueError(
+            f"lengths need one entry for each of the {batch} samples, got shape {tuple(given.shape)}"
+        )
+    if given.device.type == "cpu" and batch and not (int(given.min()) >= 0 and int(given.max()) <= steps):
+        raise ValueError(f"lengths must lie in 0..{steps}, the steps of this input; got {given.tolist()}")
+    return given.to(x_seq.device, torch.int64)
+
+
+def valid_steps(x_seq: Tensor, lengths: Lengths) -> Tensor:
+    """``lengths`` or a mask for ``x_seq`` [T, N, *], checked, as a mask: bool [T, N], True at valid steps."""
+    checked = _check_lengths(x_seq, lengths)
+    if checked.dtype == torch.bool:
+        return checked
+    return torch.arange(len(x_seq), device=checked.device).unsqueeze(1) < checked
+
+
+def live_steps(lengths: Tensor, x_seq: Tensor) -> Tensor:
+    """True where step t < lengths[n], bool [T, N, 1, ..] against ``x_seq`` [T, N, *]."""
+    live = torch.arange(len(x_seq), device=lengths.device).unsqueeze(1) < lengths
+    return live.reshape(*live.shape, *[1] * (x_seq.dim() - 2))
+
+
 class PropertiesFirst:
     """Mixin before ``nn.Module``, which would file a module assigned to a property and never call the setter."""
 
@@ -71,8 +128,8 @@ class Neuron(PropertiesFirst, nn.Module):
     """A spiking neuron over real time steps.
 
     ``step`` holds the equations and is the oracle: pure, obvious, never optimised. ``sequence`` may be fast, and
-    equals a loop of ``step``. Subclasses write ``initial_state``, ``step`` and ``state_names``; the default
-    ``sequence`` is the loop.
+    equals a loop of ``step``. Subclasses write ``initial_state``, ``step`` and ``state_names``; by default
+    ``sequence`` is the loop, and ``_run`` is where a fast path goes.
 
     Args:
         backend: ``"auto"`` (chosen by where the input lies) or the name of a backend, which is used or raises.
@@ -116,18 +173,46 @@ class Neuron(PropertiesFirst, nn.Module):
         raise NotImplementedError
 
     def sequence(
-        self, x_seq: Tensor, state: State | None = None, membrane: bool = False
+        self,
+        x_seq: Tensor,
+        state: State | None = None,
+        membrane: bool = False,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, State, Tensor | None]:
         """All steps: ``x_seq`` [T, N, *] -> spikes [T, N, *], last state, membranes [T, N, *] if asked for.
 
-        An empty sequence (T = 0) gives empty outputs and leaves the state as it was.
+        Args:
+            x_seq: input currents, time first. An empty sequence (T = 0) leaves the state as it was.
+            state: the state to go on from; None starts at rest.
+            membrane: also return the membranes before reset, volts.
+            lengths: for samples of different length, the number of valid steps of each, [N]; or a mask, bool [T, N],
+                True at valid steps. All other steps are skipped: they emit 0, touch neither state nor gradient, and
+                what the input holds there does not matter. Each sample's state is the one after its last valid step.
         """
         state = self._begin(x_seq, state)
-        return self._loop(x_seq, state, membrane)
+        if lengths is None:
+            return self._run(x_seq, state, membrane, None)
+        lengths = _check_lengths(x_seq, lengths)
+        if lengths.dtype != torch.bool:
+            return self._run(x_seq, state, membrane, lengths)
+        # Valid steps first, in their order; then back to where they were.
+        count, order = lengths.sum(0), torch.argsort((~lengths).byte(), dim=0, stable=True)
+        order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
+        s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
+        s_seq = torch.zeros_like(s_seq).scatter(0, order, s_seq)
+        return s_seq, state, None if m_seq is None else torch.zeros_like(m_seq).scatter(0, order, m_seq)
 
-    def forward(self, x_seq: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def _run(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """``sequence`` after its checks; override with something fast."""
+        return self._loop(x_seq, state, membrane, lengths)
+
+    def forward(
+        self, x_seq: Tensor, state: State | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, State]:
         """``sequence`` without the membranes: ``x_seq`` [T, N, *] -> spikes, last state."""
-        s_seq, state, _ = self.sequence(x_seq, state)
+        s_seq, state, _ = self.sequence(x_seq, state, lengths=lengths)
         return s_seq, state
 
     def check_input(self, x: Tensor) -> None:
@@ -191,10 +276,24 @@ class Neuron(PropertiesFirst, nn.Module):
             )
         return False
 
-    def _loop(self, x_seq: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
+    def _loop(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """The oracle of ``sequence``: one ``step`` after another."""
         s_seq, m_seq = [], []
-        for x in x_seq.unbind(0):
-            s, state, m = self.step(x, state)
+        live_seq = None if lengths is None else live_steps(lengths, x_seq)
+        for t, x in enumerate(x_seq.unbind(0)):
+            if live_seq is None:
+                s, state, m = self.step(x, state)
+            else:
+                live = live_seq[t]
+                s, after, m = self.step(torch.where(live, x, 0.0), state)
+                # A state may have trailing axes of its own.
+                state = tuple(
+                    torch.where(live.reshape(len(live), *[1] * (new.dim() - 1)), new, old)
+                    for new, old in zip(after, state, strict=True)
+                )
+                s, m = torch.where(live, s, 0.0), torch.where(live, m, 0.0)
             s_seq.append(s)
             m_seq.append(m)
         if not s_seq:

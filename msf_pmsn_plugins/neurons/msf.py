@@ -10,6 +10,8 @@ dynamics", Nature Communications 16, 7155 (2025). Per step, with thresholds ``th
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..charges import CHARGES
 from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, NoSecondDerivative, State, loop_vmap, number, state_dtype
+from .base import Neuron, NoSecondDerivative, State, channel_axes, first_step, loop_vmap, number, state_dtype
 
 __all__ = ["MSF", "msf", "msf_step"]
 
@@ -62,7 +64,9 @@ def msf_step(
     first = s = fire(m - thresholds[0], surrogate)
     for theta in thresholds[1:]:
         s = s + fire(m - theta, surrogate)
-    if reset_mode == "hard":
+    if reset_mode == "hard" and getattr(surrogate, "soft", False):
+        v = m + (first.detach() if detach_reset else first) * (v_reset - m)  # a part of a spike resets a part
+    elif reset_mode == "hard":
         v = _HardReset.apply(m, first.detach() if detach_reset else first, v_reset)
     elif reset_mode == "soft":
         v = m - (s.detach() if detach_reset else s) * thresholds[0]
@@ -75,6 +79,7 @@ def msf_step(
 def _msf_op(
     x_seq: Tensor,
     v: Tensor,
+    lengths: Tensor | None,
     rate_tensor: Tensor | None,
     rate: float,
     input_scale: float,
@@ -82,16 +87,22 @@ def _msf_op(
     thresholds: Sequence[float],
     v_reset: float,
     reset_mode: str,
+    width: float,
+    keep: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    args = (rate_tensor, rate, input_scale, charge, thresholds, v_reset, reset_mode)
-    s_seq, m_seq, v = backends.load(backend).msf_fwd(x_seq, v, *args)
-    return s_seq.contiguous(), m_seq.contiguous(), v.contiguous()
+    args = (rate_tensor, rate, input_scale, charge, thresholds, v_reset, reset_mode, width, keep)
+    s_seq, kept, v = backends.load(backend).msf_fwd(x_seq, v, lengths, *args)
+    return s_seq.contiguous(), kept.contiguous(), v.contiguous()
 
 
 @_msf_op.register_fake
 def _(x_seq: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x_seq.new_empty(x_seq.shape), x_seq.new_empty(x_seq.shape), v.new_empty(v.shape)
+    *_, keep, _backend = args
+    kept = x_seq.new_empty(
+        0 if keep == "none" else x_seq.shape, dtype=torch.uint8 if keep == "code" else None
+    )
+    return x_seq.new_empty(x_seq.shape), kept, v.new_empty(v.shape)
 
 
 @torch.library.custom_op("msf_pmsn_plugins::msf_backward", mutates_args=())
@@ -100,8 +111,9 @@ def _msf_backward_op(
     gm_seq: Tensor | None,
     gv: Tensor | None,
     x_seq: Tensor,
-    m_seq: Tensor,
+    kept: Tensor,
     v: Tensor,
+    lengths: Tensor | None,
     rate_tensor: Tensor | None,
     rate: float,
     input_scale: float,
@@ -112,6 +124,7 @@ def _msf_backward_op(
     detach_reset: bool,
     surrogate: str,
     width: float,
+    keep: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     args = (
@@ -125,17 +138,26 @@ def _msf_backward_op(
         detach_reset,
         surrogate,
         width,
+        keep,
     )
-    gx, gv, grate = backends.load(backend).msf_bwd(gs_seq, gm_seq, gv, x_seq, m_seq, v, *args)
+    gx, gv, grate = backends.load(backend).msf_bwd(gs_seq, gm_seq, gv, x_seq, kept, v, lengths, *args)
     return gx.contiguous(), gv.contiguous(), grate.contiguous()
 
 
 @_msf_backward_op.register_fake
 def _(
-    gs_seq: Any, gm_seq: Any, gv: Any, x_seq: Tensor, m_seq: Tensor, v: Tensor, rate_tensor: Any, *args: Any
+    gs_seq: Any,
+    gm_seq: Any,
+    gv: Any,
+    x_seq: Tensor,
+    kept: Tensor,
+    v: Tensor,
+    lengths: Any,
+    rate_tensor: Any,
+    *args: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grate = v.new_empty(() if rate_tensor is None else rate_tensor.shape)
-    return m_seq.new_empty(m_seq.shape), v.new_empty(v.shape), grate
+    return v.new_empty(kept.shape), v.new_empty(v.shape), grate
 
 
 for _op in (_msf_op, _msf_backward_op):
@@ -148,23 +170,42 @@ class _MSFFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x_seq: Tensor, v: Tensor, rate_tensor: Tensor | None, settings: tuple[Any, ...]) -> Any:
-        *charge_and_reset, _detach_reset, _surrogate, _width, backend = settings
-        return _msf_op(x_seq, v, rate_tensor, *charge_and_reset, backend)
+    def forward(
+        x_seq: Tensor,
+        v: Tensor,
+        lengths: Tensor | None,
+        rate_tensor: Tensor | None,
+        settings: tuple[Any, ...],
+    ) -> Any:
+        *charge_and_reset, _detach_reset, _surrogate, width, keep, backend = settings
+        return _msf_op(x_seq, v, lengths, rate_tensor, *charge_and_reset, width, keep, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x_seq, v, rate_tensor, ctx.settings = inputs
-        ctx.save_for_backward(x_seq if rate_tensor is not None else output[1], output[1], v, rate_tensor)
+        x_seq, v, lengths, rate_tensor, ctx.settings = inputs
+        _s_seq, kept, _v = output
+        learned = rate_tensor is not None
+        ctx.save_for_backward(x_seq if learned else None, kept, v if learned else None, lengths, rate_tensor)
+        if ctx.settings[-2] != "membrane":
+            ctx.mark_non_differentiable(kept)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
         ctx: Any, gs_seq: Tensor | None, gm_seq: Tensor | None, gv: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x_seq, m_seq, v, rate_tensor = ctx.saved_tensors
-        gx, gv, grate = _MSFBackward.apply(gs_seq, gm_seq, gv, x_seq, m_seq, v, rate_tensor, ctx.settings)
-        return gx, gv, None if rate_tensor is None else grate, None
+        x_seq, kept, v, lengths, rate_tensor = ctx.saved_tensors
+        if ctx.settings[-2] != "membrane":
+            gm_seq = None
+        given = gs_seq if gs_seq is not None else gm_seq if gm_seq is not None else gv
+        if given is None:
+            return None, None, None, None, None
+        if rate_tensor is None:  # only their shapes are needed
+            x_seq, v = kept, given.new_zeros(()).expand(kept.shape[1:])
+        gx, gv, grate = _MSFBackward.apply(
+            gs_seq, gm_seq, gv, x_seq, kept, v, lengths, rate_tensor, ctx.settings
+        )
+        return gx, gv, None, None if rate_tensor is None else grate, None
 
 
 class _MSFBackward(NoSecondDerivative):
@@ -174,12 +215,22 @@ class _MSFBackward(NoSecondDerivative):
         gm_seq: Tensor | None,
         gv: Tensor | None,
         x_seq: Tensor,
-        m_seq: Tensor,
+        kept: Tensor,
         v: Tensor,
+        lengths: Tensor | None,
         rate_tensor: Tensor | None,
         settings: tuple[Any, ...],
     ) -> Any:
-        return _msf_backward_op(gs_seq, gm_seq, gv, x_seq, m_seq, v, rate_tensor, *settings)
+        return _msf_backward_op(gs_seq, gm_seq, gv, x_seq, kept, v, lengths, rate_tensor, *settings)
+
+
+def _keep(membrane: bool, windows: bool) -> str:
+    """What the forward leaves for the backward: nothing, one byte an element (``windows`` suffice), or membranes."""
+    if membrane:
+        return "membrane"
+    if not torch.is_grad_enabled():
+        return "none"
+    return "code" if windows else "membrane"
 
 
 def msf(
@@ -193,8 +244,10 @@ def msf(
     v_reset: float = 0.0,
     reset_mode: str = "hard",
     detach_reset: bool = True,
+    lengths: Tensor | None = None,
+    membrane: bool = True,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """All steps of MSF at once: a loop of :func:`msf_step`, as one op.
 
     Args:
@@ -207,18 +260,23 @@ def msf(
         input_scale: factor on the input (charge ``"decay"`` only).
         v_reset, reset_mode: ``"hard"`` to ``v_reset``, ``"soft"`` by ``thresholds[0]`` per spike, or ``"none"``.
         detach_reset: no gradient through the reset.
+        lengths: valid steps of each sample, int64 [N]; later ones emit 0 and leave the state as it is.
+        membrane: return the membranes. Without them, training with the rectangle keeps one byte an element.
         backend: ``"auto"`` or a key of :data:`msf_pmsn_plugins.backends.BACKENDS`.
 
     Returns:
-        counts [T, N, *], membranes before reset [T, N, *], last ``v`` [N, *].
+        counts [T, N, *], membranes before reset [T, N, *] or None, last ``v`` [N, *].
     """
     tensor, constant = (rate, 0.0) if isinstance(rate, Tensor) else (None, float(rate))
+    detached = detach_reset or reset_mode == "none"
+    windows = surrogate.name == "rectangular" and detached and tensor is None and len(thresholds) <= 127
     settings = (
         (constant, input_scale, charge, tuple(thresholds), v_reset, reset_mode)
-        + (detach_reset, surrogate.name, surrogate.width)
+        + (detach_reset, surrogate.name, surrogate.width, _keep(membrane, windows))
         + (backends.resolve(backend, x_seq),)
     )
-    return _MSFFunction.apply(x_seq, v, tensor, settings)
+    s_seq, m_seq, v = _MSFFunction.apply(x_seq, v, lengths, tensor, settings)
+    return s_seq, m_seq if membrane else None, v
 
 
 class MSF(Neuron):
@@ -228,7 +286,8 @@ class MSF(Neuron):
 
     Args:
         D: number of thresholds.
-        decay: factor on the membrane per step (charge ``"decay"``), in [0, 1].
+        decay: factor on the membrane per step (charge ``"decay"``), in [0, 1]. With ``learn_decay`` the start value,
+            in (0, 1): a number, or a tensor [C], one for each channel.
         input_scale: factor on the input (charge ``"decay"``).
         v_threshold: first threshold, volts.
         threshold_step: spacing of the thresholds, volts.
@@ -236,10 +295,15 @@ class MSF(Neuron):
         reset_mode: ``"hard"`` (published), ``"soft"`` (subtracts ``v_threshold`` per spike) or ``"none"``.
         detach_reset: no gradient through the reset (published).
         surrogate: a name, a :class:`~msf_pmsn_plugins.surrogate.Surrogate`, or a callable ``u -> spikes``, which
-            runs on the plain step loop. Default: rectangular of half-width ``threshold_step / 2``.
+            runs on the plain step loop. Default: rectangular of half-width ``threshold_step / 2``; for an explicit
+            list, half its smallest gap.
         charge: a key of :data:`~msf_pmsn_plugins.charges.CHARGES`, or a pair of keys for training and evaluation.
         tau: time constant in steps, for the charges that name it; greater than 1.
         w: start value of the learned ``w``, ``q = sigmoid(w)``, for the charges that name it.
+        thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``v_threshold`` and
+            ``threshold_step``. A reset looks at the first.
+        learn_decay: make the decay a parameter, ``decay = sigmoid(decay_logit)``, which keeps it in (0, 1).
+        channel_dim: where the channels of a decay per channel lie in the per-step tensor [N, C, *].
         backend: ``"auto"`` or the name of a backend.
 
     State: ``(v,)``, the membrane after reset, [N, *], float32 (float64 for float64 input).
@@ -248,10 +312,12 @@ class MSF(Neuron):
         ValueError: a parameter out of its range, unknown charge, reset, surrogate or backend.
     """
 
+    decay_logit: nn.Parameter | None
+
     def __init__(
         self,
         D: int = 4,
-        decay: float = 0.25,
+        decay: float | Tensor = 0.25,
         input_scale: float = 1.0,
         v_threshold: float = 1.0,
         threshold_step: float = 1.0,
@@ -262,18 +328,33 @@ class MSF(Neuron):
         charge: str | tuple[str, str] = "decay",
         tau: float | None = None,
         w: float | Tensor | None = None,
+        thresholds: Sequence[float] | None = None,
+        learn_decay: bool = False,
+        channel_dim: int | Sequence[int] = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__(backend)
         self.D = D
-        self.decay = decay
-        self.input_scale = input_scale
         self.v_threshold = v_threshold
         self.threshold_step = threshold_step
+        self._list: tuple[float, ...] | None = None
+        if thresholds is not None:
+            self.thresholds = thresholds
+        self.register_parameter("decay_logit", None)
+        self.charge = (charge, charge) if isinstance(charge, str) else tuple(charge)
+        if len(self.charge) != 2:
+            raise ValueError(f"charge is a key or a pair of keys (training, evaluation), got {charge!r}")
+        if learn_decay:
+            if self.charge != ("decay", "decay"):
+                raise ValueError(f"learn_decay belongs to charge='decay', got charge={charge!r}")
+            self.decay_logit = nn.Parameter(_logit(decay))
+        else:
+            self.decay = decay
+        self.channel_dim = channel_dim
+        self.input_scale = input_scale
         self.v_reset = v_reset
         self.reset_mode = reset_mode
         self.detach_reset = detach_reset
-        self.charge = (charge, charge) if isinstance(charge, str) else charge
         self.tau = tau
         self.surrogate = surrogate
         for name in self.charge:
@@ -291,12 +372,26 @@ class MSF(Neuron):
         self._check()
 
     @property
+    def decay(self) -> float | Tensor:
+        """The decay; of a learned one its present value. Assign a number (learned: or [C]) to change it."""
+        return self._decay if self.decay_logit is None else self.decay_logit.sigmoid()
+
+    @decay.setter
+    def decay(self, value: float | Tensor) -> None:
+        if self.decay_logit is None:
+            self._decay = number("decay", value)
+        else:
+            with torch.no_grad():
+                self.decay_logit.copy_(_logit(value))
+
+    @property
     def surrogate(self) -> Surrogate | FireFunction:
         """The surrogate; by default the rectangle of half-width h/2, the narrowest whose sum over the thresholds
         is flat.
         """
         if self._surrogate is None:
-            return Surrogate("rectangular", float(self.threshold_step) / 2)
+            gaps = [b - a for a, b in itertools.pairwise(self._list or ())]
+            return Surrogate("rectangular", min(gaps, default=float(self.threshold_step)) / 2)
         return self._surrogate
 
     @surrogate.setter
@@ -305,29 +400,68 @@ class MSF(Neuron):
 
     @property
     def thresholds(self) -> list[float]:
-        """``v_threshold + d * threshold_step``, computed in double and rounded once to the dtype of the state."""
+        """The thresholds in volts: the explicit list, or ``v_threshold + d * threshold_step``, computed in double.
+
+        They are rounded once, to the dtype of the state. Assign a list to replace ``D``, ``v_threshold`` and the
+        spacing; assign None to go back to them.
+        """
+        if self._list is not None:
+            return list(self._list)
         return [float(self.v_threshold) + d * float(self.threshold_step) for d in range(self.D)]
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[float] | None) -> None:
+        if values is None:
+            self._list = None
+            return
+        numbers = tuple(number("thresholds", value) for value in values)
+        if not numbers or any(b <= a for a, b in itertools.pairwise(numbers)):
+            raise ValueError(f"thresholds must be strictly increasing and not empty, got {list(numbers)}")
+        self._list = numbers
+        self.D, self.v_threshold = len(numbers), numbers[0]
 
     def _check(self) -> None:
         """Raise ValueError on settings that cannot work; they may have been changed since construction."""
         if not (isinstance(self.D, int) and not isinstance(self.D, bool) and self.D >= 1):
             raise ValueError(f"D, the number of thresholds, must be an integer >= 1, got {self.D!r}")
-        if not 0 <= number("decay", self.decay) <= 1:
-            raise ValueError(f"decay must lie in [0, 1], got {self.decay!r}")
+        if self.decay_logit is None and not 0 <= self._decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {self._decay!r}")
         for name in ("input_scale", "v_threshold", "threshold_step", "v_reset"):
             number(name, getattr(self, name))
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
+        if self._list is not None and (self.D, self.v_threshold) != (len(self._list), self._list[0]):
+            raise ValueError(
+                f"D={self.D} and v_threshold={self.v_threshold} do not fit the explicit thresholds "
+                f"{list(self._list)}: assign to .thresholds instead (None goes back to an even spacing)"
+            )
         if self.reset_mode not in ("hard", "soft", "none"):
             raise ValueError(f"unknown reset_mode {self.reset_mode!r}; known: 'hard', 'soft', 'none'")
 
-    def _settings(self, dtype: torch.dtype) -> dict[str, Any]:
+    def _learned_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The learned decay, broadcast against one step ``x``."""
+        assert self.decay_logit is not None
+        decay = self.decay_logit.to(dtype).sigmoid()
+        if decay.dim() == 0:
+            return decay
+        axes = channel_axes(self.channel_dim, x)
+        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        if math.prod(shape) != len(decay):
+            raise ValueError(
+                f"this MSF has a decay for each of {len(decay)} channels, but axis {self.channel_dim} of one step "
+                f"{tuple(x.shape)} has {math.prod(shape)}: pass a decay [{math.prod(shape)}], or the channel_dim "
+                f"that holds {len(decay)}"
+            )
+        return decay.reshape(shape)
+
+    def _settings(self, x: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments of :func:`msf_step` for one step ``x`` with a state of ``dtype``."""
         self._check()
         charge = self.charge[0] if self.training else self.charge[1]
         kind = CHARGES[charge].rate
         rate: float | Tensor = 0.0
         if kind == "decay":
-            rate = self.decay
+            rate = self._decay if self.decay_logit is None else self._learned_decay(x, dtype)
         elif kind == "tau":
             assert self.tau is not None
             rate = self.tau
@@ -359,24 +493,41 @@ class MSF(Neuron):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)
         (v,) = self.check_state(x, state)
-        s, v, m = msf_step(x.to(v.dtype), v, **self._settings(v.dtype))
+        s, v, m = msf_step(x.to(v.dtype), v, **self._settings(x, v.dtype))
         return s.to(x.dtype), (v,), m
 
-    def sequence(
-        self, x_seq: Tensor, state: State | None = None, membrane: bool = False
+    def _run(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        (v,) = state = self._begin(x_seq, state)
-        settings = self._settings(v.dtype)
+        (v,) = state
+        settings = self._settings(first_step(x_seq), v.dtype)
         if not self._has_kernel(self.surrogate):
-            return self._loop(x_seq, state, membrane)
-        s_seq, m_seq, v = msf(x_seq.to(v.dtype), v, **settings, backend=self.backend)
-        return s_seq.to(x_seq.dtype), (v,), m_seq if membrane else None
+            return self._loop(x_seq, state, membrane, lengths)
+        s_seq, m_seq, v = msf(
+            x_seq.to(v.dtype), v, **settings, lengths=lengths, membrane=membrane, backend=self.backend
+        )
+        return s_seq.to(x_seq.dtype), (v,), m_seq
 
     def extra_repr(self) -> str:
         charge = self.charge[0]
         kind = CHARGES[charge].rate
-        rate = {"decay": f"decay={self.decay:.6g}, ", "tau": f"tau={self.tau}, "}.get(kind, "")
+        decay = "learned" if self.decay_logit is not None else f"{self._decay:.6g}"
+        rate = {"decay": f"decay={decay}, ", "tau": f"tau={self.tau}, "}.get(kind, "")
+        spacing = f"v_threshold={self.v_threshold}, threshold_step={self.threshold_step}"
+        if self._list is not None:
+            spacing = f"thresholds={list(self._list)}"
         return (
-            f"D={self.D}, {rate}v_threshold={self.v_threshold}, threshold_step={self.threshold_step}, "
-            f"reset_mode={self.reset_mode!r}, charge={charge!r}, backend={self.backend!r}"
+            f"D={self.D}, {rate}{spacing}, reset_mode={self.reset_mode!r}, charge={charge!r}, "
+            f"backend={self.backend!r}"
         )
+
+
+def _logit(decay: float | Tensor) -> Tensor:
+    """The logit of a decay in (0, 1), a number or [C], in the dtype it will be learned in."""
+    value = torch.as_tensor(decay).detach()
+    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    if value.dim() > 1 or value.numel() == 0 or not bool(((value > 0) & (value < 1)).all()):
+        raise ValueError(
+            f"a learned decay starts in (0, 1), as a number or one number for each channel [C]; got {decay!r}"
+        )
+    return torch.logit(value.double()).to(value.dtype)

@@ -9,6 +9,8 @@ the soma resets by whole thresholds (16 to 18). With ``Lam = -exp(log_A_real) + 
     y = Re(sum w z) + D x                             drive of the soma
     v = r + max(y, 0)/v_threshold                     r, v in units of the threshold
     s = [v >= 1],  r = v - floor(v)                   one spike, all whole thresholds removed
+
+Other resets (:data:`RESET_MODES`) are those of the papers' ablations.
 """
 
 from __future__ import annotations
@@ -24,9 +26,19 @@ from torch.nn.parameter import UninitializedParameter
 
 from .. import backends
 from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, NoSecondDerivative, State, first_step, loop_vmap, number, state_dtype
+from .base import (
+    Neuron,
+    NoSecondDerivative,
+    State,
+    channel_axes,
+    first_step,
+    live_steps,
+    loop_vmap,
+    number,
+    state_dtype,
+)
 
-__all__ = ["INITS", "PMSN", "Init", "discretise", "pmsn", "pmsn_step"]
+__all__ = ["INITS", "PMSN", "RESET_MODES", "Init", "discretise", "parallel_reset", "pmsn", "pmsn_step"]
 
 PARAMETERS = ("log_dt", "log_A_real", "A_imag", "VinvB_real", "VinvB_imag", "CV_real", "CV_imag", "D")
 PER_CHANNEL = ("log_dt", "D")  # the others are [channels, modes]
@@ -102,6 +114,59 @@ def discretise(
     return torch.exp(z), c * b * (_phi(z) * dt)
 
 
+RESET_MODES: dict[str, str] = {
+    "floor": "all whole thresholds are removed, negative drives are clamped (published)",
+    "serial": "the same without the clamp: not parallel in the paper, the membrane may be negative (ablation)",
+    "none": "no reset and no memory of the soma: it fires where the drive reaches the threshold (ablation)",
+    "cumulative": "no reset: it fires while the sum of all drives is at the threshold or above (ablation)",
+}
+BURSTS = {False: "", True: "nearest", "published": "sawtooth"}
+FIXED = 2.0**24  # steps of the fixed-point residual in one threshold; a float32 residual holds them all
+
+
+def soma_step(
+    y: Tensor, r: Tensor, v_threshold: float, reset_mode: str = "floor", fixed: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the soma: drive ``y`` (volts) and residual ``r`` -> ``v``, whole thresholds ``k``, next ``r``.
+
+    All but ``y`` are in units of the threshold. Only ``"cumulative"`` lets a gradient pass through ``r``.
+    """
+    if reset_mode == "cumulative":
+        v = r + y / v_threshold
+        return v, torch.floor(v.detach()), v
+    r = r.detach()
+    if reset_mode == "none":
+        v = y / v_threshold
+        return v, torch.floor(v.detach()), r
+    if reset_mode == "serial":
+        v = r + y / v_threshold
+        k = torch.floor(v.detach()).clamp(min=0)
+        return v, k, v.detach() - k
+    q = torch.relu(y) / v_threshold
+    if not fixed:
+        v = r + q
+        k = torch.floor(v.detach())
+        return v, k, v.detach() - k
+    # In double every number below is an integer, unless a drive is beyond 2**28 thresholds: int64 from there.
+    steps = torch.round(q.detach().double().clamp(max=2.0**38) * FIXED)
+    lost = steps.isnan() | r.isnan()
+    c = torch.where(lost, 0.0, steps).long() + torch.round(torch.where(lost, 0.0, r).double() * FIXED).long()
+    v = torch.where(lost, torch.nan, (c.double() / FIXED)).to(y.dtype)
+    k = torch.where(lost, torch.nan, (c >> 24).to(y.dtype))
+    r = torch.where(lost, torch.nan, ((c & (int(FIXED) - 1)).double() / FIXED).to(y.dtype))
+    return v + torch.where(torch.isfinite(q), q - q.detach(), 0.0), k, r
+
+
+def slope_argument(v: Tensor, v_threshold: float, burst: str) -> Tensor:
+    """Where the surrogate is read, in volts, for membranes ``v`` in units of the threshold."""
+    volts = v * v_threshold
+    if burst == "nearest":
+        return volts - v_threshold * torch.round(v.detach()).clamp(min=1)
+    if burst == "sawtooth":
+        return torch.fmod((volts - v_threshold).abs(), v_threshold)
+    return volts - v_threshold
+
+
 def pmsn_step(
     x: Tensor,
     r: Tensor,
@@ -111,42 +176,84 @@ def pmsn_step(
     d: Tensor,
     v_threshold: float,
     surrogate: Surrogate | FireFunction,
+    reset_mode: str = "floor",
+    burst: str = "",
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step of PMSN, the oracle: ``x, r`` [N, *], ``z`` [N, *, modes]; ``a, w, d`` broadcast against them.
 
-    Returns spikes, next ``r`` (units of the threshold, no gradient), next ``z``, membrane before reset (volts).
+    Returns spikes, next ``r`` (units of the threshold), next ``z``, membrane before reset (volts).
     A non-finite input makes its lane NaN from that step on.
     """
     x = torch.where(torch.isfinite(x), x, torch.nan)
     z = a * z + x.unsqueeze(-1)
     y = (w * z).sum(-1).real + d * x
-    v = r.detach() + torch.relu(y) / v_threshold
-    k = torch.floor(v.detach())
+    v, k, r = soma_step(y, r, v_threshold, reset_mode, fixed)
     volts = v * v_threshold
+    if getattr(surrogate, "soft", False):
+        return fire(volts - v_threshold, surrogate), r, z, volts
     # Fire in units of the threshold, where the reset is exact; the surrogate sees volts, as published.
-    s = (k >= 1).to(x.dtype)
+    s = torch.where(k >= 1, k if burst else 1.0, 0.0).to(x.dtype)
+    if burst:
+        return s + _Slope.apply(volts, slope_argument(v.detach(), v_threshold, burst), surrogate), r, z, volts
     soft = fire(volts - v_threshold, surrogate)
-    return s + (soft - soft.detach()), v.detach() - k, z, volts
+    return s + (soft - soft.detach()), r, z, volts
+
+
+class _Slope(torch.autograd.Function):
+    """Zero, whose derivative to ``volts`` is that of the surrogate at ``u``."""
+
+    @staticmethod
+    def forward(volts: Tensor, u: Tensor, surrogate: Any) -> Tensor:
+        return torch.zeros_like(volts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _volts, u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(fire(u, ctx.surrogate).sum(), u)
+        return grads[0] * slope, None, None
 
 
 @torch.library.custom_op("msf_pmsn_plugins::pmsn", mutates_args=())
 def _pmsn_op(
-    x_seq: Tensor, r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, v_threshold: float, backend: str
+    x_seq: Tensor,
+    r: Tensor,
+    z: Tensor,
+    a: Tensor,
+    w: Tensor,
+    d: Tensor,
+    lengths: Tensor | None,
+    v_threshold: float,
+    reset_mode: str,
+    burst: str,
+    fixed: bool,
+    keep: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s_seq, y_seq, r, z = backends.load(backend).pmsn_fwd(x_seq, r, z, a, w, d, v_threshold)
+    args = (lengths, v_threshold, reset_mode, burst, fixed, keep)
+    s_seq, y_seq, r, z = backends.load(backend).pmsn_fwd(x_seq, r, z, a, w, d, *args)
     return s_seq.contiguous(), y_seq.contiguous(), r.contiguous(), z.contiguous()
 
 
 @_pmsn_op.register_fake
 def _(x_seq: Tensor, r: Tensor, z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s_seq, y_seq, r, z = (p.new_empty(p.shape) for p in (x_seq, x_seq, r, z))
-    return s_seq, y_seq, r, z
+    *_, keep, _backend = args
+    s_seq, r, z = (p.new_empty(p.shape) for p in (x_seq, r, z))
+    return s_seq, x_seq.new_empty(x_seq.shape if keep else 0), r, z
 
 
 @torch.library.custom_op("msf_pmsn_plugins::pmsn_backward", mutates_args=())
 def _pmsn_backward_op(
     gs_seq: Tensor | None,
     gy_seq: Tensor | None,
+    gr: Tensor | None,
     gz: Tensor | None,
     x_seq: Tensor,
     y_seq: Tensor,
@@ -155,20 +262,26 @@ def _pmsn_backward_op(
     a: Tensor,
     w: Tensor,
     d: Tensor,
+    lengths: Tensor | None,
     v_threshold: float,
+    reset_mode: str,
+    burst: str,
+    fixed: bool,
     surrogate: str,
     width: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    args = (x_seq, y_seq, r, z, a, w, d, v_threshold, surrogate, width)
-    gx, gz, ga, gw, gd = backends.load(backend).pmsn_bwd(gs_seq, gy_seq, gz, *args)
-    return gx.contiguous(), gz.contiguous(), ga.contiguous(), gw.contiguous(), gd.contiguous()
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    args = (x_seq, y_seq, r, z, a, w, d, lengths, v_threshold, reset_mode, burst, fixed, surrogate, width)
+    grads = backends.load(backend).pmsn_bwd(gs_seq, gy_seq, gr, gz, *args)
+    gx, gr, gz, ga, gw, gd = (g.contiguous() for g in grads)
+    return gx, gr, gz, ga, gw, gd
 
 
 @_pmsn_backward_op.register_fake
 def _(
     gs_seq: Any,
     gy_seq: Any,
+    gr: Any,
     gz: Any,
     x_seq: Tensor,
     y_seq: Tensor,
@@ -178,9 +291,9 @@ def _(
     w: Tensor,
     d: Tensor,
     *args: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gx, gz, ga, gw, gd = (p.new_empty(p.shape) for p in (x_seq, z, a, w, d))
-    return gx, gz, ga, gw, gd
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gx, gr, gz, ga, gw, gd = (p.new_empty(p.shape) for p in (x_seq, r, z, a, w, d))
+    return gx, gr, gz, ga, gw, gd
 
 
 for _op in (_pmsn_op, _pmsn_backward_op):
@@ -192,28 +305,38 @@ class _PMSNFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x_seq: Tensor, r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, settings: tuple[Any, ...]
+        x_seq: Tensor,
+        r: Tensor,
+        z: Tensor,
+        a: Tensor,
+        w: Tensor,
+        d: Tensor,
+        lengths: Tensor | None,
+        settings: tuple[Any, ...],
     ) -> Any:
-        v_threshold, _surrogate, _width, backend = settings
-        return _pmsn_op(x_seq, r, z, a, w, d, v_threshold, backend)
+        *soma, keep, _surrogate, _width, backend = settings
+        return _pmsn_op(x_seq, r, z, a, w, d, lengths, *soma, keep, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x_seq, r, z, a, w, d, ctx.settings = inputs
-        ctx.save_for_backward(x_seq, output[1], r, z, a, w, d)
-        ctx.mark_non_differentiable(output[2])
+        x_seq, r, z, a, w, d, lengths, ctx.settings = inputs
+        ctx.save_for_backward(x_seq, output[1], r, z, a, w, d, lengths)
+        if ctx.settings[1] != "cumulative":
+            ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
         ctx: Any, gs_seq: Tensor | None, gy_seq: Tensor | None, gr: Tensor | None, gz: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x_seq, y_seq, r, z, a, w, d = ctx.saved_tensors
+        x_seq, y_seq, r, z, a, w, d, lengths = ctx.saved_tensors
+        v_threshold, reset_mode, burst, fixed, keep, surrogate, width, backend = ctx.settings
         gz = None if gz is None else gz.resolve_conj()
-        gx, gz, ga, gw, gd = _PMSNBackward.apply(
-            gs_seq, gy_seq, gz, x_seq, y_seq, r, z, a, w, d, ctx.settings
+        settings = (v_threshold, reset_mode, burst, fixed, surrogate, width, backend)
+        gx, gr, gz, ga, gw, gd = _PMSNBackward.apply(
+            gs_seq, gy_seq if keep else None, gr, gz, x_seq, y_seq, r, z, a, w, d, lengths, settings
         )
-        return gx, None, gz, ga, gw, gd, None
+        return gx, gr if reset_mode == "cumulative" else None, gz, ga, gw, gd, None, None
 
 
 class _PMSNBackward(NoSecondDerivative):
@@ -221,6 +344,7 @@ class _PMSNBackward(NoSecondDerivative):
     def forward(
         gs_seq: Tensor | None,
         gy_seq: Tensor | None,
+        gr: Tensor | None,
         gz: Tensor | None,
         x_seq: Tensor,
         y_seq: Tensor,
@@ -229,9 +353,10 @@ class _PMSNBackward(NoSecondDerivative):
         a: Tensor,
         w: Tensor,
         d: Tensor,
+        lengths: Tensor | None,
         settings: tuple[Any, ...],
     ) -> Any:
-        return _pmsn_backward_op(gs_seq, gy_seq, gz, x_seq, y_seq, r, z, a, w, d, *settings)
+        return _pmsn_backward_op(gs_seq, gy_seq, gr, gz, x_seq, y_seq, r, z, a, w, d, lengths, *settings)
 
 
 def pmsn(
@@ -243,35 +368,165 @@ def pmsn(
     d: Tensor,
     v_threshold: float,
     surrogate: Surrogate,
+    *,
+    reset_mode: str = "floor",
+    burst: str = "",
+    fixed: bool = False,
+    lengths: Tensor | None = None,
+    drive: bool = True,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """All steps of PMSN at once: a loop of :func:`pmsn_step`, as one op.
 
     Args:
         x_seq: input currents [T, L, C, K] (L leading lanes, C channels, K positions), float32 or float64.
-        r: residual in units of the threshold, [L, C, K]; carries no gradient.
-        z: hidden state [L, C, K, modes], complex.
+        r: residual in units of the threshold, [L, C, K]; carries a gradient in mode ``"cumulative"`` only.
+        z: hidden state [L, C, K, modes], complex; ``modes`` may be 0, a soma alone.
         a, w: recurrence and output weights, complex [C, modes]; see :func:`discretise`.
         d: direct gain [C].
         v_threshold: volts.
         surrogate: a named surrogate over ``v - v_threshold`` in volts.
+        reset_mode: a key of :data:`RESET_MODES`.
+        burst: ``""`` (one spike), or counts with the surrogate read at the distance to the ``"nearest"`` threshold or
+            by the published ``"sawtooth"``.
+        fixed: keep the residual in fixed point and the drive by the plain recurrence: every chunking has equal bits.
+        lengths: valid steps of each leading lane, int64 [L]; later ones emit 0 and leave the state as it is.
+        drive: return ``y``.
         backend: ``"auto"`` or a key of :data:`msf_pmsn_plugins.backends.BACKENDS`.
 
     Returns:
-        spikes and drive ``y`` [T, L, C, K], last ``r`` and ``z``.
+        spikes [T, L, C, K], drive ``y`` [T, L, C, K] or None, last ``r`` and ``z``.
     """
-    settings = (v_threshold, surrogate.name, surrogate.width, backends.resolve(backend, x_seq))
-    return _PMSNFunction.apply(x_seq, r, z, a, w, d, settings)
+    if reset_mode not in RESET_MODES or burst not in BURSTS.values():
+        raise ValueError(
+            f"unknown reset_mode or burst: {reset_mode!r}, {burst!r}; known: {', '.join(RESET_MODES)}; "
+            f"{', '.join(map(repr, BURSTS.values()))}"
+        )
+    backend = backends.resolve(backend, x_seq)
+    keep = drive or (torch.is_grad_enabled() and backend not in backends.RECOMPUTE_DRIVE)
+    settings = (v_threshold, reset_mode, burst, fixed, keep, surrogate.name, surrogate.width, backend)
+    s_seq, y_seq, r, z = _PMSNFunction.apply(x_seq, r, z, a, w, d, lengths, settings)
+    return s_seq, y_seq if drive else None, r, z
 
 
-def membranes(y_seq: Tensor, r: Tensor, v_threshold: float) -> Tensor:
-    """Membranes before reset, volts, from the drives: a loop of the soma of :func:`pmsn_step`."""
+def membranes(
+    y_seq: Tensor,
+    r: Tensor,
+    v_threshold: float,
+    reset_mode: str = "floor",
+    fixed: bool = False,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Membranes before reset, volts, from the drives [T, N, *]: a loop of :func:`soma_step`; 0 at padded steps."""
     v_seq = []
     for y in y_seq.unbind(0):
-        v = r + torch.relu(y) / v_threshold
-        r = v.detach() - torch.floor(v.detach())
+        v, _k, r = soma_step(y, r, v_threshold, reset_mode, fixed)
         v_seq.append(v * v_threshold)
-    return torch.stack(v_seq) if v_seq else torch.empty_like(y_seq)
+    m_seq = torch.stack(v_seq) if v_seq else torch.empty_like(y_seq)
+    return m_seq if lengths is None else torch.where(live_steps(lengths, y_seq), m_seq, 0.0)
+
+
+def parallel_reset(
+    y_seq: Tensor,
+    r: Tensor | None = None,
+    v_threshold: float = 1.0,
+    surrogate: Surrogate | FireFunction | None = None,
+    *,
+    reset_mode: str = "floor",
+    burst: str = "",
+    fixed: bool = False,
+    lengths: Tensor | None = None,
+    membrane: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The parallel reset of PMSN for any non-leaky compartment (equations 16 to 18): drives in, spikes out.
+
+    ``v = r + max(y, 0)/v_threshold``, ``s = [v >= 1]``, ``r = v - floor(v)``: all steps at once, because the whole
+    thresholds removed up to a step are the floor of a prefix sum. It holds for drives that are known in advance,
+    a compartment without leak, and a reset that removes all whole thresholds; negative drives are clamped.
+
+    Args:
+        y_seq: drives in volts, [T, N, *], float32 or float64.
+        r: residual in units of the threshold, [N, *]; None is rest.
+        v_threshold: volts.
+        surrogate: over ``v - v_threshold`` in volts; None is the triangle of half-width 1 V. A callable runs step by
+            step.
+        reset_mode, burst, fixed, lengths, backend: as in :func:`pmsn`.
+        membrane: return the membranes.
+
+    Returns:
+        spikes [T, N, *], last ``r``, membranes before reset in volts [T, N, *] or None.
+    """
+    surrogate = Surrogate("triangle", 1.0) if surrogate is None else surrogate
+    r = torch.zeros_like(first_step(y_seq)) if r is None else r
+    none = r.new_empty(0, dtype=torch.complex128 if r.dtype == torch.float64 else torch.complex64)
+    shape = r.shape
+    if not isinstance(surrogate, Surrogate):
+        modes, one = none.expand(*shape, 0), r.new_ones(())
+        live_seq = None if lengths is None else live_steps(lengths, y_seq)
+        s_list, m_list = [], []
+        for t, y in enumerate(y_seq.unbind(0)):
+            soma = (v_threshold, surrogate, reset_mode, burst, fixed)
+            s, after, _z, m = pmsn_step(y, r, modes, none, none, one, *soma)
+            if live_seq is not None:
+                after = torch.where(live_seq[t], after, r)
+                s, m = torch.where(live_seq[t], s, 0.0), torch.where(live_seq[t], m, 0.0)
+            r = after
+            s_list.append(s)
+            m_list.append(m)
+        if not s_list:
+            return torch.empty_like(y_seq), r, torch.empty_like(y_seq) if membrane else None
+        return torch.stack(s_list), r, torch.stack(m_list) if membrane else None
+    lanes = (shape[0], 1, math.prod(shape[1:]))
+    s_seq, y_kept, r_last, _z = pmsn(
+        y_seq.reshape(len(y_seq), *lanes),
+        r.reshape(lanes),
+        none.expand(*lanes, 0),
+        none.expand(1, 0),
+        none.expand(1, 0),
+        r.new_ones(1),
+        v_threshold,
+        surrogate,
+        reset_mode=reset_mode,
+        burst=burst,
+        fixed=fixed,
+        lengths=lengths,
+        drive=membrane,
+        backend=backend,
+    )
+    m_seq = None
+    if y_kept is not None:
+        m_seq = membranes(y_kept.reshape(y_seq.shape), r, v_threshold, reset_mode, fixed, lengths)
+    return s_seq.reshape(y_seq.shape), r_last.reshape(shape), m_seq
+
+
+def _global_drive(
+    x_seq: Tensor, a: Tensor, w: Tensor, d: Tensor, lengths: Tensor | None, backend: str
+) -> Tensor:
+    """The drive of the soma with the mean input in the hidden compartments: its step response times the mean."""
+    steps, _lead, channels, _tail = x_seq.shape
+    if lengths is None:
+        mean = x_seq.mean(0)
+    else:
+        live = live_steps(lengths, x_seq)
+        mean = torch.where(live, x_seq, 0.0).sum(0) / lengths.clamp(min=1).to(x_seq.dtype).reshape(-1, 1, 1)
+    ones = x_seq.new_ones(steps, 1, channels, 1)
+    rest = a.new_zeros(1, channels, 1, a.shape[1])
+    triangle = Surrogate("triangle", 1.0)
+    _s, response, _r, _z = pmsn(
+        ones,
+        rest.real.sum(-1),
+        rest,
+        a,
+        w,
+        torch.zeros_like(d),
+        1.0,
+        triangle,
+        reset_mode="none",
+        backend=backend,
+    )
+    assert response is not None
+    return response * mean + d.reshape(-1, 1) * x_seq
 
 
 class PMSN(Neuron):
@@ -288,6 +543,20 @@ class PMSN(Neuron):
         surrogate: a name, a :class:`~msf_pmsn_plugins.surrogate.Surrogate` over ``v - v_threshold`` in volts, or a
             callable ``u -> spikes``, which runs on the plain step loop. Default: triangle of half-width 1 V.
         init: ``"sequence"`` (S-MNIST, sequential CIFAR), ``"shd"`` or ``"imagenet"``, as published.
+        reset_mode: a key of :data:`RESET_MODES`; ``"floor"`` is published.
+        burst: emit the number of removed thresholds instead of one spike. True reads the surrogate at the distance
+            to the nearest threshold; ``"published"`` by the published sawtooth, which jumps.
+        coeff: factor on the drive of the soma before the reset (published for sequential CIFAR by columns: 0.2).
+        residual: ``"float"``, or ``"fixed"``: the residual is kept in steps of 2**-24 and the drive computed by the
+            plain recurrence, so that every chunking of a sequence gives the same bits. On the torch backend this
+            walks time step by step.
+        tied: keep the hidden compartments as conjugate pairs, of which one half is computed: half the work and
+            half the parameters of the modes. Needs an odd number of compartments.
+        context: ``"local"``, or ``"global"``: the mean input over time drives the hidden compartments, the present
+            input only the soma (our reading of the paper's global variant). Not causal: it takes whole sequences.
+        dt_scale: factor on the learned step size, for data at another sampling rate: half the step, twice the
+            steps. The time constants stay; the soma sums over steps, so give ``coeff`` the same factor to keep the
+            spikes per second.
         backend: ``"auto"`` or the name of a backend.
 
     State: ``(r, z)``: the residual in units of the threshold [N, *] and the hidden state, complex [N, *, modes].
@@ -315,6 +584,13 @@ class PMSN(Neuron):
         v_threshold: float = 1.0,
         surrogate: str | Surrogate | FireFunction | None = None,
         init: str = "sequence",
+        reset_mode: str = "floor",
+        burst: bool | str = False,
+        coeff: float = 1.0,
+        residual: str = "float",
+        tied: bool = False,
+        context: str = "local",
+        dt_scale: float = 1.0,
         backend: str = "auto",
     ) -> None:
         super().__init__(backend)
@@ -326,15 +602,26 @@ class PMSN(Neuron):
             )
         if init not in INITS:
             raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
+        if tied and compartments % 2 == 0:
+            raise ValueError(
+                f"tied=True needs an odd number of compartments, so that the hidden ones pair up; got {compartments}"
+            )
         dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
         if not dims or any(type(d) is not int for d in dims):
             raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
         self.compartments = compartments
+        self.tied = bool(tied)
         self.channel_dim = channel_dim
         self.v_threshold = v_threshold
         self.init = init
+        self.reset_mode = reset_mode
+        self.burst = burst
+        self.coeff = coeff
+        self.residual = residual
+        self.context = context
+        self.dt_scale = dt_scale
         self.surrogate = surrogate
-        self._theta()
+        self._check()
         for name in PARAMETERS:
             setattr(self, name, UninitializedParameter())
         if channels is not None:
@@ -342,8 +629,8 @@ class PMSN(Neuron):
 
     @property
     def modes(self) -> int:
-        """Number of hidden compartments."""
-        return self.compartments - 1
+        """Number of complex modes: the hidden compartments, or one of each tied pair."""
+        return (self.compartments - 1) // (2 if self.tied else 1)
 
     @property
     def channels(self) -> int | None:
@@ -358,12 +645,34 @@ class PMSN(Neuron):
     def surrogate(self, value: str | Surrogate | FireFunction | None) -> None:
         self._keep_surrogate(Surrogate("triangle", 1.0) if value is None else as_surrogate(value))
 
-    def _theta(self) -> float:
-        """The threshold as it is now; raise unless it is positive."""
-        theta = number("v_threshold", self.v_threshold)
-        if not theta > 0:
-            raise ValueError(f"v_threshold must be positive, got {self.v_threshold!r}")
-        return theta
+    def _check(self) -> None:
+        """Raise on settings that cannot work; they may have been changed since construction."""
+        for name in ("v_threshold", "coeff", "dt_scale"):
+            value = number(name, getattr(self, name))
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        for name, known in (
+            ("reset_mode", tuple(RESET_MODES)),
+            ("burst", tuple(BURSTS)),
+            ("residual", ("float", "fixed")),
+            ("context", ("local", "global")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(repr, known))}"
+                )
+        if self.burst and self.reset_mode not in ("floor", "serial"):
+            raise ValueError(
+                f"burst counts the thresholds that a reset removes, reset_mode={self.reset_mode!r} removes none: "
+                "use 'floor' or 'serial'"
+            )
+        if self.residual == "fixed" and self.reset_mode != "floor":
+            raise ValueError(f"residual='fixed' belongs to reset_mode='floor', got {self.reset_mode!r}")
+
+    def _soma(self) -> tuple[float, str, str, bool]:
+        """Threshold, reset mode, burst and fixed point as they are now, checked."""
+        self._check()
+        return float(self.v_threshold), self.reset_mode, BURSTS[self.burst], self.residual == "fixed"
 
     def materialize(self, channels: int) -> None:
         """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
@@ -378,7 +687,10 @@ class PMSN(Neuron):
     def reset_parameters(self) -> None:
         """The published initialisation: coupled compartments in their eigenbasis, random dt and direct gain."""
         init = INITS[self.init]
-        frequency, b, c = eigensystem(self.modes, init.coupling, init.output)
+        # Ascending frequencies: of a tied pair the second half is the positive one.
+        frequency, b, c = (
+            part[-self.modes :] for part in eigensystem(self.compartments - 1, init.coupling, init.output)
+        )
         low, high = math.log(init.dt_min), math.log(init.dt_max)
         self.log_dt.uniform_(low, high)
         self.D.copy_(init.gain(self.D.shape, dtype=self.D.dtype, device=self.D.device))
@@ -387,6 +699,48 @@ class PMSN(Neuron):
         for name, value in (("VinvB", b), ("CV", c)):
             getattr(self, f"{name}_real").copy_(value.real.expand_as(self.A_imag))
             getattr(self, f"{name}_imag").copy_(value.imag.expand_as(self.A_imag))
+
+    @torch.no_grad()
+    def tie(self, tolerance: float = 0.0) -> PMSN:
+        """This neuron with tied modes: a new one that computes the same with half the modes.
+
+        Raises:
+            ValueError: the modes are not conjugate pairs within ``tolerance``, relative to the largest entry.
+        """
+        self._require_channels("tie()")
+        if self.tied:
+            raise ValueError("the modes of this PMSN are tied already")
+        pair = PMSN(
+            channels=self.channels,
+            compartments=self.compartments,
+            channel_dim=self.channel_dim,
+            v_threshold=self.v_threshold,
+            surrogate=self.surrogate,
+            init=self.init,
+            reset_mode=self.reset_mode,
+            burst=self.burst,
+            coeff=self.coeff,
+            residual=self.residual,
+            tied=True,
+            context=self.context,
+            dt_scale=self.dt_scale,
+            backend=self.backend,
+        ).to(self.D.device, self.D.dtype)
+        order = self.A_imag.argsort(1)
+        for name in PARAMETERS:
+            value = getattr(self, name)
+            if name not in PER_CHANNEL:
+                value = value.gather(1, order)
+                sign = -1 if name in ("A_imag", "VinvB_imag", "CV_imag") else 1
+                apart = float((value - sign * value.flip(1)).abs().max() / value.abs().max().clamp(min=1e-30))
+                if not apart <= tolerance:
+                    raise ValueError(
+                        f"the modes are not conjugate pairs: {name} is off by {apart:.3g} of its largest entry, "
+                        f"tolerance {tolerance:g}. Keep them untied, or raise the tolerance"
+                    )
+                value = (value + sign * value.flip(1))[:, self.modes // 2 :] / 2
+            getattr(pair, name).copy_(value)
+        return pair
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         d = state_dict.get(prefix + "D", state_dict.get(prefix + "neuron.D"))
@@ -405,22 +759,9 @@ class PMSN(Neuron):
                 "or load a state dict first"
             )
 
-    def _axes(self, x: Tensor) -> tuple[int, ...]:
-        """The channel axes of one step ``x``, non-negative and checked."""
-        dims = self.channel_dim if isinstance(self.channel_dim, Sequence) else (self.channel_dim,)
-        axes = tuple(d + x.dim() if d < 0 else d for d in dims)
-        if any(not 1 <= d < x.dim() for d in axes):
-            raise ValueError(
-                f"channel_dim={self.channel_dim} counts in the per-step tensor [N, C, *], whose axis 0 is the batch; "
-                f"one step of this input has shape {tuple(x.shape)}"
-            )
-        if axes != tuple(range(axes[0], axes[0] + len(axes))):
-            raise ValueError(f"channel_dim={self.channel_dim} must name adjacent axes in ascending order")
-        return axes
-
     def check_input(self, x: Tensor) -> None:
         super().check_input(x)
-        axes = self._axes(x)
+        axes = channel_axes(self.channel_dim, x)
         width = math.prod([x.shape[d] for d in axes])  # a list: torch.compile traces no generator here
         if self.channels is None:
             if width == 0:
@@ -444,49 +785,115 @@ class PMSN(Neuron):
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
 
     def weights(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-        """``a, w`` (complex [channels, modes]) and ``d`` ([channels]) of the recurrence, in ``dtype``."""
+        """``a, w`` (complex [channels, modes]) and ``d`` ([channels]) of the recurrence, in ``dtype``.
+
+        ``coeff`` is in ``w`` and ``d``; the second mode of a tied pair is in ``w``, twice the real part of the first.
+        """
         self._require_channels("the weights")
         log_dt, log_a, a_imag, b_re, b_im, c_re, c_im, d = (getattr(self, n).to(dtype) for n in PARAMETERS)
-        return *discretise(log_dt, log_a, a_imag, b_re, b_im, c_re, c_im), d
+        if self.dt_scale != 1.0:
+            log_dt = log_dt + math.log(self.dt_scale)
+        a, w = discretise(log_dt, log_a, a_imag, b_re, b_im, c_re, c_im)
+        factor = self.coeff * (2 if self.tied else 1)
+        return a, w if factor == 1 else factor * w, d if self.coeff == 1 else self.coeff * d
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        if self.context == "global":
+            raise ValueError(
+                "context='global' uses the mean input over all steps: there is no single step. "
+                "Give whole sequences, or set context='local'"
+            )
         self.check_input(x)
         r, z = self.check_state(x, state)
-        axes = self._axes(x)
+        axes = channel_axes(self.channel_dim, x)
         a, w, d = self.weights(r.dtype)
         shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
         a, w, d = a.reshape(*shape, self.modes), w.reshape(*shape, self.modes), d.reshape(shape)
-        s, r, z, m = pmsn_step(x.to(r.dtype), r, z, a, w, d, self._theta(), self.surrogate)
+        theta, reset_mode, burst, fixed = self._soma()
+        s, r, z, m = pmsn_step(x.to(r.dtype), r, z, a, w, d, theta, self.surrogate, reset_mode, burst, fixed)
         return s.to(x.dtype), (r, z), m
 
-    def sequence(
-        self, x_seq: Tensor, state: State | None = None, membrane: bool = False
+    def _begin(self, x_seq: Tensor, state: State | None) -> State:
+        state = super()._begin(x_seq, state)
+        # A whole sequence ends at rest again; what else comes in was left by a local neuron.
+        if self.context == "global" and not torch.compiler.is_compiling() and any(map(torch.any, state)):
+            raise ValueError(
+                "context='global' uses the mean input over all steps: a state cannot be carried into it. "
+                "Give whole sequences with state=None, or set context='local'"
+            )
+        return state
+
+    def _run(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        r, z = state = self._begin(x_seq, state)
-        if not self._has_kernel(self.surrogate):
-            return self._loop(x_seq, state, membrane)
-        axes = [d + 1 for d in self._axes(first_step(x_seq))]
+        surrogate = self.surrogate
+        has_kernel = self._has_kernel(surrogate)
+        if self.context == "local" and not has_kernel:
+            return self._loop(x_seq, state, membrane, lengths)
+        r, z = state
+        theta, reset_mode, burst, fixed = self._soma()
+        axes = [d + 1 for d in channel_axes(self.channel_dim, first_step(x_seq))]
         shape = x_seq.shape
         lead, tail = math.prod(shape[1 : axes[0]]), math.prod(shape[axes[-1] + 1 :])
         lanes = (lead, len(self.D), tail)
+        lane_lengths = None
+        if lengths is not None and shape[1]:
+            lane_lengths = lengths.repeat_interleave(lead // shape[1])
         a, w, d = self.weights(r.dtype)
-        theta = self._theta()
+        x_lanes = x_seq.to(r.dtype).reshape(len(x_seq), *lanes)
+        if self.context == "global":
+            drive = _global_drive(x_lanes, a, w, d, lane_lengths, self.backend).reshape(shape)
+            s_seq, _r, m_seq = parallel_reset(
+                drive,
+                r,
+                theta,
+                surrogate,
+                reset_mode=reset_mode,
+                burst=burst,
+                fixed=fixed,
+                lengths=lengths,
+                membrane=membrane,
+                backend=self.backend,
+            )
+            return s_seq.to(x_seq.dtype), state, m_seq
+        assert isinstance(surrogate, Surrogate)
         s_seq, y_seq, r_last, z_last = pmsn(
-            x_seq.to(r.dtype).reshape(len(x_seq), *lanes),
+            x_lanes,
             r.reshape(lanes),
             z.reshape(*lanes, self.modes),
             a,
             w,
             d,
             theta,
-            self.surrogate,
-            self.backend,
+            surrogate,
+            reset_mode=reset_mode,
+            burst=burst,
+            fixed=fixed,
+            lengths=lane_lengths,
+            drive=membrane,
+            backend=self.backend,
         )
-        m_seq = membranes(y_seq.reshape(shape), r, theta) if membrane else None
+        m_seq = None
+        if y_seq is not None:
+            m_seq = membranes(y_seq.reshape(shape), r, theta, reset_mode, fixed, lengths)
         return s_seq.reshape(shape).to(x_seq.dtype), (r_last.reshape(r.shape), z_last.reshape(z.shape)), m_seq
 
     def extra_repr(self) -> str:
+        settings = {
+            "reset_mode": "floor",
+            "burst": False,
+            "coeff": 1.0,
+            "residual": "float",
+            "tied": False,
+            "context": "local",
+            "dt_scale": 1.0,
+        }
+        special = "".join(
+            f"{name}={getattr(self, name)!r}, "
+            for name, usual in settings.items()
+            if getattr(self, name) != usual
+        )
         return (
             f"channels={self.channels}, compartments={self.compartments}, channel_dim={self.channel_dim}, "
-            f"v_threshold={self.v_threshold}, init={self.init!r}, backend={self.backend!r}"
+            f"v_threshold={self.v_threshold}, init={self.init!r}, {special}backend={self.backend!r}"
         )

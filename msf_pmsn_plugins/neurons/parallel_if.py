@@ -1,0 +1,104 @@
+"""A parallel integrate-and-fire neuron: the reset of PMSN on a compartment without leak or hidden compartments.
+
+``v = r + max(x, 0)/v_threshold``, ``s = [v >= 1]``, ``r = v - floor(v)``: the parallel reset (equations 16 to 18 of
+arXiv 2408.14917) holds for any non-leaky compartment whose input is known in advance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..surrogate import FireFunction, Surrogate, as_surrogate
+from .base import Neuron, State, number, state_dtype
+from .pmsn import BURSTS, parallel_reset, pmsn_step
+
+__all__ = ["ParallelIF"]
+
+
+class ParallelIF(Neuron):
+    """Integrate and fire without leak; all time steps at once.
+
+    Negative inputs are clamped, and a reset removes all whole thresholds: both make it parallel. No gradient passes
+    through the reset.
+
+    Args:
+        v_threshold: volts.
+        surrogate: a name, a :class:`~msf_pmsn_plugins.surrogate.Surrogate` over ``v - v_threshold`` in volts, or a
+            callable ``u -> spikes``. Default: triangle of half-width 1 V.
+        burst: as in :class:`~msf_pmsn_plugins.neurons.PMSN`.
+        backend: ``"auto"`` or the name of a backend.
+
+    State: ``(r,)``, the residual in units of the threshold, [N, *].
+    """
+
+    state_names = ("r",)
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        surrogate: str | Surrogate | FireFunction | None = None,
+        burst: bool | str = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(backend)
+        self.v_threshold = v_threshold
+        self.burst = burst
+        self._keep_surrogate(Surrogate("triangle", 1.0) if surrogate is None else as_surrogate(surrogate))
+        self._soma()
+
+    @property
+    def surrogate(self) -> Surrogate | FireFunction:
+        return self._surrogate
+
+    @surrogate.setter
+    def surrogate(self, value: str | Surrogate | FireFunction) -> None:
+        self._keep_surrogate(as_surrogate(value))
+
+    def _soma(self) -> tuple[float, str]:
+        """Threshold and burst as they are now, checked."""
+        theta = number("v_threshold", self.v_threshold)
+        if not theta > 0:
+            raise ValueError(f"v_threshold must be positive, got {self.v_threshold!r}")
+        if self.burst not in BURSTS:
+            raise ValueError(f"unknown burst {self.burst!r}; known: {', '.join(map(repr, BURSTS))}")
+        return theta, BURSTS[self.burst]
+
+    def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+        return ((x.shape, state_dtype(x.dtype)),)
+
+    def initial_state(self, x: Tensor) -> State:
+        return (torch.zeros(x.shape, dtype=state_dtype(x.dtype), device=x.device),)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        self.check_input(x)
+        (r,) = self.check_state(x, state)
+        theta, burst = self._soma()
+        none = r.new_empty(0, dtype=r.dtype.to_complex())
+        modes = none.expand(*r.shape, 0)
+        s, r, _z, m = pmsn_step(
+            x.to(r.dtype), r, modes, none, none, r.new_ones(()), theta, self.surrogate, burst=burst
+        )
+        return s.to(x.dtype), (r,), m
+
+    def _run(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        (r,) = state
+        if not self._has_kernel(self.surrogate):
+            return self._loop(x_seq, state, membrane, lengths)
+        theta, burst = self._soma()
+        s_seq, r, m_seq = parallel_reset(
+            x_seq.to(r.dtype),
+            r,
+            theta,
+            self.surrogate,
+            burst=burst,
+            lengths=lengths,
+            membrane=membrane,
+            backend=self.backend,
+        )
+        return s_seq.to(x_seq.dtype), (r,), m_seq
+
+    def extra_repr(self) -> str:
+        return f"v_threshold={self.v_threshold}, burst={self.burst!r}, backend={self.backend!r}"
