@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import neurons
-from .neurons.base import Neuron, PropertiesFirst, State, file_under_neuron
+from .neurons.base import Lengths, Neuron, PropertiesFirst, State, file_under_neuron, valid_steps
 from .surrogate import FireFunction, Surrogate
 
 try:
@@ -27,7 +27,7 @@ except ImportError as error:
         'pip install "msf-pmsn-plugins[snntorch]"'
     ) from error
 
-__all__ = ["MSF", "PMSN", "SnnTorchNeuron", "detach", "reset"]
+__all__ = ["MSF", "PMSN", "ParallelIF", "SnnTorchNeuron", "detach", "reset"]
 
 Mem = Tensor | tuple[Tensor, ...]
 SpikeGrad = str | Surrogate | FireFunction | None
@@ -112,6 +112,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     rest stores empty tensors of shape (0,). Spikes have the dtype of the input, states are float32 (float64 for
     float64 input), also after ``.half()``; they follow the module's device and are not in its ``state_dict``.
 
+    With ``sequence=True`` a call takes ``lengths=``, the valid steps of each sample [B] (or a bool mask [T, B]): padded
+    steps emit 0 and touch neither state nor gradient. Inside a network set the attribute ``lengths`` instead, for which
+    :func:`msf_pmsn_plugins.state.padded` is made.
+
     Args:
         held: the neuron that computes.
         spike_grad: None for the neuron's own surrogate, the name of one, a
@@ -134,6 +138,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     neuron: Any  # a Neuron; subclasses name its class
     mem: Mem
+    lengths: Lengths | None = None
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
 
     def __init__(
@@ -203,13 +208,15 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def reset_mechanism(self) -> str:
         """``"zero"``, ``"subtract"`` or ``"none"``; a neuron without a choice subtracts what it fired."""
         mode = getattr(self.neuron, "reset_mode", "soft")
+        # The ablations of PMSN that never reset; its others subtract.
+        mode = {"floor": "soft", "serial": "soft", "cumulative": "none"}.get(mode, mode)
         return next(word for word, own in RESET_MODES.items() if own == mode)
 
     @reset_mechanism.setter
     def reset_mechanism(self, word: str) -> None:
         if word not in RESET_MODES:
             raise ValueError(f"unknown reset_mechanism {word!r}; known: {', '.join(map(repr, RESET_MODES))}")
-        if hasattr(self.neuron, "reset_mode"):
+        if isinstance(self.neuron, neurons.MSF):
             self.neuron.reset_mode = RESET_MODES[word]
         elif word != self.reset_mechanism:
             raise ValueError(
@@ -262,17 +269,33 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             return self.neuron.initial_state(x)
         return self._to_state(self.neuron.check_state(x, parts, REMEDY))
 
+    @property
+    def carried(self) -> State | None:
+        """The state as a tuple of tensors, None at rest. Assign to go on from another one."""
+        parts = (self.mem,) if isinstance(self.mem, Tensor) else self.mem
+        return None if parts[0].shape == (0,) else parts
+
+    @carried.setter
+    def carried(self, state: State | None) -> None:
+        if state is None:
+            self.reset_mem()
+        else:
+            self.mem = state if len(state) > 1 else state[0]
+
     # Computing.
 
-    def forward(self, input_: Tensor, mem: Mem | None = None) -> Any:
-        """One step, ``input_`` [B, *], or with ``sequence=True`` all steps, [T, B, *].
+    def forward(self, input_: Tensor, mem: Mem | None = None, lengths: Lengths | None = None) -> Any:
+        """One step, ``input_`` [B, *], or with ``sequence=True`` all steps, [T, B, *], of which ``lengths`` are valid.
 
         Returns ``spk``, of the shape of ``input_``, if ``init_hidden`` and not ``output``; else ``(spk, mem)``.
         """
         if self.init_hidden and mem is not None:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True: it keeps its own state")
+        lengths = self.lengths if lengths is None else lengths
+        if lengths is not None and not self.sequence:
+            raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         mem = self.mem if mem is None else mem
-        spk, mem = self._sequence(input_, mem) if self.sequence else self._step(input_, mem)
+        spk, mem = self._sequence(input_, mem, lengths) if self.sequence else self._step(input_, mem)
         spk = spk * self.graded_spikes_factor.to(spk.dtype)
         self.mem = mem
         return spk if self.init_hidden and not self.output else (spk, mem)
@@ -281,7 +304,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         s, state, m = self._one(x, self._resume(x, mem))
         return self._inhibit(s, m, 1), self._to_mem(state, m)
 
-    def _sequence(self, x_seq: Tensor, mem: Mem) -> tuple[Tensor, Mem]:
+    def _sequence(self, x_seq: Tensor, mem: Mem, lengths: Lengths | None) -> tuple[Tensor, Mem]:
         if not isinstance(x_seq, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
         if x_seq.dim() < 2:
@@ -292,15 +315,30 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if len(x_seq) == 0:  # nothing happens, but what is wrong is still said
             self._resume(x_seq.new_empty(x_seq.shape[1:]), mem)
             return torch.empty_like(x_seq), mem
-        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem))
-        # A copy: the last membrane alone must not keep all of them in memory.
-        return self._inhibit(s, m, 2), self._to_mem(state, None if m is None else m[-1].clone())
+        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem), lengths)
+        return self._inhibit(s, m, 2), self._to_mem(state, self._last(x_seq, m, mem, lengths))
+
+    def _last(self, x_seq: Tensor, m_seq: Tensor | None, mem: Mem, lengths: Lengths | None) -> Tensor | None:
+        """Each sample's membrane at its last valid step, as a copy; what it was before where there is none."""
+        if m_seq is None:
+            return None
+        if lengths is None:
+            return m_seq[-1].clone()  # the last membrane alone must not keep all of them in memory
+        live = valid_steps(x_seq, lengths)
+        last = (live * torch.arange(1, len(live) + 1, device=live.device).unsqueeze(1)).amax(0)
+        last = last.reshape(-1, *[1] * (m_seq.dim() - 2)).expand(m_seq.shape[1:])
+        before = torch.zeros_like(m_seq[0])
+        if isinstance(mem, Tensor) and mem.shape != (0,):
+            before = mem
+        return torch.where(last > 0, m_seq.gather(0, (last - 1).clamp(min=0).unsqueeze(0))[0], before)
 
     def _one(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         return self.neuron.step(x, state)
 
-    def _all(self, x_seq: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
-        return self.neuron.sequence(x_seq, state, membrane=self.inhibition)
+    def _all(
+        self, x_seq: Tensor, state: State, lengths: Lengths | None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        return self.neuron.sequence(x_seq, state, membrane=self.inhibition, lengths=lengths)
 
     def _inhibit(self, s: Tensor, m: Tensor | None, axis: int) -> Tensor:
         if not self.inhibition or m is None:
@@ -329,7 +367,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val
         for name, own in self.host_numbers.items():  # double, so that a number comes back as it was
-            destination[prefix + name] = torch.tensor(getattr(self.neuron, own), dtype=torch.float64)
+            value = getattr(self.neuron, own)
+            if not isinstance(value, Tensor):  # a learned one is a parameter of the held neuron
+                destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
 
     def _load_from_state_dict(
         self,
@@ -381,7 +421,11 @@ class MSF(SnnTorchNeuron):
             ``"none"``.
         state_quant: a callable applied to the membrane before it fires, such as
             ``snntorch.functional.quant.state_quant()``; runs step by step.
-        learn_beta: must be False, the decay is not learned.
+        learn_beta: learn the decay, as the sigmoid of ``neuron.decay_logit``; ``beta`` is then its start value in
+            (0, 1), a number or a tensor [C], one for each channel.
+        thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``threshold`` and
+            ``threshold_step``.
+        channel_dim: where the channels of a ``beta`` per channel lie in the per-step tensor [B, C, *].
         backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
 
     The other arguments, errors and the call are those of :class:`SnnTorchNeuron`. Default surrogate: rectangular
@@ -411,11 +455,9 @@ class MSF(SnnTorchNeuron):
         backend: str = "auto",
         *,
         learn_beta: bool = False,
+        thresholds: Sequence[float] | None = None,
+        channel_dim: int | Sequence[int] = 1,
     ) -> None:
-        if learn_beta:
-            raise ValueError(
-                "learn_beta=True is not supported: the decay of MSF is a fixed number; assign to .beta to change it"
-            )
         if state_quant and not callable(state_quant):
             raise ValueError(f"state_quant must be False or a callable mem -> mem, got {state_quant!r}")
         if reset_mechanism not in RESET_MODES:
@@ -425,7 +467,10 @@ class MSF(SnnTorchNeuron):
         super().__init__(
             neurons.MSF(
                 D=D,
-                decay=_beta(beta),
+                decay=beta if learn_beta else _beta(beta),
+                learn_decay=learn_beta,
+                channel_dim=channel_dim,
+                thresholds=thresholds,
                 v_threshold=_threshold(threshold),
                 threshold_step=threshold_step,
                 reset_mode=RESET_MODES[reset_mechanism],
@@ -445,12 +490,13 @@ class MSF(SnnTorchNeuron):
 
     @property
     def beta(self) -> Tensor:
-        """The decay, 0-d. Assign to change it: the tensor is a copy."""
-        return self._show(float(self.neuron.decay))
+        """The decay, 0-d, or of a learned one its present value. Assign to change it: the tensor is a copy."""
+        decay = self.neuron.decay
+        return decay.detach() if isinstance(decay, Tensor) else self._show(decay)
 
     @beta.setter
     def beta(self, value: float | Tensor) -> None:
-        self.neuron.decay = _beta(value)
+        self.neuron.decay = value if self.neuron.decay_logit is not None else _beta(value)
 
     def _to_mem(self, state: State, membrane: Tensor | None) -> Mem:
         assert membrane is not None
@@ -476,12 +522,23 @@ class MSF(SnnTorchNeuron):
             s = self._counts(m).to(x.dtype)
         return s, self._to_state((m,)), m
 
-    def _all(self, x_seq: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
+    def _all(
+        self, x_seq: Tensor, state: State, lengths: Lengths | None
+    ) -> tuple[Tensor, State, Tensor | None]:
         if self.neuron.reset_mode != "soft" and not self.state_quant:
-            return self.neuron.sequence(x_seq, state, membrane=True)
+            return self.neuron.sequence(x_seq, state, membrane=True, lengths=lengths)
         s_seq, m_seq = [], []
-        for x in x_seq.unbind(0):
-            s, state, m = self._one(x, state)
+        live_seq = None
+        if lengths is not None:
+            live_seq = valid_steps(x_seq, lengths)
+            live_seq = live_seq.reshape(*live_seq.shape, *[1] * (x_seq.dim() - 2))
+        for t, x in enumerate(x_seq.unbind(0)):
+            if live_seq is None:
+                s, state, m = self._one(x, state)
+            else:
+                s, (after,), m = self._one(torch.where(live_seq[t], x, 0.0), state)
+                state = (torch.where(live_seq[t], after, state[0]),)
+                s, m = torch.where(live_seq[t], s, 0.0), torch.where(live_seq[t], m, 0.0)
             s_seq.append(s)
             m_seq.append(m)
         return torch.stack(s_seq), state, torch.stack(m_seq)
@@ -507,6 +564,8 @@ class PMSN(SnnTorchNeuron):
         state_quant: must be False, the hidden state is complex.
         init: ``"sequence"``, ``"shd"`` or ``"imagenet"``: the published initialisations.
         backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
+        reset_mode, burst, coeff, residual, tied, context, dt_scale: variants, as in
+            :class:`msf_pmsn_plugins.neurons.PMSN`; ``.neuron`` holds them.
 
     The other arguments, errors and the call are those of :class:`SnnTorchNeuron`. Default surrogate: triangle
     of half-width 1 V. Its reset removes all whole thresholds.
@@ -532,6 +591,14 @@ class PMSN(SnnTorchNeuron):
         sequence: bool = False,
         init: str = "sequence",
         backend: str = "auto",
+        *,
+        reset_mode: str = "floor",
+        burst: bool | str = False,
+        coeff: float = 1.0,
+        residual: str = "float",
+        tied: bool = False,
+        context: str = "local",
+        dt_scale: float = 1.0,
     ) -> None:
         if state_quant:
             raise ValueError(
@@ -545,6 +612,13 @@ class PMSN(SnnTorchNeuron):
                 channel_dim=channel_dim,
                 v_threshold=_threshold(threshold),
                 init=init,
+                reset_mode=reset_mode,
+                burst=burst,
+                coeff=coeff,
+                residual=residual,
+                tied=tied,
+                context=context,
+                dt_scale=dt_scale,
                 backend=backend,
             ),
             spike_grad=spike_grad,
@@ -570,6 +644,37 @@ class PMSN(SnnTorchNeuron):
     def _to_state(self, mem: State) -> State:
         v, z = mem
         return v / float(self.neuron.v_threshold), z
+
+
+class ParallelIF(SnnTorchNeuron):
+    """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a neuron of its own.
+
+    ``mem`` is the residual after reset in volts [B, *], which carries no gradient. Negative inputs are clamped and a
+    reset removes all whole thresholds; see :class:`msf_pmsn_plugins.neurons.ParallelIF`.
+
+    Args:
+        threshold: volts.
+        burst: emit the number of removed thresholds instead of one spike.
+        backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
+        options: the other arguments of :class:`SnnTorchNeuron`. Default surrogate: triangle of half-width 1 V.
+    """
+
+    neuron: neurons.ParallelIF
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        burst: bool | str = False,
+        backend: str = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__(neurons.ParallelIF(_threshold(threshold), burst=burst, backend=backend), **options)
+
+    def _to_mem(self, state: State, membrane: Tensor | None) -> Mem:
+        return state[0] * float(self.neuron.v_threshold)
+
+    def _to_state(self, mem: State) -> State:
+        return (mem[0] / float(self.neuron.v_threshold),)
 
 
 def _winner(m: Tensor, axis: int) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .neurons import MSF, PMSN, Neuron
-from .neurons.base import PropertiesFirst, State, file_under_neuron, first_step, number
+from .neurons import MSF, PMSN, Neuron, ParallelIF
+from .neurons.base import Lengths, PropertiesFirst, State, file_under_neuron, first_step, number, valid_steps
 from .surrogate import Custom, FireFunction
 from .surrogate import Surrogate as OwnSurrogate
 
@@ -28,7 +28,7 @@ except ImportError as error:
         'pip install "msf-pmsn-plugins[spikingjelly]"'
     ) from error
 
-__all__ = ["MSFNode", "PMSNNode", "SpikingJellyNode", "register"]
+__all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "SpikingJellyNode", "register"]
 
 RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
 
@@ -84,6 +84,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     Memories hold the neuron's state under its ``state_names``; outputs come in the dtype of the input, states in
     float32 (float64 for float64 input) whatever the dtype of the module.
 
+    In step mode ``"m"`` a call takes ``lengths=``, the valid steps of each sample [N] (or a bool mask [T, N]): padded
+    steps emit 0 and touch neither state nor gradient. Inside a network set the attribute ``lengths`` instead, for which
+    :func:`msf_pmsn_plugins.state.padded` is made.
+
     Raises:
         ValueError: a state left by a batch of another shape (it is never rebuilt silently), or a multi-step input
             without a time axis.
@@ -91,6 +95,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     neuron: Neuron
     v_seq: Tensor | None
+    lengths: Lengths | None = None
 
     def __init__(
         self,
@@ -155,6 +160,17 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         )
         return self.neuron.check_state(x, given, RESET)
 
+    @property
+    def carried(self) -> State | None:
+        """The state as a tuple of tensors, None at rest. Assign to go on from another one."""
+        parts = self._recall()
+        return parts if all(isinstance(part, Tensor) for part in parts) else None
+
+    @carried.setter
+    def carried(self, state: State | None) -> None:
+        rest = tuple(self._memories_rv[name] for name in self.neuron.state_names)
+        self._remember(rest if state is None else state)
+
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
@@ -164,15 +180,16 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         return (s,), states
 
     def multi_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: State, **_: object
+        self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **_: object
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.hand_over(inputs[0].dtype)
-        s_seq, states, _m = self.neuron.sequence(inputs[0], self.materialize_states(inputs, states, "m"))
+        states = self.materialize_states(inputs, states, "m")
+        s_seq, states, _m = self.neuron.sequence(inputs[0], states, lengths=lengths)
         return (s_seq,), states
 
     def functional_forward(
-        self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
+        self, inputs: tuple[Tensor, ...], states: State, **kwargs: Any
     ) -> tuple[tuple[Tensor], State]:
         """The transition of the current step mode."""
         single = self.step_mode == "s"
@@ -189,6 +206,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One step, state in the memories: ``x`` [N, *] -> spikes [N, *]."""
         self._check_tensor(x)
+        if self.lengths is not None:
+            raise ValueError("lengths belong to sequences: set step_mode='m', or lengths=None")
         (s,), states = self.single_step_functional_forward((x,), self._recall())
         self._remember(states)
         if self.store_v_seq:
@@ -196,25 +215,32 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             self.v_seq = v if self.v_seq is None else torch.cat([self.v_seq, v])
         return s
 
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]."""
+    def multi_step_forward(self, x_seq: Tensor, lengths: Lengths | None = None) -> Tensor:
+        """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]; ``lengths`` [N] or mask [T, N]."""
         self._check_tensor(x_seq)
+        lengths = self.lengths if lengths is None else lengths
         if x_seq.dim() < 2:
             raise ValueError(
                 f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
                 "For single steps use step_mode='s'"
             )
         if self.store_v_seq:
-            return self._multi_step_with_v_seq(x_seq)
-        (s_seq,), states = self.multi_step_functional_forward((x_seq,), self._recall())
+            return self._multi_step_with_v_seq(x_seq, lengths)
+        (s_seq,), states = self.multi_step_functional_forward((x_seq,), self._recall(), lengths)
         self._remember(states)
         return s_seq
 
-    def _multi_step_with_v_seq(self, x_seq: Tensor) -> Tensor:
+    def _multi_step_with_v_seq(self, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
         states = self.materialize_states((x_seq,), self._recall(), "m")
+        live_seq = None if lengths is None else valid_steps(x_seq, lengths)
         s_seq, v_seq = [], []
-        for x in x_seq.unbind(0):
-            (s,), states = self.single_step_functional_forward((x,), states)
+        for t, x in enumerate(x_seq.unbind(0)):
+            if live_seq is None:
+                (s,), states = self.single_step_functional_forward((x,), states)
+            else:
+                one = (x.unsqueeze(0),)
+                (s,), states = self.multi_step_functional_forward(one, states, live_seq[t].long())
+                s = s.squeeze(0)
             self._remember(states)
             s_seq.append(s)
             v_seq.append(self.v)
@@ -274,7 +300,8 @@ class MSFNode(SpikingJellyNode):
 
     Args:
         D: number of thresholds; D = 1 is LIF.
-        tau: membrane time constant in steps, from 1 (no memory) to inf (no leak).
+        tau: membrane time constant in steps, from 1 (no memory) to inf (no leak). With ``learn_tau`` the start value,
+            a number or a tensor [C], one for each channel.
         decay_input: multiply the input by ``1/tau``.
         v_threshold: first threshold, volts.
         threshold_step: spacing of the thresholds, volts.
@@ -288,6 +315,10 @@ class MSFNode(SpikingJellyNode):
         charge: a key of :data:`msf_pmsn_plugins.charges.CHARGES` (a pair: in training, in evaluation) to charge as a
             stock node does, in its own order of operations.
         w: start value of the learned ``w`` of a ``plif`` charge.
+        thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``v_threshold`` and
+            ``threshold_step``.
+        learn_tau: learn the decay ``1 - 1/tau``, as the sigmoid of ``neuron.decay_logit``.
+        channel_dim: where the channels of a ``tau`` per channel lie in the per-step tensor [N, C, *].
 
     Memory: ``v``, the membrane after reset, [N, *].
 
@@ -300,7 +331,7 @@ class MSFNode(SpikingJellyNode):
     def __init__(
         self,
         D: int = 4,
-        tau: float = 4 / 3,
+        tau: float | Tensor = 4 / 3,
         decay_input: bool = False,
         v_threshold: float = 1.0,
         threshold_step: float = 1.0,
@@ -313,7 +344,12 @@ class MSFNode(SpikingJellyNode):
         *,
         charge: str | tuple[str, str] = "decay",
         w: float | Tensor | None = None,
+        thresholds: Sequence[float] | None = None,
+        learn_tau: bool = False,
+        channel_dim: int | Sequence[int] = 1,
     ) -> None:
+        if decay_input and learn_tau:
+            raise ValueError("decay_input with a learned tau is charge='plif_decay_input', w=...")
         if decay_input and charge != "decay":
             raise ValueError(
                 f"decay_input belongs to charge='decay'; charge={charge!r} says by its name what it does"
@@ -325,26 +361,57 @@ class MSFNode(SpikingJellyNode):
             v_reset=0.0 if v_reset is None else v_reset,
             surrogate=surrogate_function,
             charge=charge,
-            tau=tau,
+            tau=None if isinstance(tau, Tensor) else tau,
             w=w,
+            decay=1.0 - 1.0 / tau if learn_tau else 0.0,
+            thresholds=thresholds,
+            learn_decay=learn_tau,
+            channel_dim=channel_dim,
             backend=backend,
         )
-        super().__init__(held, v_threshold, v_reset, held.surrogate, detach_reset, step_mode, store_v_seq)
+        super().__init__(
+            held, held.v_threshold, v_reset, held.surrogate, detach_reset, step_mode, store_v_seq
+        )
         self._default_surrogate = self.surrogate_function if surrogate_function is None else None
-        self.D = D
+        self.D = held.D
         self.tau = tau
         self.decay_input = decay_input
         self.threshold_step = threshold_step
         self.hand_over(torch.get_default_dtype())
 
+    @property
+    def tau(self) -> Any:
+        """The membrane time constant in steps; of a learned one its present value. Assign to change it."""
+        learned = self.neuron.decay_logit is not None
+        return 1.0 / (1.0 - self.neuron.decay) if learned else self._tau
+
+    @tau.setter
+    def tau(self, value: Any) -> None:
+        if self.neuron.decay_logit is not None:
+            self.neuron.decay = 1.0 - 1.0 / value
+        else:
+            self._tau = value
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The thresholds in volts. Assign a list to replace ``D``, ``v_threshold`` and the spacing, None to go back."""
+        self.hand_over(torch.get_default_dtype())
+        return self.neuron.thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[float] | None) -> None:
+        self.neuron.thresholds = values
+        self.D, self.v_threshold = self.neuron.D, float(self.neuron.v_threshold)
+
     def hand_over(self, dtype: torch.dtype) -> None:
         held = self.neuron
         held.D = self.D
-        if isinstance(self.tau, str | bool) or not self.tau >= 1:
-            raise ValueError(f"tau must be a number of at least 1, got {self.tau!r}")
-        held.tau = self.tau
-        held.decay = 1.0 - 1.0 / self.tau
-        held.input_scale = 1.0 / self.tau if self.decay_input else 1.0
+        if held.decay_logit is None:
+            if isinstance(self.tau, str | bool) or not self.tau >= 1:
+                raise ValueError(f"tau must be a number of at least 1, got {self.tau!r}")
+            held.tau = self.tau
+            held.decay = 1.0 - 1.0 / self.tau
+            held.input_scale = 1.0 / self.tau if self.decay_input else 1.0
         held.v_threshold = number("v_threshold", self.v_threshold)  # a tensor after set_threshold_margin
         held.threshold_step = self.threshold_step
         held.reset_mode = "soft" if self.v_reset is None else "hard"
@@ -356,7 +423,7 @@ class MSFNode(SpikingJellyNode):
             held.surrogate = translate_surrogate(self.surrogate_function, dtype, self.detach_reset)
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
+        self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
         (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
@@ -376,7 +443,36 @@ class MSFNode(SpikingJellyNode):
         return errors
 
 
-class PMSNNode(SpikingJellyNode):
+class _ResidualNode(SpikingJellyNode):
+    """A node whose state holds a residual ``r`` in units of the threshold; ``v`` shows it in volts."""
+
+    @property
+    def v(self) -> Tensor | float:
+        """The residual after reset, volts, [N, *]."""
+        if "r" not in self._memories:  # the host's constructor asks before the memories are there
+            raise AttributeError("v")
+        return self._memories["r"] * float(self.v_threshold)
+
+    @v.setter
+    def v(self, value: Tensor | float) -> None:
+        self._memories["r"] = value / float(self.v_threshold)
+
+    def __getattr__(self, name: str) -> Any:
+        # The monitors of 0.0.0.0.14 call this directly and so miss the property.
+        return type(self).v.fget(self) if name == "v" else super().__getattr__(name)  # type: ignore[attr-defined]
+
+    def hand_over(self, dtype: torch.dtype) -> None:
+        if self.v_reset is not None or not self.detach_reset:
+            raise ValueError(
+                f"{type(self).__name__} always resets by whole thresholds and carries no gradient through its reset: "
+                f"leave v_reset=None and detach_reset=True (got {self.v_reset!r}, {self.detach_reset!r})"
+            )
+        held: Any = self.neuron
+        held.v_threshold = number("v_threshold", self.v_threshold)
+        held.surrogate = translate_surrogate(self.surrogate_function, dtype)
+
+
+class PMSNNode(_ResidualNode):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a SpikingJelly node.
 
     Args:
@@ -388,6 +484,8 @@ class PMSNNode(SpikingJellyNode):
         surrogate_function: as in :class:`MSFNode`; None is the published triangle of half-width 1 V.
         step_mode, backend, store_v_seq: as in :class:`MSFNode`.
         init: ``"sequence"``, ``"shd"`` or ``"imagenet"``: the published initialisations.
+        reset_mode, burst, coeff, residual, tied, context, dt_scale: variants, as in
+            :class:`msf_pmsn_plugins.neurons.PMSN`; ``node.neuron`` holds them.
 
     Memories: ``r``, the residual in units of the threshold [N, *], and ``z``, the hidden state, complex
     [N, *, compartments - 1]. ``v`` shows the residual in volts.
@@ -409,6 +507,14 @@ class PMSNNode(SpikingJellyNode):
         backend: str = "auto",
         store_v_seq: bool = False,
         init: str = "sequence",
+        *,
+        reset_mode: str = "floor",
+        burst: bool | str = False,
+        coeff: float = 1.0,
+        residual: str = "float",
+        tied: bool = False,
+        context: str = "local",
+        dt_scale: float = 1.0,
     ) -> None:
         held = PMSN(
             channels=channels,
@@ -417,39 +523,53 @@ class PMSNNode(SpikingJellyNode):
             v_threshold=v_threshold,
             surrogate=surrogate_function,
             init=init,
+            reset_mode=reset_mode,
+            burst=burst,
+            coeff=coeff,
+            residual=residual,
+            tied=tied,
+            context=context,
+            dt_scale=dt_scale,
             backend=backend,
         )
         super().__init__(held, v_threshold, None, held.surrogate, True, step_mode, store_v_seq)
         self.hand_over(torch.get_default_dtype())
 
     @property
-    def v(self) -> Tensor | float:
-        """The residual after reset, volts, [N, *]."""
-        if "r" not in self._memories:  # the host's constructor asks before the memories are there
-            raise AttributeError("v")
-        return self._memories["r"] * float(self.v_threshold)
-
-    @v.setter
-    def v(self, value: Tensor | float) -> None:
-        self._memories["r"] = value / float(self.v_threshold)
-
-    def __getattr__(self, name: str) -> Any:
-        # The monitors of 0.0.0.0.14 call this directly and so miss the property.
-        return type(self).v.fget(self) if name == "v" else super().__getattr__(name)  # type: ignore[attr-defined]
-
-    @property
     def channels(self) -> int | None:
         """Size of the channel axis, None before it is known."""
         return self.neuron.channels
 
-    def hand_over(self, dtype: torch.dtype) -> None:
-        if self.v_reset is not None or not self.detach_reset:
-            raise ValueError(
-                "PMSN always resets by whole thresholds and carries no gradient through its reset: "
-                f"leave v_reset=None and detach_reset=True (got {self.v_reset!r}, {self.detach_reset!r})"
-            )
-        self.neuron.v_threshold = number("v_threshold", self.v_threshold)
-        self.neuron.surrogate = translate_surrogate(self.surrogate_function, dtype)
+
+class ParallelIFNode(_ResidualNode):
+    """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a node of its own.
+
+    Negative inputs are clamped and a reset removes all whole thresholds; see
+    :class:`msf_pmsn_plugins.neurons.ParallelIF`.
+
+    Args:
+        v_threshold: volts.
+        surrogate_function, step_mode, backend, store_v_seq: as in :class:`MSFNode`; None is the triangle of half-width
+            1 V.
+        burst: emit the number of removed thresholds instead of one spike.
+
+    Memory: ``r``, the residual in units of the threshold [N, *]; ``v`` shows it in volts.
+    """
+
+    neuron: ParallelIF
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        surrogate_function: str | OwnSurrogate | FireFunction | None = None,
+        step_mode: str = "s",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        burst: bool | str = False,
+    ) -> None:
+        held = ParallelIF(v_threshold, surrogate_function, burst, backend)
+        super().__init__(held, v_threshold, None, held.surrogate, True, step_mode, store_v_seq)
+        self.hand_over(torch.get_default_dtype())
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "msf_pmsn_plugins"
 
 # What each part may import of the package, at any level. Imports point left only:
-#   surrogate, charges <- backends <- neurons <- spikingjelly | snntorch | swap | optim <- adapters
+#   surrogate, charges <- backends <- neurons <- spikingjelly | snntorch | swap | optim | state .. <- adapters
 LEAVES = {"surrogate", "charges"}
 CORE = LEAVES | {"backends", "neurons"}
 INTERNAL = {
@@ -25,6 +25,9 @@ INTERNAL = {
     "snntorch": CORE | {"snntorch"},
     "swap": CORE | {"swap"},
     "optim": CORE,
+    "state": CORE,
+    "checkpoints": CORE,
+    "deploy": CORE,
     # not one another: what they share is in adapters.recipe
     "adapters": CORE | {"spikingjelly", "snntorch", "swap", "optim", "adapters.recipe"},
 }
@@ -36,6 +39,7 @@ EXTERNAL = {
     "spikingjelly": {"spikingjelly", "nir", "nirtorch"},
     "snntorch": {"snntorch"},
     "backends.numba_backend": {"numba", "numpy"},
+    "backends.numba_kernels": {"numba", "numpy"},
     "backends.cupy_backend": {"cupy", "numpy"},
 }
 EXTERNAL_LAZY = {"adapters": {"spikingjelly", "snntorch", "timm"}}

@@ -310,7 +310,7 @@ def test_empty_tensors_and_views(make):
     ("make", "message"),
     [
         (lambda: MSF(learn_threshold=True), "learn_threshold"),
-        (lambda: MSF(learn_beta=True), "learn_beta"),
+        (lambda: MSF(beta=1.0, learn_beta=True), "starts in"),
         (lambda: MSF(beta=1.5), "beta"),
         (lambda: MSF(beta=torch.rand(3)), "one number"),
         (lambda: MSF(threshold=nn.Parameter(torch.tensor(1.0))), "learned"),
