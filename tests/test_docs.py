@@ -1,0 +1,39 @@
+"""The pages run and print what stands in them; the tests that they name exist."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# Run by test_readme.py, or need a framework that is not installed on every run.
+ELSEWHERE = {"index.md", "results.md", "spikingjelly.md", "snntorch.md", "swap.md"}
+
+
+def runnable(page):
+    return page.name not in ELSEWHERE and "```python" in page.read_text()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
+def test_page_prints_what_stands_in_it(page):
+    """Blocks share a namespace; a text block right after a python block is what that one prints."""
+    namespace, checked = {}, 0
+    pairs = re.findall(r"```python\n(.*?)```\n(?:\s*```text\n(.*?)```)?", page.read_text(), flags=re.DOTALL)
+    for code, shown in pairs:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, page.name, "exec"), namespace)
+        if shown:
+            assert [line.rstrip() for line in printed.getvalue().splitlines()] == shown.splitlines()
+            checked += 1
+    assert checked
+
+
+def test_named_tests_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "identities.md").read_text())
+    assert len(named) > 60
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
