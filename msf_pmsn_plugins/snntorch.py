@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import neurons
 from .neurons.base import Lengths, Neuron, PropertiesFirst, State, file_under_neuron, valid_steps
-from .surrogate import FireFunction, Surrogate
+from .surrogate import Custom, FireFunction, Soft, Surrogate
 
 try:
     import snntorch as snn
@@ -72,7 +72,7 @@ def no_gradient(u: Tensor) -> Tensor:
 
 def _as_surrogate(spike_grad: SpikeGrad) -> SpikeGrad:
     ours = spike_grad is None or spike_grad is no_gradient
-    if ours or isinstance(spike_grad, str | Surrogate | GradientOf):
+    if ours or isinstance(spike_grad, str | Surrogate | Custom | Soft | GradientOf):
         return spike_grad
     if not callable(spike_grad):
         kind = type(spike_grad).__name__

@@ -72,7 +72,7 @@ def _triangle(u: Tensor, a: float) -> Tensor:
 
 
 def _rectangular_integral(t: Tensor) -> Tensor:
-    # not a clamp: its gradient does not vanish on the bounds
+    # not a clamp: whether its gradient vanishes on the bounds depends on the version of torch
     return torch.where(t.abs() < 1, 0.5 + 0.5 * t, (t > 0).to(t.dtype))
 
 
@@ -208,7 +208,6 @@ class Soft:
         TypeError: a function or a temperature that is none, a width for a function of your own.
     """
 
-    soft = True
     _temperature: float
 
     def __init__(
@@ -231,6 +230,11 @@ class Soft:
             )
         self.function = function
         self.temperature = temperature
+
+    @property
+    def soft(self) -> bool:
+        """Whether it fires parts of spikes: above temperature 0."""
+        return self._temperature > 0
 
     @property
     def temperature(self) -> float:

@@ -13,7 +13,7 @@ from msf_pmsn_plugins import state as states
 from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
-from msf_pmsn_plugins.surrogate import Custom
+from msf_pmsn_plugins.surrogate import Custom, Soft
 from test_msf import build as build_msf
 from test_pmsn import build as build_pmsn
 from test_pmsn import randn
@@ -449,6 +449,14 @@ def test_learned_decay_in_both_faces():
     copy_ = snntorch.MSF(beta=0.5, learn_beta=True)
     copy_.load_state_dict({**snntorch.MSF(beta=0.75, learn_beta=True).state_dict()})
     assert copy_.beta.item() == pytest.approx(0.75)
+
+
+def test_soft_forward_in_both_faces():
+    x = randn(9, 2, 3, dtype=F32) * 2
+    expected = MSF(surrogate=Soft("sigmoid"))(x)[0]
+    assert not torch.equal(expected, expected.round())
+    assert_same(spikingjelly.MSFNode(surrogate_function=Soft("sigmoid"), step_mode="m")(x), expected)
+    assert_same(snntorch.MSF(spike_grad=Soft("sigmoid"), sequence=True)(x)[0], expected)
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])

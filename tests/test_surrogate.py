@@ -314,6 +314,7 @@ def test_a_temperature_too_low_to_divide_by_is_the_step():
 
 def test_only_soft_is_soft():
     assert Soft("atan").soft is True
+    assert Soft("atan", 0.0).soft is False  # the step itself
     for surrogate in (Surrogate("atan"), Custom(torch.ones_like), torch.relu):
         assert getattr(surrogate, "soft", False) is False
 

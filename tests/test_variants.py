@@ -230,6 +230,17 @@ def test_soft_forward_of_pmsn():
         assert_close(ours, theirs, "pmsn_adjoint")  # the same derivative, another forward
 
 
+def test_soft_forward_of_bursts_is_refused():
+    with pytest.raises(ValueError, match="burst counts whole thresholds"):
+        build(3, surrogate=Soft("sigmoid"), burst=True)(torch.zeros(2, 2, 3))
+
+
+def test_soft_forward_resets_exactly_where_it_is_a_whole_spike():
+    neuron = MSF(D=1, surrogate=Soft("rectangular", width=0.1), v_reset=0.3)
+    _, (v,), _ = sequence(neuron, torch.tensor([[1.7, 0.0]]))
+    assert v[0].item() == torch.tensor(0.3).item()
+
+
 @pytest.mark.parametrize("make", [MSF, lambda **kw: build(3, **kw)], ids=["msf", "pmsn"])
 def test_soft_forward_at_temperature_0_is_the_step(make):
     x = randn(20, 2, 3, dtype=F32) * 2

@@ -65,7 +65,8 @@ def msf_step(
     for theta in thresholds[1:]:
         s = s + fire(m - theta, surrogate)
     if reset_mode == "hard" and getattr(surrogate, "soft", False):
-        v = m + (first.detach() if detach_reset else first) * (v_reset - m)  # a part of a spike resets a part
+        f = first.detach() if detach_reset else first
+        v = (1 - f) * m + f * v_reset  # a part of a spike resets a part
     elif reset_mode == "hard":
         v = _HardReset.apply(m, first.detach() if detach_reset else first, v_reset)
     elif reset_mode == "soft":
