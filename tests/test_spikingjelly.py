@@ -471,7 +471,7 @@ def test_d1_with_the_hosts_charge_is_the_host_to_the_bit(name, detach, mode):
             hosts.append(neuron.LIFNode(tau, decay_input, *common, step_mode=mode))
             hosts.append(neuron.ParametricLIFNode(tau, decay_input, *common, step_mode=mode))
         for host in hosts:
-            ours = MSFNode(D=1, **face.site_dynamics(host))
+            ours = MSFNode(D=1, backend="torch", **face.site_dynamics(host))
             results = []
             for node in (host.train(training), ours.train(training)):
                 x = x0.to(dtype, copy=True).requires_grad_()

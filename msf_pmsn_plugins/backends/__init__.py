@@ -1,7 +1,7 @@
 """Backends: providers of ``msf_fwd``, ``msf_bwd``, ``pmsn_fwd``, ``pmsn_bwd`` behind the custom ops.
 
 A backend is one module and one line in :data:`BACKENDS`. ``"auto"`` takes the fastest one that is installed where the
-input lies, else torch. A name given explicitly is used or raises.
+input lies: Numba for CPU tensors, CuPy for CUDA tensors, else torch. A name given explicitly is used or raises.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ __all__ = ["BACKENDS", "load", "resolve"]
 
 BACKENDS: dict[str, str] = {
     "torch": "msf_pmsn_plugins.backends.torch_backend",
+    "numba": "msf_pmsn_plugins.backends.numba_backend",
 }
 
 # Backend -> the device it runs on, the module it needs, the extra that installs it.
-NEEDS: dict[str, tuple[str, str, str]] = {}
+NEEDS = {"numba": ("cpu", "numba", "cpu")}
 INSTALLED = {name: importlib.util.find_spec(module) is not None for name, (_, module, _) in NEEDS.items()}
-RECOMPUTE_DRIVE: frozenset[str] = frozenset()  # their PMSN backward keeps no drive, it walks forward again
+RECOMPUTE_DRIVE = frozenset({"numba"})  # their PMSN backward keeps no drive, it walks forward again
 
 
 def check(name: str) -> str:
