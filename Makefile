@@ -15,11 +15,13 @@ HOST_TESTS       := tests/test_spikingjelly*.py tests/test_snntorch*.py tests/te
 # One worker a core; the tests keep torch at one thread.
 PARALLEL := -n auto
 
-.PHONY: help demo test lint docs release-check clean
+.PHONY: help demo test test-slow bench lint docs release-check clean
 
 help:
 	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
 	@echo "make test           the test suite, then its framework-facing part on the older versions"
+	@echo "make test-slow      the slow tests: long sequences and other large cases"
+	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (half an hour on a quiet machine)"
 	@echo "make lint           ruff and mypy"
 	@echo "make docs           the documentation, into site/"
 	@echo "make release-check  build, validate and smoke-test the distributions"
@@ -37,6 +39,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/cpu.py $(ARGS)
 
 # No -q here: it hides warnings from --strict.
 docs: $(VENV)/.dev
@@ -63,7 +71,7 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
 	@echo "Installing into $(VENV) (minutes where torch has to be downloaded)"
-	@$(PIP) install -e '.[examples]' --group dev
+	@$(PIP) install -e '.[cpu,examples]' --group dev
 	@touch $@ $(VENV)/.demo
 
 $(OLD_STAMP): $(VENV)/.pip
