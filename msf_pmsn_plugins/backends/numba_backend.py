@@ -225,10 +225,13 @@ class _Rate:
         scale = input_scale if name == "decay" else 1.0
         return cls(charge, form, rates, k, scale, v_reset if charge.rest else 0.0, v_reset)
 
-    def args(self, number: Any) -> tuple[Any, ...]:
-        """Rates, rate, scale, rest, v_reset."""
-        address = 0 if self.rates is None else self.rates.data_ptr()
-        return address, *(number(value) for value in (self.rate, self.scale, self.rest, self.v_reset))
+    @property
+    def address(self) -> int:
+        return 0 if self.rates is None else self.rates.data_ptr()
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.rate, self.scale, self.rest, self.v_reset
 
 
 def _block(lanes: int, itemsize: int) -> int:
@@ -272,25 +275,14 @@ def msf_fwd(
     v = _plain(v, dtype)
     lengths, lengths_at = _lengths(lengths)
     args = (
-        block,
         number(1),
-        steps,
-        lanes,
-        x.data_ptr(),
-        x_step,
-        v.data_ptr(),
-        v_last.data_ptr(),
-        s_seq.data_ptr(),
-        kept.data_ptr(),
-        KEEPS[keep],
-        *k.args(number),
-        thetas.ctypes.data,
-        len(thresholds),
-        k.form,
-        RESETS[reset_mode],
-        number(width),
-        lengths_at,
-        lanes // shape[0],
+        (block, steps, lanes, lanes // shape[0]),
+        (
+            *(x.data_ptr(), x_step, v.data_ptr(), v_last.data_ptr(), s_seq.data_ptr(), kept.data_ptr()),
+            *(k.address, thetas.ctypes.data, lengths_at),
+        ),
+        (KEEPS[keep], len(thresholds), k.form, RESETS[reset_mode]),
+        tuple(map(number, (*k.numbers, width))),
     )
     _run(kernels.msf_forward, _ceil(lanes, block), lanes * steps, 12 * block, args)
     return s_seq, kept, v_last
@@ -320,7 +312,8 @@ def msf_bwd(
     _check(v0)
     dtype, number, (steps, *shape) = v0.dtype, _unit(v0.dtype), kept.shape
     k = _Rate.of(charge, rate_tensor, rate, input_scale, v_reset, v0)
-    if rate_tensor is not None and not k.charge.learned:
+    learned = 0 if rate_tensor is None else k.charge.learned
+    if rate_tensor is not None and not learned:
         raise ValueError(f"charge {charge!r} has no gradient to its rate: pass a number")
     code, p, q = _surrogate(surrogate, width)
     gx_seq, gv0 = _new(kept.shape, dtype), _new(v0.shape, dtype)
@@ -337,39 +330,27 @@ def msf_bwd(
     _gm, gm_at, gm_step = _given_steps(gm_seq, dtype)
     _x, x_at, x_step = _given_steps(x_seq if rate_tensor is not None else None, dtype)
     gv, gv_at = _given(gv, dtype)
-    kept, v0 = kept.contiguous(), _plain(v0, dtype)
+    _v0, v0_at = _given(v0 if learned else None, dtype)
+    kept = kept.contiguous()
     lengths, lengths_at = _lengths(lengths)
     args = (
-        block,
         number(1),
-        steps,
-        lanes,
-        gs_at,
-        gs_step,
-        gm_at,
-        gm_step,
-        gv_at,
-        x_at,
-        x_step,
-        kept.data_ptr(),
-        KEEPS[keep],
-        v0.data_ptr(),
-        gx_seq.data_ptr(),
-        gv0.data_ptr(),
-        grate.data_ptr(),
-        k.charge.learned if rate_tensor is not None else 0,
-        *k.args(number),
-        thetas.ctypes.data,
-        len(thresholds),
-        sums.ctypes.data,
-        k.charge.backward,
-        RESETS[reset_mode],
-        int(detach_reset),
-        code,
-        number(p),
-        number(q),
-        lengths_at,
-        lanes // shape[0],
+        (block, steps, lanes, lanes // shape[0]),
+        (
+            *(gs_at, gs_step, gm_at, gm_step, gv_at, x_at, x_step, kept.data_ptr(), v0_at),
+            *(gx_seq.data_ptr(), gv0.data_ptr(), grate.data_ptr()),
+            *(k.address, thetas.ctypes.data, sums.ctypes.data, lengths_at),
+        ),
+        (
+            KEEPS[keep],
+            len(thresholds),
+            k.charge.backward,
+            learned,
+            RESETS[reset_mode],
+            int(detach_reset),
+            code,
+        ),
+        tuple(map(number, (*k.numbers, p, q))),
     )
     _run(kernels.msf_backward, _ceil(lanes, block), lanes * steps, 20 * block, args)
     if rate_tensor is None:
@@ -426,8 +407,9 @@ class _Tiles:
         """The most channels that a tile meets."""
         return min(self.inner // self.per_channel, (self.tile - 2) // self.per_channel + 2)
 
-    def args(self, number: Any) -> tuple[Any, ...]:
-        return self.tile, number(1), self.groups, self.units, self.leap, self.inner, self.per_channel
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.tile, self.groups, self.units, self.leap, self.inner, self.per_channel
 
 
 def _mode_code(reset_mode: str, fixed: bool) -> int:
@@ -463,25 +445,21 @@ def pmsn_fwd(
     r, z, a, w, d = _weights(r, z, a, w, d, dtype)
     lengths, lengths_at = _lengths(lengths)
     args = (
-        *tiles.args(number),
-        lanes,
-        steps,
-        modes,
-        x.data_ptr(),
-        x_step,
-        r.data_ptr(),
-        z.data_ptr(),
-        a.data_ptr(),
-        w.data_ptr(),
-        d.data_ptr(),
-        s_seq.data_ptr(),
-        y_seq.data_ptr() if keep else 0,
-        r_last.data_ptr(),
-        z_last.data_ptr(),
-        lengths_at,
+        number(1),
+        tiles.sizes,
+        (lanes, steps, modes),
+        (
+            *(x.data_ptr(), x_step, r.data_ptr(), z.data_ptr(), a.data_ptr(), w.data_ptr(), d.data_ptr()),
+            *(
+                s_seq.data_ptr(),
+                y_seq.data_ptr() if keep else 0,
+                r_last.data_ptr(),
+                z_last.data_ptr(),
+                lengths_at,
+            ),
+        ),
+        (_mode_code(reset_mode, fixed), BURSTS[burst]),
         number(v_threshold),
-        _mode_code(reset_mode, fixed),
-        BURSTS[burst],
     )
     _run(kernels.pmsn_forward, tiles.tiles * tiles.groups, lanes * steps, tiles.scratch, args)
     return s_seq, y_seq, r_last, z_last
@@ -534,35 +512,16 @@ def pmsn_bwd(
     r, z, a, w, d = _weights(r, z, a, w, d, dtype)
     lengths, lengths_at = _lengths(lengths)
     args = (
-        *tiles.args(number),
-        lanes,
-        steps,
-        modes,
-        gs_at,
-        gs_step,
-        gy_at,
-        gy_step,
-        gr_at,
-        gz_at,
-        x.data_ptr(),
-        x_step,
-        r.data_ptr(),
-        z.data_ptr(),
-        a.data_ptr(),
-        w.data_ptr(),
-        d.data_ptr(),
-        gx_seq.data_ptr(),
-        gr0.data_ptr(),
-        gz0.data_ptr(),
-        sums.ctypes.data,
-        tiles.slots,
-        lengths_at,
-        number(v_threshold),
-        _mode_code(reset_mode, fixed),
-        BURSTS[burst],
-        code,
-        number(p),
-        number(q),
+        number(1),
+        tiles.sizes,
+        (lanes, steps, modes, tiles.slots),
+        (
+            *(gs_at, gs_step, gy_at, gy_step, gr_at, gz_at, x.data_ptr(), x_step),
+            *(r.data_ptr(), z.data_ptr(), a.data_ptr(), w.data_ptr(), d.data_ptr()),
+            *(gx_seq.data_ptr(), gr0.data_ptr(), gz0.data_ptr(), sums.ctypes.data, lengths_at),
+        ),
+        (_mode_code(reset_mode, fixed), BURSTS[burst], code),
+        tuple(map(number, (v_threshold, p, q))),
     )
     _run(kernels.pmsn_backward, tiles.tiles * tiles.groups, lanes * steps, tiles.scratch, args)
     return gx_seq, gr0, gz0, *_parameters(sums, tiles, w, d)

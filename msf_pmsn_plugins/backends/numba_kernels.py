@@ -6,32 +6,32 @@ neither on its place in a block nor on the size of the batch: the last lanes of 
 mask, all arithmetic between is the same. Nothing is fast-math: NaN and inf behave as in IEEE arithmetic, a product and
 a sum are two roundings, and only ``fma`` and ``fnma``, which MSF never uses, may fuse them.
 
-A kernel is serial, releases the GIL and does the blocks (or tasks) ``first`` to ``last - 1``; ``numba_pool`` runs it.
+Three kinds of functions. A :func:`_formula` is plain Python that runs while a kernel is compiled; its operators emit
+instructions. A ``_part`` is compiled by Numba from its source and called by kernels. A ``_kernel`` is what Python
+calls: serial, without the GIL, it does the blocks (or tasks) ``first`` to ``last - 1``; ``numba_pool`` runs it.
+
 Memory is given by addresses; an index counts numbers, not bytes. ``unit`` is 1 in the dtype of the kernel. ``nil`` is
 a vector of zeros, which tells the compiler the dtype and the number of lanes.
 
 All compiled code is in this one file because the cache on disk looks at one file only to see whether it is stale.
 """
 
-# The functions below run as machine code, on types of the compiler's own.
-# mypy: disallow_untyped_defs=False
-
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic, models, register_model
 
 ir = cgutils.ir  # the instruction builder of llvmlite, as numba itself uses it
 
-CACHE_LINE = 64  # bytes
 AHEAD = 2  # steps that PMSN asks for memory ahead
+CACHE_LINE = 64  # bytes
 FLUSH = 64  # steps summed in the dtype of the kernel before they go to a double
 FORWARD_ROWS = 6  # of a mode in the scratch of PMSN
 BACKWARD_ROWS = 12
@@ -69,14 +69,16 @@ class Mask(types.Type):
         super().__init__(name=f"Mask({count})")
 
 
-_FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _BIT, _BYTE, _INT, _LONG = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+_FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
+_NUMBERS = {types.float32: _FLOAT, types.float64: _DOUBLE, types.int64: _LONG, types.boolean: _BIT}
+_KINDS = {number: kind for kind, number in _NUMBERS.items()}
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Lanes) -> None:
-        super().__init__(manager, kind, ir.VectorType(_FLOATS[kind.dtype], kind.count))
+        super().__init__(manager, kind, ir.VectorType(_NUMBERS[kind.dtype], kind.count))
 
 
 @register_model(Mask)
@@ -85,632 +87,789 @@ class _MaskModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(_BIT, kind.count))
 
 
-def _spread(b, value, count):
-    """One number in all lanes."""
-    nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
-    first = b.insert_element(nothing, value, _INT(0))
-    return b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_INT, count), [0] * count))
+class _Value:
+    """A number, or a vector of them, while code is generated: its operators emit instructions."""
 
+    def __init__(self, b: Any, value: Any) -> None:
+        self.b = b
+        self.value = value
 
-def _constant(like, value):
-    """The same literal in all lanes of an LLVM vector type."""
-    return ir.Constant(like, [value] * like.count)
+    @property
+    def element(self) -> Any:
+        """The LLVM type of one number."""
+        return getattr(self.value.type, "element", self.value.type)
 
+    @property
+    def count(self) -> int:
+        """How many lanes."""
+        return self.value.type.count
 
-def _as_lanes(context, b, value, kind, lanes):
-    """An operand as it is, or a number spread over ``lanes``."""
-    if isinstance(kind, Lanes):
-        return value
-    return _spread(b, context.cast(b, value, kind, lanes.dtype), lanes.count)
+    @property
+    def nbytes(self) -> int:
+        """Size of one number."""
+        return 8 if self.element in (_DOUBLE, _LONG) else 4
 
+    def make(self, value: Any) -> _Value:
+        return _Value(self.b, value)
 
-def _operator(op, result, emit):
-    """Give ``op`` a meaning between lanes, or between lanes and a number."""
-
-    class Typing(AbstractTemplate):
-        def generic(self, args, kws):
-            lanes = {kind for kind in args if isinstance(kind, Lanes)}
-            if len(lanes) == 1 and all(isinstance(kind, Lanes | types.Number) for kind in args):
-                return signature(result(*lanes), *args)
-            return None
-
-    infer_global(op)(Typing)
-
-    def lower(context, b, sig, args):
-        lanes = next(kind for kind in sig.args if isinstance(kind, Lanes))
-        return emit(
-            b, *(_as_lanes(context, b, v, kind, lanes) for v, kind in zip(args, sig.args, strict=True))
+    def constant(self, number: float, element: Any = None) -> _Value:
+        """A literal in all lanes."""
+        return self.make(
+            ir.Constant(ir.VectorType(element or self.element, self.count), [number] * self.count)
         )
 
-    for pair in ((Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes)):
-        lower_builtin(op, *pair)(lower)
+    def spread(self, count: int) -> _Value:
+        """A number in ``count`` lanes."""
+        nothing = ir.Constant(ir.VectorType(self.value.type, count), ir.Undefined)
+        first = self.b.insert_element(nothing, self.value, _INT(0))
+        return self.make(
+            self.b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_INT, count), [0] * count))
+        )
+
+    def like(self, other: _Value | float) -> Any:
+        """``other`` as an LLVM value of the same type as this one."""
+        if not isinstance(other, _Value):
+            if isinstance(self.value.type, ir.VectorType):
+                return self.constant(other).value
+            return ir.Constant(self.value.type, other)
+        if isinstance(self.value.type, ir.VectorType) and not isinstance(other.value.type, ir.VectorType):
+            return other.spread(self.count).value
+        return other.value
+
+    def emit(self, names: str, other: _Value | float, swapped: bool = False) -> _Value:
+        """The instruction for floating point or, after a blank, for integers."""
+        if isinstance(other, _Value) and isinstance(other.value.type, ir.VectorType):
+            x, y = other.like(self), other.value
+        else:
+            x, y = self.value, self.like(other)
+        name = names.split()[isinstance(self.element, ir.IntType)]
+        return self.make(getattr(self.b, name)(*((y, x) if swapped else (x, y))))
+
+    def __add__(self, other: _Value | float) -> _Value:
+        return self.emit("fadd add", other)
+
+    def __radd__(self, other: float) -> _Value:
+        return self.emit("fadd add", other, True)
+
+    def __sub__(self, other: _Value | float) -> _Value:
+        return self.emit("fsub sub", other)
+
+    def __rsub__(self, other: float) -> _Value:
+        return self.emit("fsub sub", other, True)
+
+    def __mul__(self, other: _Value | float) -> _Value:
+        return self.emit("fmul mul", other)
+
+    def __rmul__(self, other: float) -> _Value:
+        return self.emit("fmul mul", other, True)
+
+    def __truediv__(self, other: _Value | float) -> _Value:
+        return self.emit("fdiv", other)
+
+    def __rtruediv__(self, other: float) -> _Value:
+        return self.emit("fdiv", other, True)
+
+    def __mod__(self, other: _Value | float) -> _Value:
+        return self.emit("frem", other)  # as fmod: with the sign of this value
+
+    def __neg__(self) -> _Value:
+        return self.make(self.b.fneg(self.value))
+
+    def __and__(self, other: _Value) -> _Value:
+        return self.make(self.b.and_(self.value, other.value))
+
+    # Comparisons are false where one of the two is NaN.
+
+    def compare(self, sign: str, other: _Value | float) -> _Value:
+        return self.make(self.b.fcmp_ordered(sign, self.value, self.like(other)))
+
+    def __ge__(self, other: _Value | float) -> _Value:
+        return self.compare(">=", other)
+
+    def __gt__(self, other: _Value | float) -> _Value:
+        return self.compare(">", other)
+
+    def __le__(self, other: _Value | float) -> _Value:
+        return self.compare("<=", other)
+
+    def __lt__(self, other: _Value | float) -> _Value:
+        return self.compare("<", other)
+
+    def equals(self, other: _Value | float) -> _Value:
+        return self.compare("==", other)
+
+    def call(self, name: str, *others: _Value) -> _Value:
+        """An LLVM intrinsic of this type."""
+        kind = "f64" if self.element == _DOUBLE else "f32"
+        values = [self.value, *(self.like(other) for other in others)]
+        known = ir.FunctionType(self.value.type, [value.type for value in values])
+        function = cgutils.get_or_insert_function(self.b.module, known, f"llvm.{name}.v{self.count}{kind}")
+        return self.make(self.b.call(function, values))
+
+    def floor(self) -> _Value:
+        return self.call("floor")
+
+    def rint(self) -> _Value:
+        return self.call("rint")  # halves go to the even neighbour, as in torch.round
+
+    def __abs__(self) -> _Value:
+        return self.call("fabs")
+
+    # Memory. An address is a _Value, an index a _Value or a number.
+
+    def pointer(self, base: _Value, index: _Value | int, element: Any = None) -> Any:
+        """Where the number ``index`` after ``base`` lies; it has the type of this value unless told otherwise."""
+        pointer = (element or self.element).as_pointer()
+        return self.b.gep(self.b.inttoptr(base.value, pointer), [base.like(index)])
+
+    def vector_pointer(self, base: _Value, index: _Value | int, element: Any = None) -> Any:
+        vector = ir.VectorType(element or self.element, self.count)
+        return self.b.bitcast(self.pointer(base, index, element), vector.as_pointer())
+
+    def load(self, base: _Value, index: _Value | int) -> _Value:
+        """A value of this type from memory."""
+        vector = isinstance(self.value.type, ir.VectorType)
+        value = self.b.load(self.vector_pointer(base, index) if vector else self.pointer(base, index))
+        value.align = 4
+        return self.make(value)
+
+    def store(self, base: _Value, index: _Value | int) -> None:
+        vector = isinstance(self.value.type, ir.VectorType)
+        pointer = self.vector_pointer(base, index) if vector else self.pointer(base, index)
+        self.b.store(self.value, pointer).align = 4
+
+    def row(self, base: _Value, i: int) -> _Value:
+        """The vector ``i`` vectors after ``base``."""
+        return self.load(base, i * self.count)
+
+    def put_row(self, base: _Value, i: int) -> None:
+        self.store(base, i * self.count)
+
+    def whole(self, left: _Value) -> Any:
+        """Whether ``left`` lanes are a whole vector."""
+        return self.b.icmp_signed(">=", left.value, _LONG(self.count))
+
+    def first(self, left: _Value) -> Any:
+        """A mask of the first ``left`` lanes, less than a whole vector."""
+        numbers = ir.Constant(ir.VectorType(_INT, self.count), list(range(self.count)))
+        left = self.make(self.b.trunc(left.value, _INT))
+        return self.b.icmp_signed("<", numbers, left.spread(self.count).value)
 
 
-def _same(lanes):
-    return lanes
+def _where(mask: _Value, yes: _Value | float, no: _Value | float) -> _Value:
+    """``yes`` where the mask is true, else ``no``; one of the two is a vector."""
+    if isinstance(yes, _Value) and isinstance(yes.value.type, ir.VectorType):
+        return yes.make(mask.b.select(mask.value, yes.value, yes.like(no)))
+    assert isinstance(no, _Value)
+    return no.make(mask.b.select(mask.value, no.like(yes), no.value))
 
 
-def _truth(lanes):
-    return Mask(lanes.count)
+def _one(mask: _Value, like: _Value) -> _Value:
+    """1 where the mask is true, else 0, in the type of ``like``."""
+    return _where(mask, like.constant(1.0), 0.0)
 
 
-def _comparison(sign):
-    """False where one of the two is NaN."""
-    return lambda b, x, y: b.fcmp_ordered(sign, x, y)
+def _fma(x: _Value, y: _Value, c: _Value) -> _Value:
+    """``x*y + c``, with one rounding where the machine can."""
+    return x.call("fmuladd", y, c)
 
 
-_operator(operator.add, _same, lambda b, x, y: b.fadd(x, y))
-_operator(operator.sub, _same, lambda b, x, y: b.fsub(x, y))
-_operator(operator.mul, _same, lambda b, x, y: b.fmul(x, y))
-_operator(operator.truediv, _same, lambda b, x, y: b.fdiv(x, y))
-_operator(operator.mod, _same, lambda b, x, y: b.frem(x, y))  # as fmod: the sign of x
-for _op, _sign in (
-    (operator.eq, "=="),
-    (operator.ge, ">="),
-    (operator.gt, ">"),
-    (operator.le, "<="),
-    (operator.lt, "<"),
-):
-    _operator(_op, _truth, _comparison(_sign))
+def _fnma(x: _Value, y: _Value, c: _Value) -> _Value:
+    """``c - x*y``, likewise."""
+    return _fma(-x, y, c)
 
 
-@infer_global(operator.neg)
-class _Negative(AbstractTemplate):
-    def generic(self, args, kws):
-        return signature(args[0], args[0]) if isinstance(args[0], Lanes) else None
+def _kind_of(value: Any) -> Any:
+    """The Numba type of what a formula returned."""
+    if value is None:
+        return types.none
+    if isinstance(value, tuple):
+        return types.Tuple([_kind_of(part) for part in value])
+    kind = value.value.type
+    if not isinstance(kind, ir.VectorType):
+        return _KINDS[kind]
+    return Mask(kind.count) if kind.element == _BIT else Lanes(_KINDS[kind.element], kind.count)
 
 
-@lower_builtin(operator.neg, Lanes)
-def _lower_negative(context, b, sig, args):
-    return b.fneg(args[0])
+def _formula(function: Callable[..., Any]) -> Any:
+    """Make a function on :class:`_Value` callable from compiled code; it returns one of them, a tuple or None."""
+    names = ("typing", *inspect.signature(function).parameters)
 
+    @functools.cache
+    def result(kinds: tuple[Any, ...]) -> Any:
+        # Run once into the void, to learn what it returns.
+        numbers = [
+            ir.VectorType(_BIT if isinstance(kind, Mask) else _NUMBERS[kind.dtype], kind.count)
+            if isinstance(kind, Lanes | Mask)
+            else _NUMBERS[kind]
+            for kind in kinds
+        ]
+        void = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), numbers), "void")
+        b = ir.IRBuilder(void.append_basic_block())
+        return _kind_of(function(*(_Value(b, arg) for arg in void.args)))
 
-@infer_global(operator.and_)
-class _Both(AbstractTemplate):
-    def generic(self, args, kws):
-        return signature(args[0], *args) if isinstance(args[0], Mask) and args[0] == args[1] else None
+    def definition(typing: Any, *kinds: Any) -> Any:
+        kinds = tuple(types.unliteral(kind) for kind in kinds)
 
+        def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            value = function(*(_Value(b, arg) for arg in args))
+            if value is None:
+                return context.get_dummy_value()
+            if isinstance(value, tuple):
+                return context.make_tuple(b, sig.return_type, [part.value for part in value])
+            return value.value
 
-@lower_builtin(operator.and_, Mask, Mask)
-def _lower_both(context, b, sig, args):
-    return b.and_(*args)
+        return result(kinds)(*kinds), emit
 
-
-def _call(b, name, result, *args):
-    """Call an LLVM intrinsic; ``name`` without the suffix of the vector type."""
-    known = ir.FunctionType(result, [arg.type for arg in args])
-    return b.call(cgutils.get_or_insert_function(b.module, known, name), args)
-
-
-def _suffix(vector):
-    element = vector.element
-    kind = (
-        f"i{element.width}"
-        if isinstance(element, ir.IntType)
-        else "f32"
-        if element == ir.FloatType()
-        else "f64"
+    definition.__name__ = function.__name__
+    parameter = inspect.Parameter
+    definition.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in names]
     )
-    return f"v{vector.count}{kind}"
-
-
-def _pointer(b, element, base, index):
-    return b.gep(b.inttoptr(base, element.as_pointer()), [index])
-
-
-def _vectors(nbytes):
-    """Make the function that spreads a number over as many lanes as fit into ``nbytes``."""
-
-    @intrinsic
-    def spread(typing, number):
-        lanes = Lanes(number, nbytes // (number.bitwidth // 8))
-
-        def emit(context, b, sig, args):
-            return _spread(b, args[0], lanes.count)
-
-        return lanes(number), emit
-
-    return spread
+    return intrinsic(definition)
 
 
 # MSF keeps few values alive and gains from longer vectors, which share the cost of its branches.
-_long_lanes = _vectors(128)
-_lanes = _vectors(64)
 
 
-@intrinsic
-def _count(typing, nil):
+@_formula
+def _long_zeros(unit):
+    """The nil of MSF: vectors of 128 bytes."""
+    return (unit - unit).spread(128 // unit.nbytes)
+
+
+@_formula
+def _zeros(unit):
+    """The nil of PMSN: vectors of 64 bytes."""
+    return (unit - unit).spread(64 // unit.nbytes)
+
+
+@_formula
+def _count(nil):
     """How many lanes a vector has."""
-    return types.int64(nil), lambda context, b, sig, args: _LONG(nil.count)
+    return nil.make(_LONG(nil.count))
 
 
-@intrinsic
-def _size_of(typing, nil):
-    """Bytes of a number in a lane."""
-    return types.int64(nil), lambda context, b, sig, args: _LONG(nil.dtype.bitwidth // 8)
+@_formula
+def _nbytes(nil):
+    """Size of the number of a lane."""
+    return nil.make(_LONG(nil.nbytes))
 
 
-@intrinsic
-def _load(typing, nil, base, index):
-    def emit(context, b, sig, args):
-        element = _FLOATS[nil.dtype]
-        vector = ir.VectorType(element, nil.count)
-        value = b.load(b.bitcast(_pointer(b, element, *args[1:]), vector.as_pointer()))
-        value.align = 4
-        return value
-
-    return nil(nil, types.int64, types.int64), emit
+@_formula
+def _load(like, base, index):
+    return like.load(base, index)
 
 
-@intrinsic
-def _store(typing, base, index, value):
-    def emit(context, b, sig, args):
-        pointer = _pointer(b, _FLOATS[value.dtype], *args[:2])
-        b.store(args[2], b.bitcast(pointer, args[2].type.as_pointer())).align = 4
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, value), emit
+@_formula
+def _store(base, index, value):
+    value.store(base, index)
 
 
-def _first(b, left, count):
-    """True in the first ``left`` lanes; ``left`` is less than ``count``."""
-    return b.icmp_signed(
-        "<",
-        ir.Constant(ir.VectorType(_INT, count), list(range(count))),
-        _spread(b, b.trunc(left, _INT), count),
-    )
-
-
-def _load_vector(b, element, base, index, left, count):
-    """The first ``left`` elements from memory, zeros beyond; nothing beyond is touched."""
-    vector = ir.VectorType(element, count)
-    pointer = b.bitcast(_pointer(b, element, base, index), vector.as_pointer())
-    align = 1 if isinstance(element, ir.IntType) else 4
+def _load_masked(nil, base, index, left, element):
+    """The first ``left`` numbers of another LLVM type, zeros beyond; nothing beyond is touched."""
+    b = nil.b
+    vector = ir.VectorType(element, nil.count)
+    pointer = nil.vector_pointer(base, index, element)
+    align, suffix = (1, "i8") if element == _BYTE else (4, "f64" if element == _DOUBLE else "f32")
     slot = cgutils.alloca_once(b, vector)
-    with b.if_else(b.icmp_signed(">=", left, _LONG(count)), likely=True) as (full, part):
-        with full:
+    with b.if_else(nil.whole(left), likely=True) as (whole, part):
+        with whole:
             value = b.load(pointer)
             value.align = align
             b.store(value, slot)
         with part:
-            name = f"llvm.masked.load.{_suffix(vector)}.p0"
-            mask = _first(b, left, count)
-            zeros = _constant(vector, 0 if align == 1 else 0.0)
-            b.store(_call(b, name, vector, pointer, _INT(align), mask, zeros), slot)
-    return b.load(slot)
+            mask, rest = nil.first(left), nil.constant(0, element).value
+            known = ir.FunctionType(vector, [pointer.type, _INT, mask.type, vector])
+            name = f"llvm.masked.load.v{nil.count}{suffix}.p0"
+            function = cgutils.get_or_insert_function(b.module, known, name)
+            b.store(b.call(function, [pointer, _INT(align), mask, rest]), slot)
+    return nil.make(b.load(slot))
 
 
-def _store_vector(b, value, base, index, left):
-    """The first ``left`` elements to memory; nothing beyond is touched."""
-    element, count = value.type.element, value.type.count
-    pointer = b.bitcast(_pointer(b, element, base, index), value.type.as_pointer())
-    align = 1 if isinstance(element, ir.IntType) else 4
-    with b.if_else(b.icmp_signed(">=", left, _LONG(count)), likely=True) as (full, part):
-        with full:
-            b.store(value, pointer).align = align
+def _store_masked(value, base, index, left):
+    """The first ``left`` numbers to memory; nothing beyond is touched."""
+    b = value.b
+    pointer = value.vector_pointer(base, index)
+    align, suffix = (1, "i8") if value.element == _BYTE else (4, "f64" if value.element == _DOUBLE else "f32")
+    with b.if_else(value.whole(left), likely=True) as (whole, part):
+        with whole:
+            b.store(value.value, pointer).align = align
         with part:
-            name = f"llvm.masked.store.{_suffix(value.type)}.p0"
-            _call(b, name, ir.VoidType(), value, pointer, _INT(align), _first(b, left, count))
+            mask = value.first(left)
+            known = ir.FunctionType(ir.VoidType(), [value.value.type, pointer.type, _INT, mask.type])
+            name = f"llvm.masked.store.v{value.count}{suffix}.p0"
+            function = cgutils.get_or_insert_function(b.module, known, name)
+            b.call(function, [value.value, pointer, _INT(align), mask])
 
 
-@intrinsic
-def _load_part(typing, nil, base, index, left):
-    """Load ``left`` lanes, at most a whole vector."""
-
-    def emit(context, b, sig, args):
-        return _load_vector(b, _FLOATS[nil.dtype], *args[1:], nil.count)
-
-    return nil(nil, types.int64, types.int64, types.int64), emit
+@_formula
+def _load_part(nil, base, index, left):
+    """Load ``left`` lanes, at most a whole vector; zeros beyond."""
+    return _load_masked(nil, base, index, left, nil.element)
 
 
-@intrinsic
-def _store_part(typing, base, index, value, left):
+@_formula
+def _store_part(base, index, value, left):
     """Store ``left`` lanes, at most a whole vector."""
-
-    def emit(context, b, sig, args):
-        _store_vector(b, args[2], args[0], args[1], args[3])
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, value, types.int64), emit
+    _store_masked(value, base, index, left)
 
 
-@intrinsic
-def _load_bytes(typing, nil, base, index, left):
+@_formula
+def _load_bytes(nil, base, index, left):
     """Load ``left`` unsigned bytes as numbers."""
-
-    def emit(context, b, sig, args):
-        value = _load_vector(b, _BYTE, *args[1:], nil.count)
-        # by way of int32, which every vector unit converts
-        value = b.zext(value, ir.VectorType(_INT, nil.count))
-        return b.sitofp(value, ir.VectorType(_FLOATS[nil.dtype], nil.count))
-
-    return nil(nil, types.int64, types.int64, types.int64), emit
+    value = _load_masked(nil, base, index, left, _BYTE)
+    # by way of int32, which every vector unit converts
+    whole = nil.b.zext(value.value, ir.VectorType(_INT, nil.count))
+    return nil.make(nil.b.sitofp(whole, nil.value.type))
 
 
-@intrinsic
-def _store_bytes(typing, base, index, value, left):
+@_formula
+def _store_bytes(base, index, value, left):
     """Store ``left`` numbers from 0 to 255 as unsigned bytes."""
-
-    def emit(context, b, sig, args):
-        whole = b.fptosi(args[2], ir.VectorType(_INT, value.count))
-        _store_vector(b, b.trunc(whole, ir.VectorType(_BYTE, value.count)), args[0], args[1], args[3])
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, value, types.int64), emit
+    whole = value.b.fptosi(value.value, ir.VectorType(_INT, value.count))
+    _store_masked(value.make(value.b.trunc(whole, ir.VectorType(_BYTE, value.count))), base, index, left)
 
 
-@intrinsic
-def _load_every(typing, nil, base, index, stride, left):
-    """Load ``left`` lanes that lie ``stride`` numbers apart."""
-
-    def emit(context, b, sig, args):
-        _nil, base, index, stride, left = args
-        element = _FLOATS[nil.dtype]
-        vector = ir.VectorType(element, nil.count)
-        slot = cgutils.alloca_once(b, vector)
-        with b.if_else(b.icmp_signed(">=", left, _LONG(nil.count)), likely=True) as (full, part):
-            with full:
-                value = ir.Constant(vector, ir.Undefined)
-                for i in range(nil.count):
-                    number = b.load(_pointer(b, element, base, index))
-                    number.align = 4
-                    value = b.insert_element(value, number, _INT(i))
-                    index = b.add(index, stride)
-                b.store(value, slot)
-            with part:
-                b.store(_constant(vector, 0.0), slot)
-                numbers = b.bitcast(slot, element.as_pointer())
-                with cgutils.for_range(b, left) as loop:
-                    at = b.add(args[2], b.mul(loop.index, stride))
-                    number = b.load(_pointer(b, element, base, at))
-                    number.align = 4
-                    b.store(number, b.gep(numbers, [loop.index]))
-        return b.load(slot)
-
-    return nil(nil, types.int64, types.int64, types.int64, types.int64), emit
+@_formula
+def _load_every(nil, base, index, stride, left):
+    """Load ``left`` lanes that lie ``stride`` numbers apart; zeros beyond."""
+    b = nil.b
+    slot = cgutils.alloca_once(b, nil.value.type)
+    with b.if_else(nil.whole(left), likely=True) as (whole, part):
+        with whole:
+            value = ir.Constant(nil.value.type, ir.Undefined)
+            for i in range(nil.count):
+                number = b.load(nil.pointer(base, index + stride * i))
+                number.align = 4
+                value = b.insert_element(value, number, _INT(i))
+            b.store(value, slot)
+        with part:
+            b.store(nil.constant(0.0).value, slot)
+            numbers = b.bitcast(slot, nil.element.as_pointer())
+            with cgutils.for_range(b, left.value) as loop:
+                number = b.load(nil.pointer(base, index + stride * nil.make(loop.index)))
+                number.align = 4
+                b.store(number, b.gep(numbers, [loop.index]))
+    return nil.make(b.load(slot))
 
 
-@intrinsic
-def _store_every(typing, base, index, stride, value, left):
+@_formula
+def _store_every(base, index, stride, value, left):
     """Store ``left`` lanes ``stride`` numbers apart."""
+    b = value.b
 
-    def emit(context, b, sig, args):
-        base, index, stride, lanes, left = args
-        element = _FLOATS[value.dtype]
-        with b.if_else(b.icmp_signed(">=", left, _LONG(value.count)), likely=True) as (full, part):
-            with full:
-                for i in range(value.count):
-                    b.store(b.extract_element(lanes, _INT(i)), _pointer(b, element, base, index)).align = 4
-                    index = b.add(index, stride)
-            with part, cgutils.for_range(b, left) as loop:
-                at = b.add(args[1], b.mul(loop.index, stride))
-                b.store(b.extract_element(lanes, loop.index), _pointer(b, element, base, at)).align = 4
-        return context.get_dummy_value()
+    def put(i, at):
+        b.store(b.extract_element(value.value, i), value.pointer(base, at)).align = 4
 
-    return types.none(types.int64, types.int64, types.int64, value, types.int64), emit
+    with b.if_else(value.whole(left), likely=True) as (whole, part):
+        with whole:
+            for i in range(value.count):
+                put(_INT(i), index + stride * i)
+        with part, cgutils.for_range(b, left.value) as loop:
+            put(loop.index, index + stride * value.make(loop.index))
 
 
-def _ahead(write):
-    @intrinsic
-    def prefetch(typing, nil, base, index):
-        element = _FLOATS[nil.dtype]
-
-        def emit(context, b, sig, args):
-            start = b.bitcast(_pointer(b, element, *args[1:]), _BYTE.as_pointer())
-            nbytes = nil.count * (nil.dtype.bitwidth // 8)
-            for offset in range(0, nbytes, CACHE_LINE):
-                pointer = b.gep(start, [_LONG(offset)])
-                _call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, _INT(write), _INT(3), _INT(1))
-            return context.get_dummy_value()
-
-        return types.none(nil, types.int64, types.int64), emit
-
-    return prefetch
+def _prefetch(nil, base, index, write):
+    start = nil.b.bitcast(nil.pointer(base, index), _BYTE.as_pointer())
+    for offset in range(0, nil.count * nil.nbytes, CACHE_LINE):
+        args = [nil.b.gep(start, [_LONG(offset)]), _INT(write), _INT(3), _INT(1)]
+        known = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+        nil.b.call(cgutils.get_or_insert_function(nil.b.module, known, "llvm.prefetch.p0"), args)
 
 
-# Ask for the memory of a vector that will be read, or written, soon. Any address is harmless.
-_will_read, _will_write = _ahead(0), _ahead(1)
+@_formula
+def _will_read(nil, base, index):
+    """Ask for the memory of a vector that will be read soon; any address is harmless."""
+    _prefetch(nil, base, index, 0)
 
 
-@intrinsic
-def _number(typing, unit, base, index):
-    """Load one number of the dtype of ``unit``."""
-
-    def emit(context, b, sig, args):
-        value = b.load(_pointer(b, _FLOATS[unit], *args[1:]))
-        value.align = 4
-        return value
-
-    return unit(unit, types.int64, types.int64), emit
+@_formula
+def _will_write(nil, base, index):
+    _prefetch(nil, base, index, 1)
 
 
-@intrinsic
-def _put_number(typing, base, index, value):
-    def emit(context, b, sig, args):
-        b.store(args[2], _pointer(b, _FLOATS[value], *args[:2])).align = 4
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, value), emit
-
-
-@intrinsic
-def _integer(typing, base, index):
-    """Load one int64."""
-
-    def emit(context, b, sig, args):
-        value = b.load(_pointer(b, _LONG, *args))
-        value.align = 4
-        return value
-
-    return types.int64(types.int64, types.int64), emit
-
-
-@intrinsic
-def _put_integer(typing, base, index, value):
+@_formula
+def _put_int(base, index, value):
     """Store an int64 as an int32."""
-
-    def emit(context, b, sig, args):
-        b.store(b.trunc(args[2], _INT), _pointer(b, _INT, *args[:2])).align = 4
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), emit
+    narrow = value.make(value.b.trunc(value.value, _INT))
+    narrow.store(base, index)
 
 
-@intrinsic
-def _alive(typing, nil, base, index, t):
+@_formula
+def _alive(nil, base, index, t):
     """Where the int32 at ``base`` is greater than ``t``."""
-
-    def emit(context, b, sig, args):
-        vector = ir.VectorType(_INT, nil.count)
-        value = b.load(b.bitcast(_pointer(b, _INT, *args[1:3]), vector.as_pointer()))
-        value.align = 4
-        return b.icmp_signed(">", value, _spread(b, b.trunc(args[3], _INT), nil.count))
-
-    return Mask(nil.count)(nil, types.int64, types.int64, types.int64), emit
+    lengths = nil.constant(0, _INT).load(base, index)
+    t = t.make(t.b.trunc(t.value, _INT))
+    return nil.make(nil.b.icmp_signed(">", lengths.value, t.spread(nil.count).value))
 
 
-@intrinsic
-def _select(typing, mask, yes, no):
-    """``yes`` where the mask is true, else ``no``; one of the two may be a number."""
-    lanes = yes if isinstance(yes, Lanes) else no
-
-    def emit(context, b, sig, args):
-        values = (
-            _as_lanes(context, b, v, kind, lanes) for v, kind in zip(args[1:], sig.args[1:], strict=True)
-        )
-        return b.select(args[0], *values)
-
-    return lanes(mask, yes, no), emit
+@_part
+def _living(partly, lives, j, t, yes, no):
+    """``yes``, but ``no`` in the lanes that are over at step ``t``, if the step is ``partly`` padded."""
+    if partly:
+        return _choose(_alive(yes, lives, j, t), yes, no)
+    return yes
 
 
-@intrinsic
-def _one(typing, nil, mask):
-    """1 where the mask is true, else 0."""
-
-    def emit(context, b, sig, args):
-        vector = ir.VectorType(_FLOATS[nil.dtype], nil.count)
-        return b.select(args[1], _constant(vector, 1.0), _constant(vector, 0.0))
-
-    return nil(nil, mask), emit
-
-
-@intrinsic
-def _all(typing, mask):
+@_formula
+def _all(mask):
     """Whether the mask is true everywhere."""
-
-    def emit(context, b, sig, args):
-        bits = ir.IntType(mask.count)
-        return b.icmp_unsigned("==", b.bitcast(args[0], bits), bits((1 << mask.count) - 1))
-
-    return types.boolean(mask), emit
+    bits = ir.IntType(mask.count)
+    return mask.make(
+        mask.b.icmp_unsigned("==", mask.b.bitcast(mask.value, bits), bits((1 << mask.count) - 1))
+    )
 
 
-def _elementwise(name):
-    @intrinsic
-    def function(typing, x):
-        def emit(context, b, sig, args):
-            return _call(b, f"llvm.{name}.{_suffix(args[0].type)}", args[0].type, args[0])
-
-        return x(x), emit
-
-    return function
+@_formula
+def _choose(mask, yes, no):
+    return _where(mask, yes, no)
 
 
-# rint: halves go to the even neighbour, as in torch.round
-_abs, _floor, _rint = (_elementwise(name) for name in ("fabs", "floor", "rint"))
+@_formula
+def _plus(x, y):
+    return x + y
 
 
-def _fused(negative):
-    @intrinsic
-    def function(typing, x, y, c):
-        def emit(context, b, sig, args):
-            first = b.fneg(args[0]) if negative else args[0]
-            return _call(b, f"llvm.fmuladd.{_suffix(first.type)}", first.type, first, *args[1:])
-
-        return x(x, x, x), emit
-
-    return function
+@_formula
+def _times(x, y):
+    return x * y
 
 
-_fma = _fused(False)  # x*y + c, with one rounding where the machine can
-_fnma = _fused(True)  # c - x*y
+@_formula
+def _negative(x):
+    return -x
 
 
-@intrinsic
-def _exp(typing, x):
+# ---------------------------------------------------------------- surrogates
+
+
+def _exp(x: _Value) -> _Value:
     """``exp(x)`` to about one unit in the last place; overflows to inf, underflows gradually, keeps NaN.
 
     ``2**n exp(r)`` with ``n = rint(x/ln 2)``: a Taylor series of ``exp(r)``, ``|r| < 0.35``, and the power of two in
     two halves, each of which is a normal number. A call of the C library would not be vectorised.
     """
-    single = x.dtype == types.float32
+    single = x.element == _FLOAT
     low, high = (-104.0, 89.0) if single else (-746.0, 710.0)  # beyond, the result is 0 or inf
     # ln 2 in two parts: n times the first is exact
     coarse, fine = (0.693359375, -2.12194440e-4) if single else (0.693145751953125, 1.42860682030941723212e-6)
     order = 7 if single else 13
     word, bias, mantissa = (_INT, 127, 23) if single else (_LONG, 1023, 52)
+    words = ir.VectorType(word, x.count)
 
-    def emit(context, b, sig, args):
-        vector = args[0].type
-        words = ir.VectorType(word, x.count)
-        suffix = _suffix(vector)
-
-        def fma(p, q, r):
-            return _call(b, f"llvm.fmuladd.{suffix}", vector, p, q, r)
-
-        def limit(sign, value, bound):
-            return b.select(
-                b.fcmp_ordered(sign, value, _constant(vector, bound)), value, _constant(vector, bound)
-            )
-
-        value = limit("<=", limit(">=", args[0], low), high)  # NaN becomes a bound, and NaN again at the end
-        n = b.fmul(value, _constant(vector, 1 / math.log(2)))
-        n = _call(b, f"llvm.rint.{suffix}", vector, n)
-        r = fma(n, _constant(vector, -coarse), value)
-        r = fma(n, _constant(vector, -fine), r)
-        series = _constant(vector, 1 / math.factorial(order))
-        for k in range(order - 1, -1, -1):
-            series = fma(series, r, _constant(vector, 1 / math.factorial(k)))
-        n = b.fptosi(n, ir.VectorType(_INT, x.count))
-        if not single:
-            n = b.sext(n, words)
-        half = b.ashr(n, _constant(words, 1))
-        for power in (half, b.sub(n, half)):
-            bits = b.shl(b.add(power, _constant(words, bias)), _constant(words, mantissa))
-            series = b.fmul(series, b.bitcast(bits, vector))
-        return b.select(b.fcmp_unordered("uno", args[0], args[0]), args[0], series)
-
-    return x(x), emit
+    near = _where(x >= low, x, low)  # NaN becomes a bound, and NaN again at the end
+    near = _where(near <= high, near, high)
+    n = (near * (1 / math.log(2))).rint()
+    r = _fnma(n, x.constant(fine), _fnma(n, x.constant(coarse), near))
+    series = x.constant(1 / math.factorial(order))
+    for k in range(order - 1, -1, -1):
+        series = _fma(series, r, x.constant(1 / math.factorial(k)))
+    power = x.b.fptosi(n.value, ir.VectorType(_INT, x.count))
+    power = x.make(power if single else x.b.sext(power, words))
+    half = x.make(x.b.ashr(power.value, x.constant(1, word).value))
+    for part in (half, power - half):
+        bits = x.b.shl((part + bias).value, x.constant(mantissa, word).value)
+        series = series * x.make(x.b.bitcast(bits, x.value.type))
+    return _where(x.equals(x), series, x)
 
 
-@intrinsic
-def _to_double(typing, x):
-    def emit(context, b, sig, args):
-        if x.dtype == types.float64:
-            return args[0]
-        return b.fpext(args[0], ir.VectorType(ir.DoubleType(), x.count))
-
-    return Lanes(types.float64, x.count)(x), emit
+# The derivatives in the order of operations of surrogate.py; see _surrogate in numba_backend for p and q.
 
 
-@intrinsic
-def _from_double(typing, nil, x):
-    def emit(context, b, sig, args):
-        if nil.dtype == types.float64:
-            return args[1]
-        return b.fptrunc(args[1], ir.VectorType(ir.FloatType(), x.count))
-
-    return nil(nil, x), emit
+@_formula
+def _rectangular(u, p, q):
+    return _one(abs(u) < p, u) * q
 
 
-# ---------------------------------------------------------------- what both neurons use
+@_formula
+def _sigmoid(u, p, q):
+    s = 1.0 / (1.0 + _exp(-(u * p)))
+    return (1.0 - s) * s * p
+
+
+@_formula
+def _atan(u, p, q):
+    t = u * p
+    return 1.0 / (1.0 + t * t) * q  # torch divides a number by a tensor so
+
+
+@_formula
+def _gaussian(u, p, q):
+    t = u / p
+    return _exp(t * t * -0.5) / q
+
+
+@_formula
+def _triangle(u, p, q):
+    t = 1.0 - abs(u) / p
+    return _where(t < 0.0, 0.0, t) / p
 
 
 @_part
 def _slope(surrogate, u, p, q):
-    """The surrogate derivative at ``u`` in the order of operations of ``surrogate.py``; see ``_surrogate`` for p, q."""
-    if surrogate == 0:  # rectangular
-        return _one(u, _abs(u) < p) * q
-    if surrogate == 1:  # sigmoid
-        s = 1.0 / (1.0 + _exp(-(u * p)))
-        return (1.0 - s) * s * p
-    if surrogate == 2:  # atan
-        t = u * p
-        # torch divides a number by a tensor so
-        return 1.0 / (1.0 + t * t) * q
-    if surrogate == 3:  # gaussian
-        t = u / p
-        return _exp(t * t * -0.5) / q
-    t = 1.0 - _abs(u) / p  # triangle
-    return _select(t < 0.0, 0.0, t) / p
-
-
-@_part
-def _read_lengths(row, lengths, per_length, start, size, padded, steps):
-    """Valid steps of each lane as int32 at ``row``, 0 beyond ``size``; return the step from which one lane is over."""
-    if lengths == 0:
-        return steps
-    until = steps
-    for i in range(padded):
-        length = 0
-        if i < size:
-            length = _integer(lengths, (start + i) // per_length)
-            until = min(until, length)
-        _put_integer(row, i, length)
-    return until
+    """The surrogate derivative at ``u``."""
+    if surrogate == 0:
+        return _rectangular(u, p, q)
+    if surrogate == 1:
+        return _sigmoid(u, p, q)
+    if surrogate == 2:
+        return _atan(u, p, q)
+    if surrogate == 3:
+        return _gaussian(u, p, q)
+    return _triangle(u, p, q)
 
 
 # ---------------------------------------------------------------- MSF
 
+# The charges: CHARGES in numba_backend says which form and which k each of charges.py is.
+
+
+@_formula
+def _form_0(x, v, k, rest):
+    return k * v + x
+
+
+@_formula
+def _form_1(x, v, k, rest):
+    return rest + k * (v - rest) + x
+
+
+@_formula
+def _form_2(x, v, k, rest):
+    return v - (v - rest) / k + x
+
+
+@_formula
+def _form_3(x, v, k, rest):
+    return v + (x - (v - rest)) / k
+
+
+@_formula
+def _form_4(x, v, k, rest):
+    return v + (rest - v) / k + x
+
+
+@_formula
+def _form_5(x, v, k, rest):
+    return v + (rest - v + x) / k
+
+
+@_formula
+def _form_6(x, v, k, rest):
+    return v - (v - rest) * k + x
+
+
+@_formula
+def _form_7(x, v, k, rest):
+    return v + (x - (v - rest)) * k
+
+
+# What leaves a step backward for x and for the membrane before.
+
+
+@_formula
+def _back_0(g, k, scale):
+    return g * scale, k * g
+
+
+@_formula
+def _back_1(g, k, scale):
+    return g, g - g / k
+
+
+@_formula
+def _back_2(g, k, scale):
+    return g / k, g - g / k
+
+
+@_formula
+def _back_3(g, k, scale):
+    return g, g - g * k
+
+
+@_formula
+def _back_4(g, k, scale):
+    return g * k, g - g * k
+
+
+# The gradient of the rate.
+
+
+@_formula
+def _rate_1(g, x, v, rest):
+    return g * (v - rest)
+
+
+@_formula
+def _rate_2(g, x, v, rest):
+    return -g * (v - rest)
+
+
+@_formula
+def _rate_3(g, x, v, rest):
+    return g * (x - (v - rest))
+
+
+@_formula
+def _rate_4(g, x, v, rest):
+    return -(g * v)
+
+
+@_formula
+def _reached(n, m, theta):
+    """One more where the membrane has reached the threshold."""
+    return n + _one(m >= theta, m)
+
+
+@_formula
+def _near(n, m, theta, width):
+    """One more where the membrane is nearer to the threshold than ``width``."""
+    return n + _one(abs(m - theta) < width, m)
+
+
+@_formula
+def _fired_bit(m, theta):
+    return _one(m >= theta, m) * 128.0
+
+
+@_formula
+def _hard(m, theta, v_reset):
+    return _where(m >= theta, v_reset, m)
+
+
+@_formula
+def _soft(m, n, theta):
+    return m - n * theta
+
+
+@_formula
+def _difference(m, theta):
+    return m - theta
+
+
+@_formula
+def _quiet(m, theta):
+    return 1.0 - _one(m >= theta, m)
+
+
+@_formula
+def _split_code(code):
+    """A byte -> whether the neuron was quiet, and the number of thresholds nearer than the width."""
+    quiet = _one(code < 128.0, code)
+    return quiet, code - 128.0 * (1.0 - quiet)
+
+
+@_formula
+def _at_least(code, count, yes, no):
+    count = code.make(code.b.sitofp(count.value, code.element))
+    return _where(code >= count, yes, no)
+
+
+@_formula
+def _through_detached(g, total, back):
+    return g * total + back
+
+
+@_formula
+def _through_soft(g, after, theta, total, back):
+    return (g - after * theta) * total + back
+
+
+@_formula
+def _through_hard(g, after, v_reset, m, slope, back):
+    return (g + after * (v_reset - m)) * slope + back
+
+
+@_formula
+def _other_thresholds(h, g, total, slope):
+    return h + g * (total - slope)
+
 
 @_part
 def _charge(form, x, v, k, rest):
-    """The membrane; ``CHARGES`` in ``numba_backend`` says which form and ``k`` a charge is."""
+    """The membrane before reset."""
     if form == 0:
-        return k * v + x
+        return _form_0(x, v, k, rest)
     if form == 1:
-        return rest + k * (v - rest) + x
+        return _form_1(x, v, k, rest)
     if form == 2:
-        return v - (v - rest) / k + x
+        return _form_2(x, v, k, rest)
     if form == 3:
-        return v + (x - (v - rest)) / k
+        return _form_3(x, v, k, rest)
     if form == 4:
-        return v + (rest - v) / k + x
+        return _form_4(x, v, k, rest)
     if form == 5:
-        return v + (rest - v + x) / k
+        return _form_5(x, v, k, rest)
     if form == 6:
-        return v - (v - rest) * k + x
-    return v + (x - (v - rest)) * k
+        return _form_6(x, v, k, rest)
+    return _form_7(x, v, k, rest)
+
+
+@_part
+def _charge_back(form, g, k, scale):
+    if form == 0:
+        return _back_0(g, k, scale)
+    if form == 1:
+        return _back_1(g, k, scale)
+    if form == 2:
+        return _back_2(g, k, scale)
+    if form == 3:
+        return _back_3(g, k, scale)
+    return _back_4(g, k, scale)
+
+
+@_part
+def _rate_gradient(learned, g, x, v, rest):
+    if learned == 1:
+        return _rate_1(g, x, v, rest)
+    if learned == 2:
+        return _rate_2(g, x, v, rest)
+    if learned == 3:
+        return _rate_3(g, x, v, rest)
+    return _rate_4(g, x, v, rest)
 
 
 @_part
 def _fire(nil, m, unit, thetas, count):
     """How many thresholds each lane has reached."""
-    s = _one(nil, m >= _number(unit, thetas, 0))
-    for i in range(1, count):
-        s = s + _one(nil, m >= _number(unit, thetas, i))
-    return s
+    n = nil
+    for i in range(count):
+        n = _reached(n, m, _load(unit, thetas, i))
+    return n
+
+
+@_part
+def _read_lengths(row, lengths, per_length, start, size, padded, steps):
+    """Valid steps of each lane as int32 at ``row``, 0 beyond ``size``; return the step from which one lane is over."""
+    until = steps
+    for i in range(padded):
+        length = 0
+        if i < size:
+            length = _load(start, lengths, (start + i) // per_length)
+            until = min(until, length)
+        _put_int(row, i, length)
+    return until
 
 
 @_kernel
-def msf_forward(
-    first,
-    last,
-    scratch,
-    block,
-    unit,
-    steps,
-    lanes,
-    x,
-    x_step,
-    v,
-    v_last,
-    s,
-    kept,
-    keep,
-    rates,
-    rate,
-    scale,
-    rest,
-    v_reset,
-    thetas,
-    count,
-    form,
-    reset,
-    width,
-    lengths,
-    per_length,
-):
+def msf_forward(first, last, scratch, unit, sizes, memory, codes, numbers):
     """All steps of blocks of lanes. ``keep``: 0 nothing, 1 membranes, 2 bytes; ``reset``: 0 hard, 1 soft, 2 none."""
-    nil = _long_lanes(unit) * 0.0
+    block, steps, lanes, per_length = sizes
+    x, x_step, v, v_last, s, kept, rates, thetas, lengths = memory
+    keep, count, form, reset = codes
+    rate, scale, rest, v_reset, width = numbers
+    nil = _long_zeros(unit)
     wide = _count(nil)
     lives = scratch + 8 * block
-    theta = _number(unit, thetas, 0)
-    k = nil + rate
+    theta = _load(unit, thetas, 0)
+    k = _plus(nil, rate)
     for i in range(first, last):
         start = i * block
         size = min(block, lanes - start)
-        until = _read_lengths(lives, lengths, per_length, start, size, block, steps)
+        until = steps
+        if lengths != 0:
+            until = _read_lengths(lives, lengths, per_length, start, size, block, steps)
         for j in range(0, size, wide):
             _store(scratch, j, _load_part(nil, v, start + j, size - j))
         for t in range(steps):
@@ -724,79 +883,44 @@ def msf_forward(
                 if rates != 0:
                     k = _load_part(nil, rates, start + j, left)
                 before = _load(nil, scratch, j)
-                m = _charge(form, _load_part(nil, x, here + j, left) * scale, before, k, rest)
-                alive = m >= m
-                if partly:
-                    alive = _alive(nil, lives, j, t)
+                m = _charge(form, _times(_load_part(nil, x, here + j, left), scale), before, k, rest)
                 if keep == 1:
-                    _store_part(kept, there + j, _select(alive, m, 0.0) if partly else m, left)
+                    _store_part(kept, there + j, _living(partly, lives, j, t, m, nil), left)
                 elif keep == 2:
-                    code = _one(nil, m >= theta) * 128.0
+                    code = _fired_bit(m, theta)
                     for c in range(count):
-                        code = code + _one(nil, _abs(m - _number(unit, thetas, c)) < width)
-                    _store_bytes(kept, there + j, _select(alive, code, 0.0) if partly else code, left)
+                        code = _near(code, m, _load(unit, thetas, c), width)
+                    _store_bytes(kept, there + j, _living(partly, lives, j, t, code, nil), left)
                 n = _fire(nil, m, unit, thetas, count)
-                _store_part(s, there + j, _select(alive, n, 0.0) if partly else n, left)
+                _store_part(s, there + j, _living(partly, lives, j, t, n, nil), left)
                 if reset == 0:
-                    m = _select(m >= theta, v_reset, m)
+                    m = _hard(m, theta, v_reset)
                 elif reset == 1:
-                    m = m - n * theta
-                _store(scratch, j, _select(alive, m, before) if partly else m)
+                    m = _soft(m, n, theta)
+                _store(scratch, j, _living(partly, lives, j, t, m, before))
         for j in range(0, size, wide):
             _store_part(v_last, start + j, _load(nil, scratch, j), size - j)
 
 
 @_kernel
-def msf_backward(
-    first,
-    last,
-    scratch,
-    block,
-    unit,
-    steps,
-    lanes,
-    gs,
-    gs_step,
-    gm,
-    gm_step,
-    gv,
-    x,
-    x_step,
-    kept,
-    keep,
-    v0,
-    gx,
-    gv0,
-    grate,
-    learned,
-    rates,
-    rate,
-    scale,
-    rest,
-    v_reset,
-    thetas,
-    count,
-    sums,
-    form,
-    reset,
-    detached,
-    surrogate,
-    p,
-    q,
-    lengths,
-    per_length,
-):
+def msf_backward(first, last, scratch, unit, sizes, memory, codes, numbers):
     """The adjoint of :func:`msf_forward`; an address 0 stands for zeros. ``sums``: the slopes of 0, 1, .. windows."""
-    nil = _long_lanes(unit) * 0.0
+    block, steps, lanes, per_length = sizes
+    gs, gs_step, gm, gm_step, gv, x, x_step, kept, v0, gx, gv0, grate, rates, thetas, sums, lengths = memory
+    keep, count, form, learned, reset, detached, surrogate = codes
+    rate, scale, rest, v_reset, p, q = numbers
+    nil = _long_zeros(unit)
     wide = _count(nil)
     rate_sums = scratch + 8 * block
     lives = scratch + 16 * block
-    theta = _number(unit, thetas, 0)
-    k = nil + rate
+    theta = _load(unit, thetas, 0)
+    k = _plus(nil, rate)
     for i in range(first, last):
         start = i * block
         size = min(block, lanes - start)
-        until = _read_lengths(lives, lengths, per_length, start, size, block, steps)
+        until = steps
+        if lengths != 0:
+            until = _read_lengths(lives, lengths, per_length, start, size, block, steps)
         for j in range(0, size, wide):
             g = nil
             if gv != 0:
@@ -806,10 +930,10 @@ def msf_backward(
         for t in range(steps - 1, -1, -1):
             there = t * lanes + start
             ahead = there - lanes if t > 0 else (steps - 1) * lanes + start + block
+            partly = t >= until
             for j in range(0, size, wide):
                 left = size - j
-                if keep == 1:
-                    _will_read(nil, kept, ahead + j)
+                _will_read(nil, gx, ahead + j)
                 after = _load(nil, scratch, j)
                 g = nil
                 if gs != 0:
@@ -822,71 +946,49 @@ def msf_backward(
                 total = nil
                 slope = nil
                 if keep == 2:
-                    code = _load_bytes(nil, kept, there + j, left)
-                    quiet = _one(nil, code < 128.0)
-                    code = code - 128.0 * (1.0 - quiet)
+                    quiet, code = _split_code(_load_bytes(nil, kept, there + j, left))
                     for c in range(1, count + 1):
-                        total = _select(code >= c, _number(unit, sums, c), total)
+                        total = _at_least(code, c, _load(unit, sums, c), total)
                 else:
+                    _will_read(nil, kept, ahead + j)
                     m = _load_part(nil, kept, there + j, left)
-                    quiet = 1.0 - _one(nil, m >= theta)
+                    quiet = _quiet(m, theta)
                     for c in range(count):
-                        one = _slope(surrogate, m - _number(unit, thetas, c), p, q)
-                        total = total + one
+                        one = _slope(surrogate, _difference(m, _load(unit, thetas, c)), p, q)
+                        total = _plus(total, one)
                         if c == 0:
                             slope = one
 
-                back = after * quiet if reset == 0 else after
+                back = _times(after, quiet) if reset == 0 else after
                 if detached != 0 or reset == 2:
-                    h = g * total + back
+                    h = _through_detached(g, total, back)
                 elif reset == 1:
-                    h = (g - after * theta) * total + back
+                    h = _through_soft(g, after, theta, total, back)
                 else:  # the reset looks at the first threshold only
-                    h = (g + after * (v_reset - m)) * slope + back
+                    h = _through_hard(g, after, v_reset, m, slope, back)
                     if count > 1:
-                        h = h + g * (total - slope)
+                        h = _other_thresholds(h, g, total, slope)
                 if gm != 0:
-                    h = h + _load_part(nil, gm, t * gm_step + start + j, left)
+                    h = _plus(h, _load_part(nil, gm, t * gm_step + start + j, left))
+                new, before = _charge_back(form, h, k, scale)
 
-                if form == 0:
-                    new = h * scale
-                    before = k * h
-                elif form <= 2:
-                    new = h / k
-                    before = h - new
-                else:
-                    new = h * k
-                    before = h - new
-                if form == 1 or form == 3:
-                    new = h
-
-                part = nil
                 if learned != 0:
+                    current = nil
+                    if learned == 3:
+                        current = _load_part(nil, x, t * x_step + start + j, left)
                     if t == 0:
                         v = _load_part(nil, v0, start + j, left)
                     else:
                         v = _load_part(nil, kept, there - lanes + j, left)
                         if reset == 0:
-                            v = _select(v >= theta, v_reset, v)
+                            v = _hard(v, theta, v_reset)
                         elif reset == 1:
-                            v = v - _fire(nil, v, unit, thetas, count) * theta
-                    if learned == 1:
-                        part = h * (v - rest)
-                    elif learned == 2:
-                        part = -h * (v - rest)
-                    elif learned == 3:
-                        part = h * (_load_part(nil, x, t * x_step + start + j, left) - (v - rest))
-                    else:
-                        part = -(h * v)
-                if t >= until:
-                    alive = _alive(nil, lives, j, t)
-                    new = _select(alive, new, 0.0)
-                    before = _select(alive, before, after)
-                    part = _select(alive, part, 0.0)
-                if learned != 0:
-                    _store(rate_sums, j, _load(nil, rate_sums, j) + part)
-                _store(scratch, j, before)
-                _store_part(gx, there + j, new, left)
+                            v = _soft(v, _fire(nil, v, unit, thetas, count), theta)
+                    part = _rate_gradient(learned, h, current, v, rest)
+                    part = _living(partly, lives, j, t, part, nil)
+                    _store(rate_sums, j, _plus(_load(nil, rate_sums, j), part))
+                _store(scratch, j, _living(partly, lives, j, t, before, after))
+                _store_part(gx, there + j, _living(partly, lives, j, t, new, nil), left)
         for j in range(0, size, wide):
             _store_part(gv0, start + j, _load(nil, scratch, j), size - j)
             if learned != 0:
@@ -903,100 +1005,215 @@ def msf_backward(
 # is computed and its share doubled, which gives the same bits.
 
 
-@_part
-def _mode(nil, base, x):
+@_formula
+def _mode(base, x):
     """One step of a mode: ``z <- a z + x``; return ``Re(w z)``."""
-    wide = _count(nil)
-    ar = _load(nil, base, 0)
-    ai = _load(nil, base, wide)
-    zr = _load(nil, base, 4 * wide)
-    zi = _load(nil, base, 5 * wide)
+    ar, ai, wr, wi, zr, zi = (x.row(base, i) for i in range(6))
     re = _fma(ar, zr, _fnma(ai, zi, x))
     im = _fma(ar, zi, ai * zr)
-    _store(base, 4 * wide, re)
-    _store(base, 5 * wide, im)
-    return _fnma(_load(nil, base, 3 * wide), im, _load(nil, base, 2 * wide) * re)
+    re.put_row(base, 4)
+    im.put_row(base, 5)
+    return _fnma(wi, im, wr * re)
 
 
-@_part
-def _mode_and_sums(nil, base, x, g):
+@_formula
+def _mode_and_sums(base, x, g):
     """The same with the sensitivity ``p <- a p + z``; before that, the sums take ``g`` times the last z and p."""
-    wide = _count(nil)
-    zr = _load(nil, base, 4 * wide)
-    zi = _load(nil, base, 5 * wide)
-    pr = _load(nil, base, 6 * wide)
-    pi = _load(nil, base, 7 * wide)
-    _store(base, 8 * wide, _fma(g, zr, _load(nil, base, 8 * wide)))
-    _store(base, 9 * wide, _fma(g, zi, _load(nil, base, 9 * wide)))
-    _store(base, 10 * wide, _fma(g, pr, _load(nil, base, 10 * wide)))
-    _store(base, 11 * wide, _fma(g, pi, _load(nil, base, 11 * wide)))
-    ar = _load(nil, base, 0)
-    ai = _load(nil, base, wide)
-    _store(base, 6 * wide, _fma(ar, pr, _fnma(ai, pi, zr)))
-    _store(base, 7 * wide, _fma(ar, pi, _fma(ai, pr, zi)))
+    ar, ai, wr, wi, zr, zi, pr, pi = (x.row(base, i) for i in range(8))
+    for i, last in enumerate((zr, zi, pr, pi)):
+        _fma(g, last, x.row(base, 8 + i)).put_row(base, 8 + i)
+    _fma(ar, pr, _fnma(ai, pi, zr)).put_row(base, 6)
+    _fma(ar, pi, _fma(ai, pr, zi)).put_row(base, 7)
     re = _fma(ar, zr, _fnma(ai, zi, x))
     im = _fma(ar, zi, ai * zr)
-    _store(base, 4 * wide, re)
-    _store(base, 5 * wide, im)
-    return _fnma(_load(nil, base, 3 * wide), im, _load(nil, base, 2 * wide) * re)
+    re.put_row(base, 4)
+    im.put_row(base, 5)
+    return _fnma(wi, im, wr * re)
 
 
-@_part
-def _adjoint(nil, base, g):
+@_formula
+def _last_sums(base, g):
+    """Add ``g`` times z and p to the sums."""
+    for i in range(4):
+        _fma(g, g.row(base, 4 + i), g.row(base, 8 + i)).put_row(base, 8 + i)
+
+
+@_formula
+def _adjoint(base, g):
     """``lam = conj(w) g + c``, ``c <- conj(a) lam``, with c in the rows of p; return ``Re(lam)``."""
-    wide = _count(nil)
-    ar = _load(nil, base, 0)
-    ai = _load(nil, base, wide)
-    re = _fma(_load(nil, base, 2 * wide), g, _load(nil, base, 6 * wide))
-    im = _fnma(_load(nil, base, 3 * wide), g, _load(nil, base, 7 * wide))
-    _store(base, 6 * wide, _fma(ar, re, ai * im))
-    _store(base, 7 * wide, _fnma(ai, re, ar * im))
+    ar, ai, wr, wi = (g.row(base, i) for i in range(4))
+    re = _fma(wr, g, g.row(base, 6))
+    im = _fnma(wi, g, g.row(base, 7))
+    _fma(ar, re, ai * im).put_row(base, 6)
+    _fnma(ai, re, ar * im).put_row(base, 7)
     return re
 
 
-@_part
-def _soma(nil, reset, y, r, theta):
-    """Membrane before reset, whole thresholds and next residual, in units of the threshold.
+# The somas: membrane before reset, whole thresholds and next residual, in units of the threshold. Where nothing is
+# removed, the membrane stands for the whole thresholds: both reach 1 at once.
 
-    ``reset``: 0 floor, 1 serial, 2 none, 3 cumulative, 4 floor in fixed point. Where nothing is removed, the membrane
-    stands for the whole thresholds: both reach 1 at once.
-    """
+
+def _relu(y):
+    return _where(y <= 0.0, 0.0, y)  # NaN stays
+
+
+@_formula
+def _floor_soma(y, r, theta):
+    v = r + _relu(y) / theta
+    k = v.floor()
+    return v, k, v - k
+
+
+@_formula
+def _serial_soma(y, r, theta):
+    v = r + y / theta
+    k = v.floor()
+    k = _where(k < 0.0, 0.0, k)
+    return v, k, v - k
+
+
+@_formula
+def _free_soma(y, r, theta):
+    v = y / theta
+    return v, v, r
+
+
+@_formula
+def _cumulative_soma(y, r, theta):
+    v = r + y / theta
+    return v, v, v
+
+
+@_formula
+def _fixed_soma(y, r, theta):
+    """Steps of 2**-24 in double, whole thresholds and the rest apart, so that every number is exact."""
+    quotient = _double(_relu(y) / theta)
+    quotient = _where(quotient > 2.0**38, 2.0**38, quotient)
+    whole = quotient.floor()
+    c = ((quotient - whole) * 2.0**24).rint() + (_double(r) * 2.0**24).rint()
+    parts = c / 2.0**24
+    carry = parts.floor()
+    return tuple(_single(exact, y) for exact in (whole + parts, whole + carry, parts - carry))
+
+
+@_part
+def _soma(reset, y, r, theta):
+    """``reset``: 0 floor, 1 serial, 2 none, 3 cumulative, 4 floor in fixed point."""
     if reset == 0:
-        v = r + _select(y <= 0.0, 0.0, y) / theta
-        k = _floor(v)
-        return v, k, v - k
+        return _floor_soma(y, r, theta)
     if reset == 1:
-        v = r + y / theta
-        k = _floor(v)
-        k = _select(k < 0.0, 0.0, k)
-        return v, k, v - k
+        return _serial_soma(y, r, theta)
     if reset == 2:
-        v = y / theta
-        return v, v, r
+        return _free_soma(y, r, theta)
     if reset == 3:
-        v = r + y / theta
-        return v, v, v
-    # Steps of 2**-24 in double: whole thresholds and the rest apart, so that every number is exact.
-    quotient = _to_double(_select(y <= 0.0, 0.0, y) / theta)
-    quotient = _select(quotient > 2.0**38, 2.0**38, quotient)
-    whole = _floor(quotient)
-    c = _rint((quotient - whole) * 2.0**24) + _rint(_to_double(r) * 2.0**24)
-    carry = _floor(c / 2.0**24)
-    v = _from_double(nil, whole + c / 2.0**24)
-    k = _from_double(nil, whole + carry)
-    return v, k, _from_double(nil, c / 2.0**24 - carry)
+        return _cumulative_soma(y, r, theta)
+    return _fixed_soma(y, r, theta)
+
+
+@_formula
+def _spike(k):
+    return _one(k >= 1.0, k)
+
+
+@_formula
+def _burst(k):
+    return _where(k >= 1.0, k, 0.0)
+
+
+# Where the surrogate is read, volts.
+
+
+@_formula
+def _distance(v, theta):
+    return v * theta - theta
+
+
+@_formula
+def _nearest(v, theta):
+    k = v.rint()
+    return v * theta - _where(k < 1.0, 1.0, k) * theta
+
+
+@_formula
+def _sawtooth(v, theta):
+    return abs(v * theta - theta) % theta.spread(v.count)
 
 
 @_part
 def _argument(burst, v, theta):
-    """Where the surrogate is read, volts."""
-    volts = v * theta
-    if burst == 1:  # nearest
-        k = _rint(v)
-        return volts - theta * _select(k < 1.0, 1.0, k)
-    if burst == 2:  # sawtooth
-        return _abs(volts - theta) % theta
-    return volts - theta
+    if burst == 0:
+        return _distance(v, theta)
+    if burst == 1:
+        return _nearest(v, theta)
+    return _sawtooth(v, theta)
+
+
+@_formula
+def _no_infinity(x):
+    return x + (x - x)  # inf becomes NaN
+
+
+@_formula
+def _lost_and_clean(x):
+    """NaN where x is not finite, else 0; and x with zeros there."""
+    lost = x - x
+    return lost, _where(lost.equals(0.0), x, 0.0)
+
+
+@_formula
+def _only_finite(re, im, lost):
+    """A complex number, zero where it is not finite; and NaN there in ``lost``."""
+    finite = (abs(re) < math.inf) & (abs(im) < math.inf)
+    return _where(finite, re, 0.0), _where(finite, im, 0.0), _where(finite, lost, math.nan)
+
+
+@_formula
+def _where_positive(y, g):
+    return _where(y > 0.0, g, 0.0)
+
+
+@_formula
+def _multiply_add(x, y, c):
+    return _fma(x, y, c)
+
+
+@_formula
+def _quotient(x, y):
+    return x / y
+
+
+@_formula
+def _conjugate(base, here, there):
+    """Whether the complex rows ``here`` and ``there`` are conjugate, as a mask. ``base`` gives the type."""
+    re, im = (base.load(here, i * base.count) for i in range(2))
+    other_re, other_im = (base.load(there, i * base.count) for i in range(2))
+    return re.equals(other_re) & im.equals(-other_im)
+
+
+def _double(x):
+    if x.element == _DOUBLE:
+        return x
+    return x.make(x.b.fpext(x.value, ir.VectorType(_DOUBLE, x.count)))
+
+
+def _single(x, like):
+    """``x`` in the type of ``like``."""
+    return x if like.element == _DOUBLE else x.make(x.b.fptrunc(x.value, like.value.type))
+
+
+@_formula
+def _add_to(base, index, value):
+    """Add to double numbers in memory."""
+    value = _double(value)
+    (value.load(base, index) + value).store(base, index)
+
+
+@_formula
+def _add_product(base, index, imaginary, gr, gi, pr, pi):
+    """Add ``g conj(p)`` to double numbers at ``index`` (real) and ``imaginary`` in memory."""
+    gr, gi, pr, pi = (_double(x) for x in (gr, gi, pr, pi))
+    (pr.load(base, index) + (gr * pr + gi * pi)).store(base, index)
+    (pr.load(base, imaginary) + (gi * pr - gr * pi)).store(base, imaginary)
 
 
 @_part
@@ -1008,8 +1225,8 @@ def _coefficients(nil, unit, states, rows, gains, modes, most, tile, a, w, d, of
         c = (offset + i) % inner // per_channel
         gain = unit - unit
         if i < most:
-            gain = _number(unit, d, c)
-        _put_number(gains, i, gain)
+            gain = _load(unit, d, c)
+        _store(gains, i, gain)
         at = (i // wide * modes * rows) * wide + i % wide
         for m in range(modes):
             here = 2 * (c * modes + m)
@@ -1018,14 +1235,14 @@ def _coefficients(nil, unit, states, rows, gains, modes, most, tile, a, w, d, of
                 re = unit - unit
                 im = unit - unit
                 if i < most:
-                    re = _number(unit, source, here)
-                    im = _number(unit, source, here + 1)
+                    re = _load(unit, source, here)
+                    im = _load(unit, source, here + 1)
                     if m < modes // 2 and (
-                        re != _number(unit, source, there) or im != -_number(unit, source, there + 1)
+                        re != _load(unit, source, there) or im != -_load(unit, source, there + 1)
                     ):
                         paired = False
-                _put_number(states, at + row * wide, re)
-                _put_number(states, at + (row + 1) * wide, im)
+                _store(states, at + row * wide, re)
+                _store(states, at + (row + 1) * wide, im)
             at += rows * wide
     return paired
 
@@ -1037,19 +1254,17 @@ def _read_modes(nil, states, rows, modes, size, z, start, clean, poison):
     ``clean``: zero what is not finite, and poison its lane.
     """
     wide = _count(nil)
+    vector = wide * _nbytes(nil)
     paired = True
     for j in range(0, size, wide):
-        base = states + j // wide * modes * rows * wide * _size_of(nil)
+        base = states + j // wide * modes * rows * vector
         lost = nil
         for m in range(modes):
             at = 2 * ((start + j) * modes + m)
             re = _load_every(nil, z, at, 2 * modes, size - j)
             im = _load_every(nil, z, at + 1, 2 * modes, size - j)
             if clean:
-                finite = (_abs(re) < math.inf) & (_abs(im) < math.inf)
-                lost = _select(finite, lost, math.nan)
-                re = _select(finite, re, 0.0)
-                im = _select(finite, im, 0.0)
+                re, im, lost = _only_finite(re, im, lost)
             _store(base, (m * rows + 4) * wide, re)
             _store(base, (m * rows + 5) * wide, im)
             for row in range(6, rows):
@@ -1058,10 +1273,7 @@ def _read_modes(nil, states, rows, modes, size, z, start, clean, poison):
             _store(poison, j, lost)
         for m in range(modes // 2):
             other = modes - 1 - m
-            re = _load(nil, base, (m * rows + 4) * wide)
-            im = _load(nil, base, (m * rows + 5) * wide)
-            same = re == _load(nil, base, (other * rows + 4) * wide)
-            if not _all(same & (im == -_load(nil, base, (other * rows + 5) * wide))):
+            if not _all(_conjugate(nil, base + (m * rows + 4) * vector, base + (other * rows + 4) * vector)):
                 paired = False
     return paired
 
@@ -1070,8 +1282,9 @@ def _read_modes(nil, states, rows, modes, size, z, start, clean, poison):
 def _write_modes(nil, states, rows, row, modes, size, target, start, folded):
     """Scatter two rows, z or the gradient of z, to complex [lanes, modes]."""
     wide = _count(nil)
+    vector = wide * _nbytes(nil)
     for j in range(0, size, wide):
-        base = states + j // wide * modes * rows * wide * _size_of(nil)
+        base = states + j // wide * modes * rows * vector
         for m in range(modes):
             at = 2 * ((start + j) * modes + m)
             source = m
@@ -1079,51 +1292,26 @@ def _write_modes(nil, states, rows, row, modes, size, target, start, folded):
                 source = modes - 1 - m
             im = _load(nil, base, (source * rows + row + 1) * wide)
             if source != m:
-                im = -im
+                im = _negative(im)
             _store_every(target, at, 2 * modes, _load(nil, base, (source * rows + row) * wide), size - j)
             _store_every(target, at + 1, 2 * modes, im, size - j)
 
 
 @_kernel
-def pmsn_forward(
-    first,
-    last,
-    scratch,
-    tile,
-    unit,
-    groups,
-    units,
-    leap,
-    inner,
-    per_channel,
-    lanes,
-    steps,
-    modes,
-    x,
-    x_step,
-    r,
-    z,
-    a,
-    w,
-    d,
-    s,
-    y_seq,
-    r_last,
-    z_last,
-    lengths,
-    theta,
-    reset,
-    burst,
-):
+def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, theta):
     """All steps of tasks. A task is a tile in the units of one of ``groups``; unit ``i`` starts at lane ``i*leap``.
 
     With ``lengths`` (0: none), a unit is one leading lane.
     """
-    nil = _lanes(unit) * 0.0
+    tile, groups, units, leap, inner, per_channel = tiles
+    lanes, steps, modes = sizes
+    x, x_step, r, z, a, w, d, s, y_seq, r_last, z_last, lengths = memory
+    reset, burst = codes
+    nil = _zeros(unit)
     wide = _count(nil)
-    vector = FORWARD_ROWS * wide * _size_of(nil)
+    vector = FORWARD_ROWS * wide * _nbytes(nil)
     gains = scratch + tile // wide * modes * vector
-    residuals = gains + tile * _size_of(nil)
+    residuals = gains + tile * _nbytes(nil)
     for task in range(first, last):
         offset = task // groups * tile
         group = task % groups
@@ -1136,7 +1324,7 @@ def pmsn_forward(
             size = min(most, lanes - start)
             until = steps
             if lengths != 0:
-                until = _integer(lengths, i)
+                until = _load(i, lengths, i)
             folded = _read_modes(nil, scratch, FORWARD_ROWS, modes, size, z, start, False, 0) and paired
             for j in range(0, size, wide):
                 _store(residuals, j, _load_part(nil, r, start + j, size - j))
@@ -1148,27 +1336,25 @@ def pmsn_forward(
                     _will_read(nil, x, here + AHEAD * x_step + j)
                     _will_write(nil, s, there + AHEAD * lanes + j)
                     current = _load_part(nil, x, here + j, left)
-                    current = current + (current - current)  # inf becomes NaN
-                    y = _load(nil, gains, j) * current
+                    current = _no_infinity(current)
+                    y = _times(_load(nil, gains, j), current)
                     base = scratch + j // wide * modes * vector
                     other = base + (modes - 1) * vector
                     while base <= other:
-                        part = _mode(nil, base, current)
+                        part = _mode(base, current)
                         if base < other:
                             if folded:
-                                part = part + part
+                                part = _plus(part, part)
                             else:
-                                part = part + _mode(nil, other, current)
-                        y = y + part
+                                part = _plus(part, _mode(other, current))
+                        y = _plus(y, part)
                         base += vector
                         other -= vector
-                    _v, k, after = _soma(nil, reset, y, _load(nil, residuals, j), theta)
+                    _v, k, after = _soma(reset, y, _load(nil, residuals, j), theta)
                     _store(residuals, j, after)
                     if y_seq != 0:
                         _store_part(y_seq, there + j, y, left)
-                    if burst == 0:
-                        k = _one(nil, k >= 1.0)
-                    _store_part(s, there + j, _select(k >= 1.0, k, 0.0), left)
+                    _store_part(s, there + j, _spike(k) if burst == 0 else _burst(k), left)
             for t in range(until, steps):
                 for j in range(0, size, wide):
                     _store_part(s, t * lanes + start + j, nil, size - j)
@@ -1180,29 +1366,24 @@ def pmsn_forward(
 
 
 @_part
-def _add_to(base, index, value):
-    _store(base, index, _load(value, base, index) + value)
-
-
-@_part
 def _flush(nil, states, modes, tile, size, folded, gain_sums, totals):
     """Add the sums of some steps to those in double and start them anew; the other of a pair gets the conjugate."""
     wide = _count(nil)
     for j in range(0, size, wide):
-        base = states + j // wide * modes * BACKWARD_ROWS * wide * _size_of(nil)
+        base = states + j // wide * modes * BACKWARD_ROWS * wide * _nbytes(nil)
         for m in range(modes):
             source = m
             if folded and m > modes - 1 - m:
                 source = modes - 1 - m
             for row in range(4):
-                part = _to_double(_load(nil, base, (source * BACKWARD_ROWS + 8 + row) * wide))
+                part = _load(nil, base, (source * BACKWARD_ROWS + 8 + row) * wide)
                 if source != m and row % 2 == 1:
-                    part = -part
+                    part = _negative(part)
                 _add_to(totals, (6 * m + row) * tile + j, part)
         for m in range(modes):
             for row in range(8, 12):
                 _store(base, (m * BACKWARD_ROWS + row) * wide, nil)
-        _add_to(totals, 6 * modes * tile + j, _to_double(_load(nil, gain_sums, j)))
+        _add_to(totals, 6 * modes * tile + j, _load(nil, gain_sums, j))
         _store(gain_sums, j, nil)
 
 
@@ -1213,10 +1394,11 @@ def _turn(nil, states, modes, tile, size, start, folded, gz, totals):
     Return whether the gradients come in conjugate pairs.
     """
     wide = _count(nil)
+    vector = wide * _nbytes(nil)
     rows = BACKWARD_ROWS
     paired = True
     for j in range(0, size, wide):
-        base = states + j // wide * modes * rows * wide * _size_of(nil)
+        base = states + j // wide * modes * rows * vector
         for m in range(modes):
             re = nil
             im = nil
@@ -1227,12 +1409,11 @@ def _turn(nil, states, modes, tile, size, start, folded, gz, totals):
                 source = m
                 if folded and m > modes - 1 - m:
                     source = modes - 1 - m
-                pr = _to_double(_load(nil, base, (source * rows + 6) * wide))
-                pi = _to_double(_load(nil, base, (source * rows + 7) * wide))
+                pr = _load(nil, base, (source * rows + 6) * wide)
+                pi = _load(nil, base, (source * rows + 7) * wide)
                 if source != m:
-                    pi = -pi
-                _add_to(totals, (6 * m + 4) * tile + j, _to_double(re) * pr + _to_double(im) * pi)
-                _add_to(totals, (6 * m + 5) * tile + j, _to_double(im) * pr - _to_double(re) * pi)
+                    pi = _negative(pi)
+                _add_product(totals, (6 * m + 4) * tile + j, (6 * m + 5) * tile + j, re, im, pr, pi)
             # p of this mode may still be read for the other of its pair
             _store(base, (m * rows + 8) * wide, re)
             _store(base, (m * rows + 9) * wide, im)
@@ -1242,8 +1423,9 @@ def _turn(nil, states, modes, tile, size, start, folded, gz, totals):
             im = _load(nil, base, (m * rows + 9) * wide)
             _store(base, (m * rows + 6) * wide, re)
             _store(base, (m * rows + 7) * wide, im)
-            same = re == _load(nil, base, (other * rows + 8) * wide)
-            if m < other and not _all(same & (im == -_load(nil, base, (other * rows + 9) * wide))):
+            if m < other and not _all(
+                _conjugate(nil, base + (m * rows + 8) * vector, base + (other * rows + 8) * vector)
+            ):
                 paired = False
     return paired
 
@@ -1257,50 +1439,11 @@ def _sum_lanes(totals, modes, tile, most, offset, inner, per_channel, sums, task
         slot = (offset + i) % inner // per_channel - first
         for row in range(rows):
             at = (task * slots + slot) * rows + row
-            _put_number(sums, at, _number(1.0, sums, at) + _number(1.0, totals, row * tile + i))
+            _store(sums, at, _load(1.0, sums, at) + _load(1.0, totals, row * tile + i))
 
 
 @_kernel
-def pmsn_backward(
-    first,
-    last,
-    scratch,
-    tile,
-    unit,
-    groups,
-    units,
-    leap,
-    inner,
-    per_channel,
-    lanes,
-    steps,
-    modes,
-    gs,
-    gs_step,
-    gy,
-    gy_step,
-    gr,
-    gz,
-    x,
-    x_step,
-    r,
-    z,
-    a,
-    w,
-    d,
-    gx,
-    gr0,
-    gz0,
-    sums,
-    slots,
-    lengths,
-    theta,
-    reset,
-    burst,
-    surrogate,
-    p,
-    q,
-):
+def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbers):
     """The adjoint of :func:`pmsn_forward`; an address 0 stands for zeros. ``sums``: see :func:`_sum_lanes`, zeroed.
 
     A walk forward recomputes the drives, leaves the gradient g of each in ``gx`` and sums ``g x``, ``g z`` and ``g p``;
@@ -1309,16 +1452,21 @@ def pmsn_backward(
 
     The sums take g one step late: by then z and p are at hand.
     """
-    nil = _lanes(unit) * 0.0
+    tile, groups, units, leap, inner, per_channel = tiles
+    lanes, steps, modes, slots = sizes
+    gs, gs_step, gy, gy_step, gr, gz, x, x_step, r, z, a, w, d, gx, gr0, gz0, sums, lengths = memory
+    reset, burst, surrogate = codes
+    theta, p, q = numbers
+    nil = _zeros(unit)
     wide = _count(nil)
-    vector = BACKWARD_ROWS * wide * _size_of(nil)
+    vector = BACKWARD_ROWS * wide * _nbytes(nil)
     totals = scratch
     states = totals + (6 * modes + 1) * tile * 8
     gains = states + tile // wide * modes * vector
-    residuals = gains + tile * _size_of(nil)
-    gain_sums = residuals + tile * _size_of(nil)
-    pending = gain_sums + tile * _size_of(nil)
-    poison = pending + tile * _size_of(nil)
+    residuals = gains + tile * _nbytes(nil)
+    gain_sums = residuals + tile * _nbytes(nil)
+    pending = gain_sums + tile * _nbytes(nil)
+    poison = pending + tile * _nbytes(nil)
     sweeps = 2 if reset == 3 else 1
     for task in range(first, last):
         offset = task // groups * tile
@@ -1327,14 +1475,14 @@ def pmsn_backward(
         paired = _coefficients(
             nil, unit, states, BACKWARD_ROWS, gains, modes, most, tile, a, w, d, offset, inner, per_channel
         )
-        for j in range(0, (6 * modes + 1) * tile, wide):
-            _store(totals, j, _to_double(nil))
+        for j in range((6 * modes + 1) * tile):
+            _store(totals, j, 0.0)
         for i in range(group * units // groups, (group + 1) * units // groups):
             start = i * leap + offset
             size = min(most, lanes - start)
             until = steps
             if lengths != 0:
-                until = _integer(lengths, i)
+                until = _load(i, lengths, i)
             folded = False
             for sweep in range(sweeps):
                 folded = (
@@ -1350,18 +1498,21 @@ def pmsn_backward(
                         g = nil
                         if gr != 0:
                             g = _load_part(nil, gr, start + j, size - j)
-                        _store(pending, j, g / theta)
+                        _store(pending, j, _quotient(g, theta))
                 if sweep == 1:
                     for t in range(until - 1, -1, -1):
                         for j in range(0, size, wide):
                             there = t * lanes + start + j
-                            g = _load(nil, pending, j) + _load_part(nil, gx, there, size - j)
+                            g = _plus(_load(nil, pending, j), _load_part(nil, gx, there, size - j))
                             _store(pending, j, g)
                             if gy != 0:
-                                g = g + _load_part(nil, gy, t * gy_step + start + j, size - j)
+                                g = _plus(g, _load_part(nil, gy, t * gy_step + start + j, size - j))
                             _store_part(gx, there, g, size - j)
                     for j in range(0, size, wide):
-                        _store_part(gr0, start + j, _load(nil, pending, j) * theta, size - j)
+                        g = _times(_load(nil, pending, j), theta)
+                        if until == 0 and gr != 0:
+                            g = _load_part(nil, gr, start + j, size - j)
+                        _store_part(gr0, start + j, g, size - j)
                         _store(pending, j, nil)
 
                 for t in range(until):
@@ -1371,60 +1522,52 @@ def pmsn_backward(
                         left = size - j
                         _will_read(nil, x, here + AHEAD * x_step + j)
                         _will_write(nil, gx, there + AHEAD * lanes + j)
-                        current = _load_part(nil, x, here + j, left)
-                        lost = current - current
-                        current = _select(lost == 0.0, current, 0.0)
+                        lost, current = _lost_and_clean(_load_part(nil, x, here + j, left))
                         if modes != 0:
-                            lost = lost + _load(nil, poison, j)
+                            lost = _plus(lost, _load(nil, poison, j))
                             _store(poison, j, lost)
                         late = _load(nil, pending, j)
-                        y = _load(nil, gains, j) * current
+                        y = _times(_load(nil, gains, j), current)
                         base = states + j // wide * modes * vector
                         other = base + (modes - 1) * vector
                         while base <= other:
-                            part = _mode_and_sums(nil, base, current, late)
+                            part = _mode_and_sums(base, current, late)
                             if base < other:
                                 if folded:
-                                    part = part + part
+                                    part = _plus(part, part)
                                 else:
-                                    part = part + _mode_and_sums(nil, other, current, late)
-                            y = y + part
+                                    part = _plus(part, _mode_and_sums(other, current, late))
+                            y = _plus(y, part)
                             base += vector
                             other -= vector
                         g = nil
                         if sweep == 0:
-                            y = y + lost
-                            v, _k, after = _soma(nil, reset, y, _load(nil, residuals, j), theta)
+                            y = _plus(y, lost)
+                            v, _k, after = _soma(reset, y, _load(nil, residuals, j), theta)
                             _store(residuals, j, after)
                             if gs != 0:
                                 _will_read(nil, gs, (t + AHEAD) * gs_step + start + j)
                                 g = _load_part(nil, gs, t * gs_step + start + j, left)
-                                g = g * _slope(surrogate, _argument(burst, v, theta), p, q)
+                                g = _times(g, _slope(surrogate, _argument(burst, v, theta), p, q))
                                 if reset == 0 or reset == 4:
-                                    g = _select(y > 0.0, g, 0.0)
+                                    g = _where_positive(y, g)
                             if gy != 0 and reset != 3:
-                                g = g + _load_part(nil, gy, t * gy_step + start + j, left)
+                                g = _plus(g, _load_part(nil, gy, t * gy_step + start + j, left))
                             _store_part(gx, there + j, g, left)
                         else:
                             g = _load_part(nil, gx, there + j, left)
                         if sweep == sweeps - 1:
                             _store(pending, j, g)
-                            _store(gain_sums, j, _fma(g, current, _load(nil, gain_sums, j)))
+                            _store(gain_sums, j, _multiply_add(g, current, _load(nil, gain_sums, j)))
                     if t % FLUSH == FLUSH - 1:
                         _flush(nil, states, modes, tile, size, folded, gain_sums, totals)
 
             for t in range(until, steps):
                 for j in range(0, size, wide):
                     _store_part(gx, t * lanes + start + j, nil, size - j)
-            # the sums of the last step, with one more step of everything else that nobody looks at
             for j in range(0, size, wide):
                 for m in range(modes):
-                    base = states + (j // wide * modes + m) * vector
-                    pr = _load(nil, base, 6 * wide)
-                    pi = _load(nil, base, 7 * wide)
-                    _mode_and_sums(nil, base, nil, _load(nil, pending, j))
-                    _store(base, 6 * wide, pr)
-                    _store(base, 7 * wide, pi)
+                    _last_sums(states + (j // wide * modes + m) * vector, _load(nil, pending, j))
             _flush(nil, states, modes, tile, size, folded, gain_sums, totals)
             folded = _turn(nil, states, modes, tile, size, start, folded, gz, totals) and paired
             for t in range(until - 1, -1, -1):
@@ -1433,17 +1576,17 @@ def pmsn_backward(
                     left = size - j
                     _will_write(nil, gx, there - AHEAD * lanes + j)
                     g = _load_part(nil, gx, there + j, left)
-                    total = _load(nil, gains, j) * g
+                    total = _times(_load(nil, gains, j), g)
                     base = states + j // wide * modes * vector
                     other = base + (modes - 1) * vector
                     while base <= other:
-                        part = _adjoint(nil, base, g)
+                        part = _adjoint(base, g)
                         if base < other:
                             if folded:
-                                part = part + part
+                                part = _plus(part, part)
                             else:
-                                part = part + _adjoint(nil, other, g)
-                        total = total + part
+                                part = _plus(part, _adjoint(other, g))
+                        total = _plus(total, part)
                         base += vector
                         other -= vector
                     _store_part(gx, there + j, total, left)

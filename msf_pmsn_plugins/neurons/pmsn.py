@@ -192,7 +192,9 @@ def pmsn_step(
     volts = v * v_threshold
     if getattr(surrogate, "soft", False):
         if burst:
-            raise ValueError("burst counts whole thresholds, a soft firing function has none: set burst=False")
+            raise ValueError(
+                "burst counts whole thresholds, a soft firing function has none: set burst=False"
+            )
         return fire(volts - v_threshold, surrogate), r, z, volts
     # Fire in units of the threshold, where the reset is exact; the surrogate sees volts, as published.
     s = torch.where(k >= 1, k if burst else 1.0, 0.0).to(x.dtype)
