@@ -1,0 +1,104 @@
+"""Timing and memory, the same way for every rival."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], Any]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run torch, and what asks it, on ``count`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def interleaved(calls: dict[str, Call], rounds: int, budget: float) -> dict[str, tuple[float, float]]:
+    """Median and minimum seconds of each call, taken in turn so that all meet the same machine.
+
+    ``rounds`` turns, or fewer once ``budget`` seconds are spent, but at least three.
+    """
+    for call in calls.values():
+        call()  # warm-up: compilation, allocator, caches
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for turn in range(rounds):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+        if turn >= 2 and time.perf_counter() - start > budget:
+            break
+    return {name: (median(found), min(found)) for name, found in times.items()}
+
+
+def copy_bandwidth(bytes_moved: int, rounds: int = 9) -> dict[str, float]:
+    """Bytes per second of a copy of a tensor of half that size: into a fresh tensor, as an op's output is, and into
+    one that is there already.
+    """
+    source = torch.ones(bytes_moved // 8)
+    target = torch.empty_like(source)
+    calls: dict[str, Call] = {"fresh": source.clone, "there already": lambda: target.copy_(source)}
+    return {name: bytes_moved / best for name, (best, _) in interleaved(calls, rounds, 5.0).items()}
+
+
+def saved_bytes(run: Callable[[], Tensor]) -> int:
+    """Bytes that the forward keeps for the backward, each storage once."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    del out
+    return sum(seen.values())
+
+
+def _resident(peak: bool) -> int:
+    """Resident memory of this process now, or its peak since the last reset, in bytes (Linux)."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
+
+
+def _peak(connection: Any, build: Callable[..., Callable[[], Any]], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    step = build(*args)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; getrusage's would be the parent's
+    before = _resident(peak=False)
+    step()
+    connection.send(_resident(peak=True) - before)
+
+
+def peak_bytes(build: Callable[..., Callable[[], Any]], *args: Any) -> int:
+    """Growth of the resident memory to its peak in one call of ``build(*args)()``, in a process of its own.
+
+    0 where the system does not tell (it is read from /proc).
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_peak, args=(theirs, build, args))
+    process.start()
+    theirs.close()
+    try:
+        grown = ours.recv()
+    except EOFError:
+        grown = 0
+    process.join()
+    return int(grown)

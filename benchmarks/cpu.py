@@ -1,0 +1,582 @@
+"""How fast are the neurons on a CPU, against the published forms and the hosts' neurons?
+
+    python benchmarks/cpu.py                 everything: about half an hour
+    python benchmarks/cpu.py --fast          everything once at toy size: does it run?
+    python benchmarks/cpu.py --only msf      a part; the rest of the report stays
+    python benchmarks/cpu.py --page          write docs/benchmarks.md and its figure from the last report
+
+Results are checked before anything is timed. Rivals take turns in one run, each in its own memory layout; medians and
+minima are reported. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from clock import Call, copy_bandwidth, interleaved, peak_bytes, saved_bytes, threads
+from rivals import Ours, Rival, SerialLIF, msf_rivals, pmsn_rivals
+from rivals import _spikingjelly as spikingjelly
+from torch import Tensor, nn
+
+from msf_pmsn_plugins.neurons import MSF, PMSN
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs" / "benchmarks.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+FIGURE = ROOT / "docs" / "benchmarks.png"
+
+INTRODUCTION = """\
+`make bench` repeats all of it and rewrites this page. Results are checked before anything is timed; rivals take turns
+in one run, each in its own memory layout; times are medians, minima in parentheses; ratios are to ours. The published
+forms are written anew from their equations, in the best torch we know: loops take their input apart with `unbind` and
+put the output together with `stack`. Only the published forms, the step loop and the torch backend compute the same
+function as ours; the others are different neurons.""".splitlines()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One neuron at one shape [T, B, C, *]."""
+
+    neuron: str
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+        return f"{self.neuron} {list(self.shape)}"
+
+
+CASES = [
+    Case("MSF", (4, 32, 64, 32, 32)),
+    Case("MSF", (16, 16, 64, 16, 16)),
+    Case("MSF", (128, 32, 256)),
+    Case("MSF", (1024, 16, 128)),
+    Case("PMSN", (784, 64, 128)),
+    Case("PMSN", (1024, 16, 128)),
+    Case("PMSN", (250, 32, 256)),
+    Case("PMSN", (32, 32, 128, 32)),
+    Case("PMSN", (4, 32, 64, 32, 32)),
+    Case("PMSN", (4096, 4, 128)),
+]
+FAST = [Case("MSF", (4, 2, 8, 4, 4)), Case("PMSN", (40, 2, 8)), Case("PMSN", (4, 2, 8, 4))]
+
+
+def make(case: Case) -> nn.Module:
+    """Our neuron for ``case``, the same every time."""
+    torch.manual_seed(0)
+    return MSF() if case.neuron == "MSF" else PMSN(case.shape[2])
+
+
+def rivals(case: Case) -> list[Rival]:
+    """Those of ``case`` that its size allows."""
+    neuron = make(case)
+    found = msf_rivals() if isinstance(neuron, MSF) else pmsn_rivals(neuron)  # type: ignore[arg-type]
+    fits = [r for r in found if case.shape[0] <= r.longest and math.prod(case.shape) <= r.largest]
+    return [r for r in fits if r.positions or len(case.shape) == 3]
+
+
+def data(case: Case) -> tuple[Tensor, Tensor]:
+    """Input and upstream gradient."""
+    generator = torch.Generator().manual_seed(1)
+    x, gs = (torch.randn(case.shape, generator=generator) for _ in range(2))
+    return (x * 2 if case.neuron == "MSF" else x), gs
+
+
+class Run:
+    """One module on one case, forward alone or forward and backward, in its own layout."""
+
+    def __init__(self, module: nn.Module, x: Tensor, gs: Tensor, time_last: bool = False) -> None:
+        self.module = module
+        if time_last:  # (B, C, T), positions are more channels' worth of samples
+            x, gs = (_time_last(part) for part in (x, gs))
+        self.x, self.gs = x.contiguous().requires_grad_(), gs.contiguous()
+        self.leaves = [self.x, *(p for p in module.parameters() if p.requires_grad)]
+
+    def forward(self) -> Tensor:
+        """Inference."""
+        with torch.no_grad():
+            return self.module(self.x)
+
+    def train(self) -> tuple[Tensor | None, ...]:
+        """Forward and backward to the input and all parameters."""
+        return torch.autograd.grad(self.module(self.x), self.leaves, self.gs, allow_unused=True)
+
+
+def _time_last(x: Tensor) -> Tensor:
+    """[T, B, C, *] -> (B positions, C, T)"""
+    return x.flatten(3).permute(1, 3, 2, 0).flatten(0, 1) if x.dim() > 3 else x.permute(1, 2, 0)
+
+
+class FromTimeLast(nn.Module):
+    """Our neuron for a model whose tensors are (B, C, T): both transpositions are ours to pay."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, u: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)"""
+        return self.module(u.permute(2, 0, 1).contiguous()).permute(1, 2, 0)
+
+
+def runs_of(case: Case, check: bool = True) -> dict[str, Run]:
+    """Ours first, then the rivals; those that compute the same function are checked."""
+    x, gs = data(case)
+    runs = {"ours": Run(Ours(make(case)), x, gs)}  # type: ignore[arg-type]
+    if case.neuron == "PMSN":
+        runs["ours, from (B, C, T)"] = Run(FromTimeLast(Ours(make(case))), x, gs, time_last=True)  # type: ignore[arg-type]
+    for rival in rivals(case):
+        runs[rival.name] = run = Run(rival.build(x), x, gs, rival.time_last)
+        if check and rival.same:
+            agree(case, runs["ours"], run, rival)
+    return runs
+
+
+def agree(case: Case, ours: Run, run: Run, rival: Rival) -> None:
+    """Raise unless the rival computes what we compute."""
+    s, theirs = ours.forward(), run.forward()
+    s = _time_last(s) if rival.time_last else s
+    flips = float((s != theirs).float().mean())
+    allowed = 0.0 if case.neuron == "MSF" else 2e-3  # an FFT's rounding moves a few spikes
+    if flips > allowed:
+        raise SystemExit(f"{case.name}: {flips:.2%} of the spikes of {rival.name!r} differ from ours")
+    if case.neuron == "MSF":
+        for a, b in zip(ours.train(), run.train(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure(case: Case, counts: list[int], rounds: int, budget: float) -> dict[str, Any]:
+    """Times by thread count and direction, saved and peak memory, of ours and every rival."""
+    result: dict[str, Any] = {
+        "case": case.name,
+        "neuron": case.neuron,
+        "shape": list(case.shape),
+        "times": {},
+    }
+    runs = runs_of(case)
+    numel = math.prod(case.shape)
+    for count in counts:
+        with threads(count):
+            result["times"][count] = {
+                "forward": interleaved({n: r.forward for n, r in runs.items()}, rounds, budget),
+                "forward+backward": interleaved({n: r.train for n, r in runs.items()}, rounds, budget),
+            }
+            result.setdefault("copy", {})[count] = copy_bandwidth(8 * numel)
+    result["saved"] = {name: saved_bytes(lambda run=run: run.module(run.x)) for name, run in runs.items()}
+    del runs
+    compared = ("published loop", "published FFT", "SpikingJelly LIFNode", "SpikingJelly PSN")
+    names = ["ours", *[r.name for r in rivals(case) if r.name in compared]]
+    result["peak"] = {name: peak_bytes(peak_of, case, name) for name in names}
+    return result
+
+
+def peak_of(case: Case, name: str) -> Call:
+    """One training step of one rival, for a process of its own; a small step first loads what loads once."""
+    small = Case(case.neuron, tuple(min(n, 4) if i != 2 else n for i, n in enumerate(case.shape)))
+    for part in (small, case):
+        x, gs = data(part)
+        if name == "ours":
+            run = Run(Ours(make(part)), x, gs)  # type: ignore[arg-type]
+        else:
+            rival = next(r for r in rivals(part) if r.name == name)
+            run = Run(rival.build(x), x, gs, rival.time_last)
+        if part is small:
+            run.train()
+    return run.train
+
+
+def scaling(total: int, rounds: int, budget: float) -> list[dict[str, Any]]:
+    """Nanoseconds per element-step of both neurons at a constant number of element-steps, few lanes apart."""
+    rows = []
+    for neuron in ("MSF", "PMSN"):
+        for lanes in [None, 1, 4, 16]:
+            for power in range(10, 21, 2):
+                steps = 2**power
+                channels = lanes or max(64, total // steps)
+                case = Case(neuron, (min(steps, max(1024, total // channels)), 1, channels))
+                if lanes and math.prod(case.shape) > 2**22:
+                    continue
+                x, gs = data(case)
+                run = Run(Ours(make(case)), x, gs)  # type: ignore[arg-type]
+                times = interleaved({"train": run.train}, rounds, budget)["train"]
+                rows.append(
+                    {"neuron": neuron, "lanes": channels, "few": bool(lanes), "steps": case.shape[0]}
+                    | {
+                        "ns": 1e9 * times[0] / math.prod(case.shape),
+                        "ns_min": 1e9 * times[1] / math.prod(case.shape),
+                    }
+                )
+    return rows
+
+
+def speed_figure(lengths: list[int], rounds: int, budget: float) -> list[dict[str, Any]]:
+    """The paper's setting: one hidden layer of 256 neurons, training and inference, over the sequence length."""
+    from rivals import OracleLoop
+
+    from msf_pmsn_plugins.neurons import MSN
+
+    rows = []
+    for steps in lengths:
+        case = Case("PMSN", (steps, 16, 256))
+        x, gs = data(case)
+        builders: dict[str, Callable[[], nn.Module]] = {
+            "PMSN": lambda case=case: Ours(make(case)),  # type: ignore[misc]
+            "MSF": lambda: Ours(MSF()),
+            "LIF loop": SerialLIF,
+        }
+        if steps <= 512:
+            builders["serial MSN"] = lambda: OracleLoop(MSN(256, 5))  # type: ignore[arg-type]
+        if steps <= 4096:
+            builders["PSN"] = lambda x=x: spikingjelly("PSN")(x)  # type: ignore[misc]
+        builders["SlidingPSN"] = lambda x=x: spikingjelly("SlidingPSN")(x)  # type: ignore[misc]
+        runs = {
+            name: Run(nn.Sequential(nn.Linear(256, 256), build()), x, gs) for name, build in builders.items()
+        }
+        for mode in ("inference", "training"):
+            calls = {n: (r.forward if mode == "inference" else r.train) for n, r in runs.items()}
+            for name, (mid, best) in interleaved(calls, rounds, budget).items():
+                rows.append({"steps": steps, "mode": mode, "name": name, "median": mid, "minimum": best})
+    return rows
+
+
+def streaming(rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of a single step at N = 1, C = 128, carrying the state, and of one bare elementwise op."""
+    rows = []
+    x = torch.randn(1, 128)
+    with torch.no_grad():
+        for name, neuron in (("MSF", MSF()), ("PMSN", PMSN(128))):
+            neuron.eval()
+            state = neuron.initial_state(x)
+            for way, call in (
+                ("step", lambda n=neuron, s=state: n.step(x, s)),
+                ("sequence of one", lambda n=neuron, s=state: n.sequence(x.unsqueeze(0), s)),
+                ("x + x", lambda: x + x),
+            ):
+                times = interleaved({"one": lambda call=call: [call() for _ in range(200)]}, rounds, 5.0)[
+                    "one"
+                ]
+                rows.append(
+                    {"neuron": name, "call": way, "us": 1e6 * times[0] / 200, "us_min": 1e6 * times[1] / 200}
+                )
+    return rows
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+
+    def found(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
+        flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")]
+        wide = next((w for w in ("avx512f", "avx2") if flags and w in flags[0]), "")
+        model = f"{names[0]} ({wide})" if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {n: found(n) for n in ("torch", "numba", "spikingjelly", "snntorch", "msf-pmsn-plugins")},
+    }
+
+
+def best_reference(result: dict[str, Any]) -> str:
+    """The name of the published form in a result."""
+    return next(name for name in result["saved"] if name.startswith("published"))
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = []
+    for result in report["cases"]:
+        numel = math.prod(result["shape"])
+        lines += [f"### {result['case']}", ""]
+        for count, times in result["times"].items():
+            copy, many = result["copy"][count], "threads" if int(count) > 1 else "thread"
+            lines += [
+                f"{count} {many}; a copy moves {copy['fresh'] / 1e9:.1f} GB/s into fresh",
+                f"memory, {copy['there already'] / 1e9:.1f} into memory that is there already.",
+                "",
+                "| | forward ms | ratio | forward+backward ms | ratio | ns per step | saved B/element | peak MiB |",
+                "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            ]
+            both = times["forward"], times["forward+backward"]
+            for name in times["forward"]:
+                cells = [name]
+                for part in both:
+                    mid, best = part[name]
+                    ours = part["ours"]
+                    cells += [
+                        f"{1e3 * mid:.2f} ({1e3 * best:.2f})",
+                        f"{mid / ours[0]:.1f} ({best / ours[1]:.1f})",
+                    ]
+                saved, peak = result["saved"].get(name), result["peak"].get(name)
+                cells += [
+                    f"{1e9 * both[1][name][0] / numel:.2f}",
+                    "" if saved is None else f"{saved / numel:.1f}",
+                    "" if peak is None else f"{peak / 2**20:.0f}",
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+            forward = 8 * numel / both[0]["ours"][0]
+            lines += [
+                "",
+                f"Our forward reads 4 and writes 4 bytes an element: {forward / 1e9:.1f} GB/s,",
+                f"{forward / copy['fresh']:.0%} of the copy.",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def targets(report: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """What was aimed at (float32, forward+backward, two threads, median and minimum) and what was reached."""
+    cases = {result["case"]: result for result in report["cases"]}
+    rows: list[tuple[str, str, str, bool]] = []
+
+    def ratio(case: str, rival: str, least: float) -> None:
+        times = cases.get(case, {}).get("times", {}).get("2", {}).get("forward+backward", {})
+        if rival in times:
+            mid, best = (theirs / ours for theirs, ours in zip(times[rival], times["ours"], strict=True))
+            rows.append(
+                (
+                    f"{case} against {rival}",
+                    f"{least:g}×",
+                    f"{mid:.1f}× ({best:.1f}×)",
+                    min(mid, best) >= least,
+                )
+            )
+
+    def bandwidth(case: str, least: float) -> None:
+        result = cases.get(case)
+        if result and "2" in result["times"]:
+            mid = 8 * math.prod(result["shape"]) / result["times"]["2"]["forward"]["ours"][0]
+            share = mid / result["copy"]["2"]["fresh"]
+            rows.append((f"{case} forward, share of a copy", f"{least:.0%}", f"{share:.0%}", share >= least))
+
+    def speedup(case: str, least: float) -> None:
+        result = cases.get(case)
+        if result and {"1", "2"} <= result["times"].keys():
+            one, two = (result["times"][n]["forward+backward"]["ours"][0] for n in ("1", "2"))
+            rows.append((f"{case}, 1 to 2 threads", f"{least:.2f}×", f"{one / two:.2f}×", one / two >= least))
+
+    for shape, published, lif in (
+        ("[4, 32, 64, 32, 32]", 12, 3),
+        ("[128, 32, 256]", 40, 12),
+        ("[1024, 16, 128]", 200, 40),
+    ):
+        ratio(f"MSF {shape}", "published loop", published)
+        ratio(f"MSF {shape}", "SpikingJelly LIFNode", lif)
+        bandwidth(f"MSF {shape}", 0.75)
+    for shape, published in (
+        ("[784, 64, 128]", 12),
+        ("[1024, 16, 128]", 6),
+        ("[250, 32, 256]", 6),
+        ("[32, 32, 128, 32]", 10),
+    ):
+        ratio(f"PMSN {shape}", "published FFT", published)
+    for shape, least in (("[784, 64, 128]", 6), ("[1024, 16, 128]", 6), ("[4096, 4, 128]", 25)):
+        for rival in ("SpikingJelly PSN", "SpikingJelly SlidingPSN"):
+            ratio(f"PMSN {shape}", rival, least)
+        bandwidth(f"PMSN {shape}", 0.25)
+    for shape in ("[784, 64, 128]", "[1024, 16, 128]"):
+        speedup(f"PMSN {shape}", 1.7)
+    for result in report["cases"]:
+        ours, published = result["peak"]["ours"], result["peak"][best_reference(result)]
+        if not published:  # too small to see
+            continue
+        rows.append(
+            (
+                f"{result['case']} peak memory of the published form",
+                "at most 60%",
+                f"{ours / published:.0%}",
+                ours <= 0.6 * published,
+            )
+        )
+    for neuron in ("MSF", "PMSN"):
+        found = [row["ns"] for row in report["scaling"] if row["neuron"] == neuron and not row["few"]]
+        if found:
+            spread = max(found) / min(found)
+            rows.append(
+                (
+                    f"{neuron} time per element-step, slowest / fastest over T",
+                    "at most 1.25",
+                    f"{spread:.2f}",
+                    spread <= 1.25,
+                )
+            )
+    return rows
+
+
+def over_time(rows: list[dict[str, Any]]) -> list[str]:
+    """The section on time per element-step."""
+    return [
+        "## Time per element-step over T",
+        "",
+        "Forward and backward, two threads, nanoseconds; a constant number of element-steps, and few lanes apart.",
+        "",
+        "| neuron | lanes | T | ns |",
+        "| --- | ---: | ---: | ---: |",
+        *[
+            f"| {r['neuron']} | {r['lanes']} | {r['steps']} | {r['ns']:.2f} ({r['ns_min']:.2f}) |"
+            for r in rows
+        ],
+        "",
+    ]
+
+
+def page(report: dict[str, Any]) -> str:
+    """docs/benchmarks.md"""
+    where = report["machine"]
+    versions = ", ".join(f"{name} {found}" for name, found in where["versions"].items() if found)
+    lines = [
+        "# Benchmarks on a CPU",
+        "",
+        f"{where['cpu']}, {where['cores']} cores, {where['system']}, Python {where['python']};",
+        f"{versions}; {report['date']}.",
+        "",
+        *INTRODUCTION,
+        "",
+        *(
+            [f"![One layer of 256 neurons over the sequence length]({FIGURE.name})", ""]
+            if report["figure"]
+            else []
+        ),
+        "## What was aimed at",
+        "",
+        "Float32, forward and backward unless it says otherwise, two threads.",
+        "",
+        "| | aim | reached | |",
+        "| --- | --- | --- | --- |",
+        *[
+            f"| {what} | {aim} | {got} | {'yes' if met else 'no'} |"
+            for what, aim, got, met in targets(report)
+        ],
+        "",
+        "## One step at a time",
+        "",
+        "N = 1, C = 128, float32, carrying the state.",
+        "",
+        "| | µs |",
+        "| --- | ---: |",
+        *[
+            f"| {row['neuron']}, {row['call']} | {row['us']:.1f} ({row['us_min']:.1f}) |"
+            for row in report["streaming"]
+        ],
+        "",
+        *(over_time(report["scaling"]) if report["scaling"] else []),
+        "## All cases",
+        "",
+        table(report),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def figure(report: dict[str, Any]) -> None:
+    """The speed figure, as a picture."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, mode in zip(drawing.subplots(1, 2, sharey=True), ("inference", "training"), strict=True):
+        rows = [row for row in report["figure"] if row["mode"] == mode]
+        for name in dict.fromkeys(row["name"] for row in rows):
+            mine = [row for row in rows if row["name"] == name]
+            axes.plot(
+                [row["steps"] for row in mine],
+                [1e3 * row["median"] for row in mine],
+                marker="o",
+                linewidth=2.5 if name in ("PMSN", "MSF") else 1.2,
+                label=name,
+            )
+        axes.set(xscale="log", yscale="log", xlabel="time steps", title=mode)
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+    drawing.axes[0].set_ylabel("ms per batch of 16")
+    drawing.axes[1].legend(frameon=False)
+    drawing.savefig(FIGURE, dpi=130)
+
+
+def main() -> None:
+    """Measure, print, and keep the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument(
+        "--only", default="", help="only cases whose name holds this word, or streaming, scaling, figure"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="write the page from the last report, measure nothing"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="where to keep the report")
+    chosen = parser.parse_args()
+    if chosen.page:
+        report = json.loads(REPORT.read_text())
+        PAGE.write_text(page(report))
+        if report["figure"]:
+            figure(report)
+        return
+    rounds, budget = (3, 0.5) if chosen.fast else (25, 5.0)
+    counts = sorted({1, min(2, os.cpu_count() or 1)})
+    path = chosen.json or (None if chosen.fast else REPORT)
+    # A part of the measurements replaces that part of the last report.
+    report: dict[str, Any] = {"cases": [], "scaling": [], "figure": [], "streaming": []}
+    if chosen.only and path and path.exists():
+        report = json.loads(path.read_text())
+    report |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    start = time.perf_counter()
+
+    def keep() -> None:
+        order = [case.name for case in [*CASES, *FAST]]
+        report["cases"].sort(key=lambda result: order.index(result["case"]))
+        if path:
+            path.write_text(json.dumps(report, indent=1) + "\n")
+
+    for case in FAST if chosen.fast else CASES:
+        if chosen.only.lower() in case.name.lower():
+            result = json.loads(json.dumps(measure(case, counts, rounds, budget)))
+            report["cases"] = [old for old in report["cases"] if old["case"] != case.name] + [result]
+            print(table({"cases": [result]}), flush=True)
+            keep()
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "streaming": lambda: streaming(rounds),
+        "scaling": lambda: scaling(2**14 if chosen.fast else 2**24, 3, budget / 4),
+        "figure": lambda: speed_figure(
+            [32, 64] if chosen.fast else [2**n for n in (5, 7, 9, 11, 13, 14)], 5, budget / 2
+        ),
+    }
+    for name, measured in parts.items():
+        if chosen.only in ("", name):
+            with threads(counts[-1]):
+                report[name] = measured()
+            keep()
+    for what, aim, got, met in targets(report):
+        print(f"{'yes' if met else 'NO':3}  {what}: {got}, aimed at {aim}")
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
