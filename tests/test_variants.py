@@ -677,7 +677,9 @@ def test_parallel_if_is_the_serial_integrate_and_fire(theta, p, backend):
     assert_close(gx, expected, "adjoint")
 
 
-@pytest.mark.parametrize("surrogate", [*SURROGATES, Custom(lambda u: (1 - u.abs()).clamp(min=0))], ids=str)
+@pytest.mark.parametrize(
+    "surrogate", [*SURROGATES, Custom(lambda u: (1 - u.abs()).clamp(min=0))], ids=[*SURROGATES, "custom"]
+)
 @pytest.mark.parametrize("burst", BURSTS)
 def test_parallel_if_equals_its_steps(burst, surrogate):
     x = (randn(50, 4, 5) * 2).requires_grad_()
