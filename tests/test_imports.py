@@ -167,9 +167,9 @@ print(*sorted(heavy & {{name.split(".")[0] for name in sys.modules}}))
 def test_import_takes_at_most_150_ms_on_top_of_torch(tmp_path: Path) -> None:
     code = f"""
 import torch, torch.library, time
-start = time.perf_counter()
+start = time.process_time()  # of this process alone: other work on the machine does not count
 import {PACKAGE}, {PACKAGE}.neurons, {PACKAGE}.swap
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     best = float("inf")
     for _ in range(5):  # the least of several: other work on the machine only adds
