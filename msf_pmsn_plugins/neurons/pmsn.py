@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -533,6 +534,18 @@ def _global_drive(
     return response * mean + d.reshape(-1, 1) * x_seq
 
 
+# By neuron: settings, parameters and the weights made of them; a stream would make the same ones at every step.
+_remembered: WeakKeyDictionary[PMSN, tuple[tuple[Any, ...], list[Tensor], tuple[Tensor, Tensor, Tensor]]]
+_remembered = WeakKeyDictionary()
+
+
+def _may_remember(parameters: Sequence[Tensor]) -> bool:
+    """True if nothing is differentiated or traced through the weights, and comparing values costs no waiting."""
+    differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+    plain = all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
+    return plain and not (differentiated or torch.compiler.is_compiling() or torch._C._is_tracing())
+
+
 class PMSN(Neuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917).
 
@@ -794,7 +807,20 @@ class PMSN(Neuron):
         ``coeff`` is in ``w`` and ``d``; the second mode of a tied pair is in ``w``, twice the real part of the first.
         """
         self._require_channels("the weights")
-        log_dt, log_a, a_imag, b_re, b_im, c_re, c_im, d = (getattr(self, n).to(dtype) for n in PARAMETERS)
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        if not _may_remember(parameters):
+            return self._weights(parameters, dtype)
+        settings = (dtype, self.dt_scale, self.coeff, self.tied)
+        known = _remembered.get(self)
+        if known is None or known[0] != settings or not all(map(torch.equal, known[1], parameters)):
+            with torch.inference_mode(False), torch.no_grad():  # usable in every mode
+                copies = [parameter.detach().clone() for parameter in parameters]
+                known = _remembered[self] = settings, copies, self._weights(copies, dtype)
+        a, w, d = known[2]
+        return a, w, d
+
+    def _weights(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        log_dt, log_a, a_imag, b_re, b_im, c_re, c_im, d = (parameter.to(dtype) for parameter in parameters)
         if self.dt_scale != 1.0:
             log_dt = log_dt + math.log(self.dt_scale)
         a, w = discretise(log_dt, log_a, a_imag, b_re, b_im, c_re, c_im)
