@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,11 +26,12 @@ __all__ = ["KEEPS_DRIVE", "msf_bwd", "msf_fwd", "pmsn_bwd", "pmsn_fwd", "warm_up
 
 KEEPS_DRIVE = False  # the backward of PMSN computes its drives again
 
-SMALL = 1 << 15  # lanes times steps; below, a second thread costs more than it brings
+SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
 FAST_BYTES = 28 << 10  # of the first-level cache, for the scratch of PMSN
-FEW_TASKS = 2  # PMSN makes smaller tiles rather than fewer tasks
+FEW_TASKS = 4  # PMSN makes smaller tiles rather than fewer tasks
 TASKS = 64  # about so many tasks, whatever the number of threads: the order of sums must not depend on it
+LEAST = 1 << 15  # lane steps of a task, to be worth gathering its coefficients
 
 RESETS = {"hard": 0, "soft": 1, "none": 2}
 KEEPS = {"none": 0, "membrane": 1, "code": 2}
@@ -44,9 +47,8 @@ class _Charge:
     forward: int
     backward: int
     learned: int = 0  # 0: the rate has no gradient
-    factor: Callable[[Any], Any] | None = (
-        None  # the rate -> the factor on v, where the formula is factor*v + x
-    )
+    # the rate -> the factor on v, where the formula is factor*v + x
+    factor: Callable[[Any], Any] | None = None
     rest: bool = True  # the formula knows the reset potential
 
 
@@ -65,14 +67,20 @@ CHARGES: dict[str, _Charge] = {
 }
 
 
+def _exact_inverse(number: float) -> float:
+    """``1/number`` where a product with it has the bits of the division, and costs less: for powers of two. Else 0."""
+    return 1 / number if abs(math.frexp(number)[0]) == 0.5 and 2.0**-100 < abs(number) < 2.0**100 else 0.0
+
+
 def _surrogate(name: str, width: float) -> tuple[int, float, float]:
     """The code of a surrogate and the two numbers its formula needs, computed as in ``surrogate.py``."""
+    inverse = _exact_inverse(width)
     known: dict[str, tuple[int, float, float]] = {
         "rectangular": (0, width, 0.5 / width),
         "sigmoid": (1, width, 0.0),
         "atan": (2, math.pi / 2 * width, width / 2),
         "gaussian": (3, width, width * math.sqrt(2 * math.pi)),
-        "triangle": (4, width, 0.0),
+        "triangle": (5 if inverse else 4, width, inverse),
     }
     if name not in known:
         raise ValueError(f"the numba backend has no surrogate {name!r}; known: {', '.join(known)}")
@@ -141,16 +149,14 @@ def _given(x: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, int]:
 
 def _advise() -> Callable[[int, int], None]:
     """The function that asks for huge pages: touching fresh memory page by page costs more than the kernels do."""
-    try:
-        libc = ctypes.CDLL(None)
-        madvise = libc.madvise
-    except (OSError, AttributeError, TypeError):
+    if sys.platform != "linux":
         return lambda address, nbytes: None
+    madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    page, hugepage = 4096, 14  # MADV_HUGEPAGE of Linux; elsewhere an error that says so and is ignored
+    page, hugepage = mmap.PAGESIZE, 14  # MADV_HUGEPAGE; a kernel without them says so, and is not listened to
 
     def advise(address: int, nbytes: int) -> None:
-        start = -(-address // page) * page
+        start = _ceil(address, page) * page
         madvise(start, (address + nbytes - start) // page * page, hugepage)
 
     return advise
@@ -235,14 +241,11 @@ class _Rate:
 
 
 def _block(lanes: int, itemsize: int) -> int:
-    """Lanes of a block: 16 KiB of state, less where that would leave threads idle; whole vectors and cache lines."""
+    """Lanes of a block: 16 KiB of state, less where threads would be idle; whole vectors and cache lines."""
     most = (16 << 10) // itemsize
-    share = _ceil(lanes, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    share = lanes if threads == 1 else max(most // 8, _ceil(lanes, numba_pool.PIECES * threads))
     return min(most, _ceil(share, 32) * 32)
-
-
-def _lengths(lengths: Tensor | None) -> tuple[Tensor | None, int]:
-    return _given(lengths, torch.int64)
 
 
 def msf_fwd(
@@ -273,7 +276,7 @@ def msf_fwd(
     thetas = np.array(thresholds, number)
     x, x_step = _steps(x_seq, dtype)
     v = _plain(v, dtype)
-    lengths, lengths_at = _lengths(lengths)
+    lengths, lengths_at = _given(lengths, torch.int64)
     args = (
         number(1),
         (block, steps, lanes, lanes // shape[0]),
@@ -325,21 +328,21 @@ def msf_bwd(
     lanes = math.prod(shape)
     block = _block(lanes, dtype.itemsize)
     thetas = np.array(thresholds, number)
-    sums = _height_sums(len(thresholds), q, number) if keep == "code" else np.zeros(0)
+    sums = _height_sums(len(thresholds), q, number) if keep == "code" else None
     _gs, gs_at, gs_step = _given_steps(gs_seq, dtype)
     _gm, gm_at, gm_step = _given_steps(gm_seq, dtype)
     _x, x_at, x_step = _given_steps(x_seq if rate_tensor is not None else None, dtype)
     gv, gv_at = _given(gv, dtype)
     _v0, v0_at = _given(v0 if learned else None, dtype)
     kept = kept.contiguous()
-    lengths, lengths_at = _lengths(lengths)
+    lengths, lengths_at = _given(lengths, torch.int64)
     args = (
         number(1),
         (block, steps, lanes, lanes // shape[0]),
         (
             *(gs_at, gs_step, gm_at, gm_step, gv_at, x_at, x_step, kept.data_ptr(), v0_at),
             *(gx_seq.data_ptr(), gv0.data_ptr(), grate.data_ptr()),
-            *(k.address, thetas.ctypes.data, sums.ctypes.data, lengths_at),
+            *(k.address, thetas.ctypes.data, 0 if sums is None else sums.ctypes.data, lengths_at),
         ),
         (
             KEEPS[keep],
@@ -359,11 +362,11 @@ def msf_bwd(
 
 
 def _height_sums(count: int, height: float, number: Any) -> Any:
-    """A rectangle's height added 0, 1, .., count times: the bits of the sum over thresholds."""
+    """A rectangle's height added 0, 1, .. times: the bits of the sum over thresholds. None if they are products."""
     sums = np.zeros(count + 1, number)
     for i in range(count):
         sums[i + 1] = sums[i] + number(height)
-    return sums
+    return None if (sums == np.arange(count + 1, dtype=number) * number(height)).all() else sums
 
 
 # ---------------------------------------------------------------- PMSN
@@ -387,7 +390,7 @@ class _Tiles:
         cls, shape: Sequence[int], modes: int, itemsize: int, rows: int, totals: int, apart: bool
     ) -> _Tiles:
         """For ``rows`` per mode and ``totals`` doubles per lane of scratch; ``apart``: a unit is one leading lane."""
-        lead, channels, tail = shape
+        steps, lead, channels, tail = shape
         vector = 64 // itemsize
         inner = channels * tail
         per_lane = (rows * modes + 8) * itemsize
@@ -399,7 +402,7 @@ class _Tiles:
         tile = _ceil(_ceil(leap, _ceil(leap, most)), vector) * vector  # of about equal size
         tiles = _ceil(leap, tile)
         units = _ceil(lead, together)
-        groups = min(units, max(1, TASKS // tiles))
+        groups = max(1, min(units, TASKS // tiles, units * tile * steps // LEAST))
         return cls(tile, tiles, groups, units, leap, inner, tail, tile * (per_lane + 8 * totals))
 
     @property
@@ -440,10 +443,10 @@ def pmsn_fwd(
     if x_seq.numel() == 0:
         return s_seq, y_seq, r_last.copy_(r), z_last.copy_(z)
     lanes, modes = math.prod(shape), a.shape[1]
-    tiles = _Tiles.of(shape, modes, dtype.itemsize, kernels.FORWARD_ROWS, 0, lengths is not None)
+    tiles = _Tiles.of(x_seq.shape, modes, dtype.itemsize, kernels.FORWARD_ROWS, 0, lengths is not None)
     x, x_step = _steps(x_seq, dtype)
     r, z, a, w, d = _weights(r, z, a, w, d, dtype)
-    lengths, lengths_at = _lengths(lengths)
+    lengths, lengths_at = _given(lengths, torch.int64)
     args = (
         number(1),
         tiles.sizes,
@@ -459,7 +462,7 @@ def pmsn_fwd(
             ),
         ),
         (_mode_code(reset_mode, fixed), BURSTS[burst]),
-        number(v_threshold),
+        tuple(map(number, (v_threshold, _exact_inverse(v_threshold)))),
     )
     _run(kernels.pmsn_forward, tiles.tiles * tiles.groups, lanes * steps, tiles.scratch, args)
     return s_seq, y_seq, r_last, z_last
@@ -502,7 +505,9 @@ def pmsn_bwd(
         gz0 = gz0.zero_() if gz is None else gz0.copy_(gz)
         return gx_seq, gr0, gz0, torch.zeros_like(a), torch.zeros_like(w), torch.zeros_like(d)
     lanes, modes = math.prod(shape), a.shape[1]
-    tiles = _Tiles.of(shape, modes, dtype.itemsize, kernels.BACKWARD_ROWS, 6 * modes + 1, lengths is not None)
+    tiles = _Tiles.of(
+        x_seq.shape, modes, dtype.itemsize, kernels.BACKWARD_ROWS, 6 * modes + 1, lengths is not None
+    )
     sums = np.zeros((tiles.tiles * tiles.groups, tiles.slots, 6 * modes + 1))
     x, x_step = _steps(x_seq, dtype)
     _gs, gs_at, gs_step = _given_steps(gs_seq, dtype)
@@ -510,7 +515,7 @@ def pmsn_bwd(
     gr, gr_at = _given(gr if cumulative else None, dtype)
     gz, gz_at = _given(gz, dtype.to_complex())
     r, z, a, w, d = _weights(r, z, a, w, d, dtype)
-    lengths, lengths_at = _lengths(lengths)
+    lengths, lengths_at = _given(lengths, torch.int64)
     args = (
         number(1),
         tiles.sizes,
@@ -521,7 +526,7 @@ def pmsn_bwd(
             *(gx_seq.data_ptr(), gr0.data_ptr(), gz0.data_ptr(), sums.ctypes.data, lengths_at),
         ),
         (_mode_code(reset_mode, fixed), BURSTS[burst], code),
-        tuple(map(number, (v_threshold, p, q))),
+        tuple(map(number, (v_threshold, _exact_inverse(v_threshold), p, q))),
     )
     _run(kernels.pmsn_backward, tiles.tiles * tiles.groups, lanes * steps, tiles.scratch, args)
     return gx_seq, gr0, gz0, *_parameters(sums, tiles, w, d)

@@ -30,7 +30,7 @@ from numba.extending import intrinsic, models, register_model
 
 ir = cgutils.ir  # the instruction builder of llvmlite, as numba itself uses it
 
-AHEAD = 2  # steps that PMSN asks for memory ahead
+AHEAD = 512  # lane steps that PMSN asks for memory ahead, two steps at least
 CACHE_LINE = 64  # bytes
 FLUSH = 64  # steps summed in the dtype of the kernel before they go to a double
 FORWARD_ROWS = 6  # of a mode in the scratch of PMSN
@@ -55,7 +55,7 @@ _part = njit(error_model="numpy")
 class Lanes(types.Type):
     """``count`` neighbouring lanes of one number each."""
 
-    def __init__(self, dtype: types.Float, count: int) -> None:
+    def __init__(self, dtype: types.Number, count: int) -> None:
         self.dtype = dtype
         self.count = count
         super().__init__(name=f"Lanes({dtype} x {count})")
@@ -71,7 +71,13 @@ class Mask(types.Type):
 
 _BIT, _BYTE, _INT, _LONG = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
-_NUMBERS = {types.float32: _FLOAT, types.float64: _DOUBLE, types.int64: _LONG, types.boolean: _BIT}
+_NUMBERS = {
+    types.float32: _FLOAT,
+    types.float64: _DOUBLE,
+    types.int64: _LONG,
+    types.int32: _INT,
+    types.boolean: _BIT,
+}
 _KINDS = {number: kind for kind, number in _NUMBERS.items()}
 
 
@@ -426,48 +432,63 @@ def _load_bytes(nil, base, index, left):
 
 @_formula
 def _store_bytes(base, index, value, left):
-    """Store ``left`` numbers from 0 to 255 as unsigned bytes."""
-    whole = value.b.fptosi(value.value, ir.VectorType(_INT, value.count))
-    _store_masked(value.make(value.b.trunc(whole, ir.VectorType(_BYTE, value.count))), base, index, left)
+    """Store ``left`` integers from 0 to 255 as unsigned bytes."""
+    narrow = value.b.trunc(value.value, ir.VectorType(_BYTE, value.count))
+    _store_masked(value.make(narrow), base, index, left)
+
+
+def _shuffled(b, x, y, order):
+    """The numbers of two LLVM vectors in another order; y counts on from x."""
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_INT, len(order)), order))
 
 
 @_formula
-def _load_every(nil, base, index, stride, left):
-    """Load ``left`` lanes that lie ``stride`` numbers apart; zeros beyond."""
-    b = nil.b
-    slot = cgutils.alloca_once(b, nil.value.type)
+def _load_complex(nil, base, index, stride, left):
+    """Real and imaginary parts of ``left`` complex lanes that lie ``stride`` of them apart; zeros beyond."""
+    b, count, vector = nil.b, nil.count, nil.value.type
+    pair = ir.VectorType(nil.element, 2)
+    re, im = cgutils.alloca_once(b, vector), cgutils.alloca_once(b, vector)
     with b.if_else(nil.whole(left), likely=True) as (whole, part):
         with whole:
-            value = ir.Constant(nil.value.type, ir.Undefined)
-            for i in range(nil.count):
-                number = b.load(nil.pointer(base, index + stride * i))
-                number.align = 4
-                value = b.insert_element(value, number, _INT(i))
-            b.store(value, slot)
+            pieces = []
+            for i in range(count):
+                piece = b.load(b.bitcast(nil.pointer(base, (index + stride * i) * 2), pair.as_pointer()))
+                piece.align = 4
+                pieces.append(piece)
+            while len(pieces) > 2:  # side by side, twice as long each time
+                order = list(range(2 * pieces[0].type.count))
+                pieces = [_shuffled(b, x, y, order) for x, y in zip(pieces[::2], pieces[1::2], strict=True)]
+            b.store(_shuffled(b, pieces[0], pieces[1], list(range(0, 2 * count, 2))), re)
+            b.store(_shuffled(b, pieces[0], pieces[1], list(range(1, 2 * count, 2))), im)
         with part:
-            b.store(nil.constant(0.0).value, slot)
-            numbers = b.bitcast(slot, nil.element.as_pointer())
-            with cgutils.for_range(b, left.value) as loop:
-                number = b.load(nil.pointer(base, index + stride * nil.make(loop.index)))
-                number.align = 4
-                b.store(number, b.gep(numbers, [loop.index]))
-    return nil.make(b.load(slot))
+            for offset, slot in enumerate((re, im)):
+                b.store(nil.constant(0.0).value, slot)
+                numbers = b.bitcast(slot, nil.element.as_pointer())
+                with cgutils.for_range(b, left.value) as loop:
+                    at = (index + stride * nil.make(loop.index)) * 2 + offset
+                    number = b.load(nil.pointer(base, at))
+                    number.align = 4
+                    b.store(number, b.gep(numbers, [loop.index]))
+    return nil.make(b.load(re)), nil.make(b.load(im))
 
 
 @_formula
-def _store_every(base, index, stride, value, left):
-    """Store ``left`` lanes ``stride`` numbers apart."""
-    b = value.b
-
-    def put(i, at):
-        b.store(b.extract_element(value.value, i), value.pointer(base, at)).align = 4
-
-    with b.if_else(value.whole(left), likely=True) as (whole, part):
+def _store_complex(base, index, stride, re, im, left):
+    """Store ``left`` complex lanes ``stride`` of them apart."""
+    b, count = re.b, re.count
+    pair = ir.VectorType(re.element, 2)
+    with b.if_else(re.whole(left), likely=True) as (whole, part):
         with whole:
-            for i in range(value.count):
-                put(_INT(i), index + stride * i)
+            order = [half * count + i for i in range(count) for half in (0, 1)]
+            both = _shuffled(b, re.value, im.value, order)
+            for i in range(count):
+                piece = _shuffled(b, both, both, [2 * i, 2 * i + 1])
+                pointer = re.pointer(base, (index + stride * i) * 2)
+                b.store(piece, b.bitcast(pointer, pair.as_pointer())).align = 4
         with part, cgutils.for_range(b, left.value) as loop:
-            put(loop.index, index + stride * value.make(loop.index))
+            for offset, half in enumerate((re, im)):
+                at = (index + stride * re.make(loop.index)) * 2 + offset
+                b.store(b.extract_element(half.value, loop.index), re.pointer(base, at)).align = 4
 
 
 def _prefetch(nil, base, index, write):
@@ -534,6 +555,11 @@ def _plus(x, y):
 @_formula
 def _times(x, y):
     return x * y
+
+
+@_formula
+def _quotient(x, y):
+    return x / y
 
 
 @_formula
@@ -606,6 +632,13 @@ def _triangle(u, p, q):
     return _where(t < 0.0, 0.0, t) / p
 
 
+@_formula
+def _dyadic_triangle(u, p, q):
+    """The same bits where q = 1/p is exact."""
+    t = 1.0 - abs(u) * q
+    return _where(t < 0.0, 0.0, t) * q
+
+
 @_part
 def _slope(surrogate, u, p, q):
     """The surrogate derivative at ``u``."""
@@ -617,7 +650,9 @@ def _slope(surrogate, u, p, q):
         return _atan(u, p, q)
     if surrogate == 3:
         return _gaussian(u, p, q)
-    return _triangle(u, p, q)
+    if surrogate == 4:
+        return _triangle(u, p, q)
+    return _dyadic_triangle(u, p, q)
 
 
 # ---------------------------------------------------------------- MSF
@@ -716,21 +751,40 @@ def _rate_4(g, x, v, rest):
     return -(g * v)
 
 
+# Counts are integers until they are stored: a true comparison is -1.
+
+
+def _one_more(n, mask):
+    return n - n.make(n.b.sext(mask.value, n.value.type))
+
+
+@_formula
+def _no_counts(nil):
+    return nil.constant(0, _INT)
+
+
 @_formula
 def _reached(n, m, theta):
     """One more where the membrane has reached the threshold."""
-    return n + _one(m >= theta, m)
+    return _one_more(n, m >= theta)
 
 
 @_formula
 def _near(n, m, theta, width):
     """One more where the membrane is nearer to the threshold than ``width``."""
-    return n + _one(abs(m - theta) < width, m)
+    return _one_more(n, abs(m - theta) < width)
 
 
 @_formula
-def _fired_bit(m, theta):
-    return _one(m >= theta, m) * 128.0
+def _with_fired_bit(n, m, theta):
+    fired = m >= theta
+    return n + _where(fired, n.constant(128), 0)
+
+
+@_formula
+def _numbers(n, like):
+    """Counts in the dtype of ``like``."""
+    return like.make(n.b.sitofp(n.value, like.value.type))
 
 
 @_formula
@@ -755,7 +809,7 @@ def _quiet(m, theta):
 
 @_formula
 def _split_code(code):
-    """A byte -> whether the neuron was quiet, and the number of thresholds nearer than the width."""
+    """A byte -> 1 where the neuron was quiet, else 0; and the number of thresholds nearer than the width."""
     quiet = _one(code < 128.0, code)
     return quiet, code - 128.0 * (1.0 - quiet)
 
@@ -833,10 +887,10 @@ def _rate_gradient(learned, g, x, v, rest):
 @_part
 def _fire(nil, m, unit, thetas, count):
     """How many thresholds each lane has reached."""
-    n = nil
+    n = _no_counts(nil)
     for i in range(count):
         n = _reached(n, m, _load(unit, thetas, i))
-    return n
+    return _numbers(n, nil)
 
 
 @_part
@@ -887,10 +941,11 @@ def msf_forward(first, last, scratch, unit, sizes, memory, codes, numbers):
                 if keep == 1:
                     _store_part(kept, there + j, _living(partly, lives, j, t, m, nil), left)
                 elif keep == 2:
-                    code = _fired_bit(m, theta)
+                    code = _no_counts(nil)
                     for c in range(count):
                         code = _near(code, m, _load(unit, thetas, c), width)
-                    _store_bytes(kept, there + j, _living(partly, lives, j, t, code, nil), left)
+                    code = _with_fired_bit(code, m, theta)
+                    _store_bytes(kept, there + j, _living(partly, lives, j, t, code, _no_counts(nil)), left)
                 n = _fire(nil, m, unit, thetas, count)
                 _store_part(s, there + j, _living(partly, lives, j, t, n, nil), left)
                 if reset == 0:
@@ -904,7 +959,10 @@ def msf_forward(first, last, scratch, unit, sizes, memory, codes, numbers):
 
 @_kernel
 def msf_backward(first, last, scratch, unit, sizes, memory, codes, numbers):
-    """The adjoint of :func:`msf_forward`; an address 0 stands for zeros. ``sums``: the slopes of 0, 1, .. windows."""
+    """The adjoint of :func:`msf_forward`; an address 0 stands for zeros.
+
+    ``sums``: the slopes of 0, 1, .. windows; 0 where they are multiples of one.
+    """
     block, steps, lanes, per_length = sizes
     gs, gs_step, gm, gm_step, gv, x, x_step, kept, v0, gx, gv0, grate, rates, thetas, sums, lengths = memory
     keep, count, form, learned, reset, detached, surrogate = codes
@@ -947,8 +1005,11 @@ def msf_backward(first, last, scratch, unit, sizes, memory, codes, numbers):
                 slope = nil
                 if keep == 2:
                     quiet, code = _split_code(_load_bytes(nil, kept, there + j, left))
-                    for c in range(1, count + 1):
-                        total = _at_least(code, c, _load(unit, sums, c), total)
+                    if sums == 0:
+                        total = _times(code, q)
+                    else:
+                        for c in range(1, count + 1):
+                            total = _at_least(code, c, _load(unit, sums, c), total)
                 else:
                     _will_read(nil, kept, ahead + j)
                     m = _load_part(nil, kept, there + j, left)
@@ -1049,8 +1110,8 @@ def _adjoint(base, g):
     return re
 
 
-# The somas: membrane before reset, whole thresholds and next residual, in units of the threshold. Where nothing is
-# removed, the membrane stands for the whole thresholds: both reach 1 at once.
+# The somas: y in units of the threshold -> membrane before reset, whole thresholds and next residual, likewise. Where
+# nothing is removed, the membrane stands for the whole thresholds: both reach 1 at once.
 
 
 def _relu(y):
@@ -1058,56 +1119,56 @@ def _relu(y):
 
 
 @_formula
-def _floor_soma(y, r, theta):
-    v = r + _relu(y) / theta
+def _floor_soma(y, r):
+    v = r + _relu(y)
     k = v.floor()
     return v, k, v - k
 
 
 @_formula
-def _serial_soma(y, r, theta):
-    v = r + y / theta
+def _serial_soma(y, r):
+    v = r + y
     k = v.floor()
     k = _where(k < 0.0, 0.0, k)
     return v, k, v - k
 
 
 @_formula
-def _free_soma(y, r, theta):
-    v = y / theta
-    return v, v, r
+def _free_soma(y, r):
+    return y, y, r
 
 
 @_formula
-def _cumulative_soma(y, r, theta):
-    v = r + y / theta
+def _cumulative_soma(y, r):
+    v = r + y
     return v, v, v
 
 
 @_formula
-def _fixed_soma(y, r, theta):
+def _fixed_soma(y, r):
     """Steps of 2**-24 in double, whole thresholds and the rest apart, so that every number is exact."""
-    quotient = _double(_relu(y) / theta)
-    quotient = _where(quotient > 2.0**38, 2.0**38, quotient)
-    whole = quotient.floor()
-    c = ((quotient - whole) * 2.0**24).rint() + (_double(r) * 2.0**24).rint()
+    exact = _double(_relu(y))
+    exact = _where(exact > 2.0**38, 2.0**38, exact)
+    whole = exact.floor()
+    c = ((exact - whole) * 2.0**24).rint() + (_double(r) * 2.0**24).rint()
     parts = c / 2.0**24
     carry = parts.floor()
-    return tuple(_single(exact, y) for exact in (whole + parts, whole + carry, parts - carry))
+    return tuple(_single(sums, y) for sums in (whole + parts, whole + carry, parts - carry))
 
 
 @_part
-def _soma(reset, y, r, theta):
-    """``reset``: 0 floor, 1 serial, 2 none, 3 cumulative, 4 floor in fixed point."""
+def _soma(reset, y, r, theta, inverse):
+    """``reset``: 0 floor, 1 serial, 2 none, 3 cumulative, 4 floor in fixed point. ``y`` in volts."""
+    y = _quotient(y, theta) if inverse == 0 else _times(y, inverse)
     if reset == 0:
-        return _floor_soma(y, r, theta)
+        return _floor_soma(y, r)
     if reset == 1:
-        return _serial_soma(y, r, theta)
+        return _serial_soma(y, r)
     if reset == 2:
-        return _free_soma(y, r, theta)
+        return _free_soma(y, r)
     if reset == 3:
-        return _cumulative_soma(y, r, theta)
-    return _fixed_soma(y, r, theta)
+        return _cumulative_soma(y, r)
+    return _fixed_soma(y, r)
 
 
 @_formula
@@ -1175,11 +1236,6 @@ def _where_positive(y, g):
 @_formula
 def _multiply_add(x, y, c):
     return _fma(x, y, c)
-
-
-@_formula
-def _quotient(x, y):
-    return x / y
 
 
 @_formula
@@ -1260,9 +1316,7 @@ def _read_modes(nil, states, rows, modes, size, z, start, clean, poison):
         base = states + j // wide * modes * rows * vector
         lost = nil
         for m in range(modes):
-            at = 2 * ((start + j) * modes + m)
-            re = _load_every(nil, z, at, 2 * modes, size - j)
-            im = _load_every(nil, z, at + 1, 2 * modes, size - j)
+            re, im = _load_complex(nil, z, (start + j) * modes + m, modes, size - j)
             if clean:
                 re, im, lost = _only_finite(re, im, lost)
             _store(base, (m * rows + 4) * wide, re)
@@ -1286,19 +1340,29 @@ def _write_modes(nil, states, rows, row, modes, size, target, start, folded):
     for j in range(0, size, wide):
         base = states + j // wide * modes * rows * vector
         for m in range(modes):
-            at = 2 * ((start + j) * modes + m)
             source = m
             if folded and m > modes - 1 - m:
                 source = modes - 1 - m
+            re = _load(nil, base, (source * rows + row) * wide)
             im = _load(nil, base, (source * rows + row + 1) * wide)
             if source != m:
                 im = _negative(im)
-            _store_every(target, at, 2 * modes, _load(nil, base, (source * rows + row) * wide), size - j)
-            _store_every(target, at + 1, 2 * modes, im, size - j)
+            _store_complex(target, (start + j) * modes + m, modes, re, im, size - j)
+
+
+@_part
+def _expect_modes(nil, modes, size, read, written, start):
+    """Ask for complex [lanes, modes] of a unit ahead: one that will be read, one that will be written; 0 is none."""
+    wide = _count(nil)
+    for at in range(2 * start * modes, 2 * (start + size) * modes, wide):
+        if read != 0:
+            _will_read(nil, read, at)
+        if written != 0:
+            _will_write(nil, written, at)
 
 
 @_kernel
-def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, theta):
+def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, numbers):
     """All steps of tasks. A task is a tile in the units of one of ``groups``; unit ``i`` starts at lane ``i*leap``.
 
     With ``lengths`` (0: none), a unit is one leading lane.
@@ -1307,6 +1371,7 @@ def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, theta)
     lanes, steps, modes = sizes
     x, x_step, r, z, a, w, d, s, y_seq, r_last, z_last, lengths = memory
     reset, burst = codes
+    theta, inverse = numbers
     nil = _zeros(unit)
     wide = _count(nil)
     vector = FORWARD_ROWS * wide * _nbytes(nil)
@@ -1316,6 +1381,7 @@ def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, theta)
         offset = task // groups * tile
         group = task % groups
         most = min(tile, leap - offset)
+        ahead = min(steps, max(2, AHEAD // most))
         paired = _coefficients(
             nil, unit, scratch, FORWARD_ROWS, gains, modes, most, tile, a, w, d, offset, inner, per_channel
         )
@@ -1324,17 +1390,25 @@ def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, theta)
             size = min(most, lanes - start)
             until = steps
             if lengths != 0:
-                until = _load(i, lengths, i)
+                until = min(steps, max(0, _load(i, lengths, i)))
             folded = _read_modes(nil, scratch, FORWARD_ROWS, modes, size, z, start, False, 0) and paired
+            _expect_modes(nil, modes, size, z, 0, start + leap)
+            _expect_modes(nil, modes, size, 0, z_last, start)
             for j in range(0, size, wide):
                 _store(residuals, j, _load_part(nil, r, start + j, size - j))
             for t in range(until):
                 here = t * x_step + start
                 there = t * lanes + start
+                # some steps on, or at the beginning of the next unit
+                soon = t + ahead
+                then = start
+                if soon >= steps:
+                    soon -= steps
+                    then += leap
                 for j in range(0, size, wide):
                     left = size - j
-                    _will_read(nil, x, here + AHEAD * x_step + j)
-                    _will_write(nil, s, there + AHEAD * lanes + j)
+                    _will_read(nil, x, soon * x_step + then + j)
+                    _will_write(nil, s, soon * lanes + then + j)
                     current = _load_part(nil, x, here + j, left)
                     current = _no_infinity(current)
                     y = _times(_load(nil, gains, j), current)
@@ -1350,7 +1424,7 @@ def pmsn_forward(first, last, scratch, unit, tiles, sizes, memory, codes, theta)
                         y = _plus(y, part)
                         base += vector
                         other -= vector
-                    _v, k, after = _soma(reset, y, _load(nil, residuals, j), theta)
+                    _v, k, after = _soma(reset, y, _load(nil, residuals, j), theta, inverse)
                     _store(residuals, j, after)
                     if y_seq != 0:
                         _store_part(y_seq, there + j, y, left)
@@ -1403,9 +1477,7 @@ def _turn(nil, states, modes, tile, size, start, folded, gz, totals):
             re = nil
             im = nil
             if gz != 0:
-                at = 2 * ((start + j) * modes + m)
-                re = _load_every(nil, gz, at, 2 * modes, size - j)
-                im = _load_every(nil, gz, at + 1, 2 * modes, size - j)
+                re, im = _load_complex(nil, gz, (start + j) * modes + m, modes, size - j)
                 source = m
                 if folded and m > modes - 1 - m:
                     source = modes - 1 - m
@@ -1456,7 +1528,7 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
     lanes, steps, modes, slots = sizes
     gs, gs_step, gy, gy_step, gr, gz, x, x_step, r, z, a, w, d, gx, gr0, gz0, sums, lengths = memory
     reset, burst, surrogate = codes
-    theta, p, q = numbers
+    theta, inverse, p, q = numbers
     nil = _zeros(unit)
     wide = _count(nil)
     vector = BACKWARD_ROWS * wide * _nbytes(nil)
@@ -1472,6 +1544,7 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
         offset = task // groups * tile
         group = task % groups
         most = min(tile, leap - offset)
+        ahead = min(steps, max(2, AHEAD // most))
         paired = _coefficients(
             nil, unit, states, BACKWARD_ROWS, gains, modes, most, tile, a, w, d, offset, inner, per_channel
         )
@@ -1482,7 +1555,7 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
             size = min(most, lanes - start)
             until = steps
             if lengths != 0:
-                until = _load(i, lengths, i)
+                until = min(steps, max(0, _load(i, lengths, i)))
             folded = False
             for sweep in range(sweeps):
                 folded = (
@@ -1518,10 +1591,15 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
                 for t in range(until):
                     here = t * x_step + start
                     there = t * lanes + start
+                    soon = t + ahead
+                    then = start
+                    if soon >= steps:
+                        soon -= steps
+                        then += leap
                     for j in range(0, size, wide):
                         left = size - j
-                        _will_read(nil, x, here + AHEAD * x_step + j)
-                        _will_write(nil, gx, there + AHEAD * lanes + j)
+                        _will_read(nil, x, soon * x_step + then + j)
+                        _will_write(nil, gx, soon * lanes + then + j)
                         lost, current = _lost_and_clean(_load_part(nil, x, here + j, left))
                         if modes != 0:
                             lost = _plus(lost, _load(nil, poison, j))
@@ -1543,10 +1621,10 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
                         g = nil
                         if sweep == 0:
                             y = _plus(y, lost)
-                            v, _k, after = _soma(reset, y, _load(nil, residuals, j), theta)
+                            v, _k, after = _soma(reset, y, _load(nil, residuals, j), theta, inverse)
                             _store(residuals, j, after)
                             if gs != 0:
-                                _will_read(nil, gs, (t + AHEAD) * gs_step + start + j)
+                                _will_read(nil, gs, soon * gs_step + then + j)
                                 g = _load_part(nil, gs, t * gs_step + start + j, left)
                                 g = _times(g, _slope(surrogate, _argument(burst, v, theta), p, q))
                                 if reset == 0 or reset == 4:
@@ -1574,7 +1652,7 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
                 there = t * lanes + start
                 for j in range(0, size, wide):
                     left = size - j
-                    _will_write(nil, gx, there - AHEAD * lanes + j)
+                    _will_write(nil, gx, there - ahead * lanes + j)
                     g = _load_part(nil, gx, there + j, left)
                     total = _times(_load(nil, gains, j), g)
                     base = states + j // wide * modes * vector
