@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import examples, loop
-from msf_pmsn_plugins.backends import BACKENDS
+from helpers import ON_CPU, examples, loop
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import BURSTS
@@ -38,7 +37,7 @@ def inputs(draw):
     return x.to(dtype)
 
 
-kernels = st.sampled_from(["auto", *BACKENDS])
+kernels = st.sampled_from(["auto", *ON_CPU])
 flags = st.booleans()
 surrogates = st.sampled_from([None, *SURROGATES])
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers import DTYPES, PATHS, chunks, examples, golden, loop, poisoned_empty, sequence, tensor
+from helpers import DTYPES, ON_CPU, PATHS, chunks, examples, golden, loop, poisoned_empty, sequence, tensor
 from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.neurons import PMSN
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS, PER_CHANNEL, discretise, membranes, pmsn, pmsn_step
@@ -21,9 +21,9 @@ from msf_pmsn_plugins.surrogate import Surrogate
 from tolerances import F32, F64, assert_close, assert_flips_proved, assert_same
 
 TRIANGLE = Surrogate("triangle", 1.0)
-RUNS = ["loop", *(f"{path}-{backend}" for path in ("sequence", "chunks") for backend in BACKENDS)]
+RUNS = ["loop", *(f"{path}-{backend}" for path in ("sequence", "chunks") for backend in ON_CPU)]
 all_runs = pytest.mark.parametrize("how", RUNS)
-all_backends = pytest.mark.parametrize("backend", BACKENDS)
+all_backends = pytest.mark.parametrize("backend", ON_CPU)
 both_dtypes = pytest.mark.parametrize("p", DTYPES)
 
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import DTYPES, examples, loop, poisoned_empty
+from helpers import DTYPES, ON_CPU, examples, loop, poisoned_empty
 from msf_pmsn_plugins import state as states
-from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.surrogate import Custom, Soft
@@ -20,7 +19,7 @@ from test_pmsn import randn
 from tolerances import F32, F64, assert_close, assert_same
 
 both_dtypes = pytest.mark.parametrize("p", DTYPES)
-all_backends = pytest.mark.parametrize("backend", BACKENDS)
+all_backends = pytest.mark.parametrize("backend", ON_CPU)
 TRIANGLE = Custom(lambda u: (1 - u.abs()).clamp(min=0))
 
 MAKERS = {

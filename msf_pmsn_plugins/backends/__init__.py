@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 __all__ = ["BACKENDS", "load", "resolve"]
@@ -17,12 +18,13 @@ __all__ = ["BACKENDS", "load", "resolve"]
 BACKENDS: dict[str, str] = {
     "torch": "msf_pmsn_plugins.backends.torch_backend",
     "numba": "msf_pmsn_plugins.backends.numba_backend",
+    "cupy": "msf_pmsn_plugins.backends.cupy_backend",
 }
 
-# Backend -> the device it runs on, the module it needs, the extra that installs it.
-NEEDS = {"numba": ("cpu", "numba", "cpu")}
+# Backend -> the device it runs on, the module it needs, the extra that installs it for torch's version of CUDA.
+NEEDS = {"numba": ("cpu", "numba", "cpu"), "cupy": ("cuda", "cupy", "cupy{cuda}")}
 INSTALLED = {name: importlib.util.find_spec(module) is not None for name, (_, module, _) in NEEDS.items()}
-RECOMPUTE_DRIVE = frozenset({"numba"})  # their PMSN backward keeps no drive, it walks forward again
+RECOMPUTE_DRIVE = frozenset({"numba", "cupy"})  # their PMSN backward keeps no drive, it walks forward again
 
 
 def check(name: str) -> str:
@@ -52,6 +54,7 @@ def resolve(name: str, x: Tensor) -> str:
                 "backend='auto'"
             )
         if not INSTALLED[name]:
+            extra = extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
             raise ImportError(
                 f"backend {name!r} needs {module}: pip install \"msf-pmsn-plugins[{extra}]\", or set backend='auto'"
             )

@@ -1,0 +1,188 @@
+"""NVIDIA's compiler without a device: what a kernel becomes on each architecture.
+
+``python -m shim.nvrtc`` (in ``tests/``) prints the table of registers for the documentation.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuda.bindings import nvrtc
+
+from msf_pmsn_plugins.backends.cupy_backend import Kernel
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One kernel on one architecture."""
+
+    registers: int
+    stack: int  # bytes a thread: spills
+    local: int
+    module: bytes
+    name: str
+
+    @functools.cached_property
+    def opcodes(self) -> tuple[str, ...]:
+        """Of its machine code, in order."""
+        listing = _tool("nvdisasm", self.module, "-c")
+        section = listing.split(f"\n.text.{self.name}:")[1].split("\n.text.")[0]
+        found = tuple(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", section))
+        assert found
+        return found
+
+
+@functools.cache
+def _nvidia(pattern: str) -> Path:
+    """A file of NVIDIA's wheels."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(root).glob(pattern)):
+            return path
+    raise FileNotFoundError(f"no wheel of NVIDIA's holds {pattern}")
+
+
+def options(kernel: Kernel, architecture: str) -> tuple[str, ...]:
+    """The options that NVRTC gets from CuPy 14 for a ``RawModule``."""
+    include = _nvidia("*/include/cuda_fp16.h").parent
+    ending = ("-ftz=true", f"-arch={architecture}", "--device-as-default-execution-space")
+    return (*kernel.options, f"-I{include}", *ending)
+
+
+@functools.cache
+def build(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
+    """Machine code and PTX. Raises with the log on any complaint, warnings too."""
+    status, program = nvrtc.nvrtcCreateProgram(kernel.source.encode(), kernel.file.encode(), 0, [], [])
+    assert not int(status)
+    arguments = [option.encode() for option in options(kernel, architecture)]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+    log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode().strip("\0\n ")
+    assert not log, log
+    assert not int(status)
+    binary = _text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+    ptx = _text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
+    nvrtc.nvrtcDestroyProgram(program)
+    return binary, ptx
+
+
+def _text(size, get, program) -> bytes:
+    _, count = size(program)
+    # NVRTC writes into it. Python shares bytes objects of length one: only the byte it writes there will do.
+    buffer = b"\0" * count
+    get(program, buffer)
+    return buffer
+
+
+@functools.cache
+def binaries(kernel: Kernel, architecture: str) -> dict[str, Binary]:
+    """All kernels of the module that ``kernel`` lies in, by name."""
+    module = build(kernel, architecture)[0]
+    usage = _tool("cuobjdump", module, "--dump-resource-usage")
+    found = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    return {
+        name: Binary(int(registers), int(stack), int(local), module, name)
+        for name, registers, stack, local in found
+    }
+
+
+def _tool(name: str, module: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(module)
+        file.flush()
+        command = [_nvidia(f"*/bin/{name}"), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def msf(name: str, io: str = "FLOAT", vec: int | None = None, **macros: str | int) -> Kernel:
+    """A kernel of msf.cu, by default with the published setting and kept membranes."""
+    vec = vec or {"FLOAT": 4, "DOUBLE": 2}.get(io, 8)
+    known: dict[str, str | int] = {
+        "IO": f"IO_{io}",
+        "VEC": vec,
+        "CHARGE": "CHARGE_DECAY",
+        "RESET": "RESET_HARD",
+        "LEVELS": 4,
+        "KEEP": "KEEP_MEMBRANE",
+        "LENGTHS": 0,
+        "BACKWARD": int(name == "msf_backward"),
+        "SURROGATE": "SURROGATE_RECTANGULAR",
+        "DETACH": 1,
+        "RATE_GRAD": 0,
+        "GRAD_MEMBRANE": 0,
+    }
+    return Kernel("msf.cu", name, tuple({**known, **macros}.items()))
+
+
+def pmsn(name: str, modes: int = 4, io: str = "FLOAT", **macros: str | int) -> Kernel:
+    """A kernel of pmsn.cu, by default with the published setting."""
+    groups = max(1, -(-modes // 4))
+    fused = int(groups == 1 and macros.get("RESET") != "RESET_CUMULATIVE" and not macros.get("CHUNKED"))
+    known: dict[str, str | int] = {
+        "IO": f"IO_{io}",
+        "MODES": modes,
+        "RESET": "RESET_FLOOR",
+        "BURST": "BURST_OFF",
+        "FIXED": 0,
+        "LENGTHS": 0,
+        "CHUNKED": 0,
+        "BACKWARD": int(name != "pmsn_forward"),
+        "SURROGATE": "SURROGATE_TRIANGLE",
+        "GRAD_DRIVE": 0,
+        "GROUPS": groups,
+        "FUSED": fused,
+    }
+    return Kernel("pmsn.cu", name, tuple({**known, **macros}.items()))
+
+
+def occupancy(registers: int, threads: int, architecture: str) -> float:
+    """Share of a multiprocessor's threads that registers leave room for."""
+    most = {"sm_75": 1024, "sm_86": 1536, "sm_89": 1536, "sm_120": 1536}.get(architecture, 2048)
+    a_warp = -(-registers // 8) * 8 * 32
+    blocks = 65536 // (a_warp * (threads // 32))
+    return min(blocks, most // threads) * threads / most
+
+
+def main() -> None:
+    rows = [
+        ("MSF forward", msf("msf_forward"), 256),
+        ("MSF forward, bytes kept", msf("msf_forward", KEEP="KEEP_CODE"), 256),
+        ("MSF forward, float16", msf("msf_forward", "HALF"), 256),
+        ("MSF backward", msf("msf_backward"), 256),
+        ("MSF backward, bytes kept", msf("msf_backward", KEEP="KEEP_CODE"), 256),
+        ("MSF backward, float16", msf("msf_backward", "HALF"), 256),
+        ("MSF backward, learned decay", msf("msf_backward", RATE_GRAD=1), 256),
+        *((f"PMSN forward, {m} modes", pmsn("pmsn_forward", m), 128) for m in (4, 8, 16)),
+        ("PMSN gather, 4 modes (fused)", pmsn("pmsn_gather"), 128),
+        *((f"PMSN drive, {m} modes", pmsn("pmsn_drive", m), 128) for m in (8, 16)),
+        *((f"PMSN gather, {m} modes", pmsn("pmsn_gather", m), 128) for m in (8, 16)),
+        *((f"PMSN adjoint, {m} modes", pmsn("pmsn_adjoint", m), 128) for m in (4, 8, 16)),
+        ("PMSN chunk, 4 modes, forward", pmsn("pmsn_chunk", CHUNKED=1, BACKWARD=0), 128),
+        ("PMSN chunk, 4 modes, backward", pmsn("pmsn_chunk", CHUNKED=1), 128),
+        ("PMSN soma, forward", pmsn("pmsn_soma", CHUNKED=1, BACKWARD=0), 128),
+        ("PMSN soma, backward", pmsn("pmsn_soma", CHUNKED=1), 128),
+        ("PMSN gather, 4 modes, chunks", pmsn("pmsn_gather", CHUNKED=1), 128),
+        ("PMSN parameters, 4 modes", pmsn("pmsn_parameters"), 128),
+        ("PMSN forward, 16 modes, float64", pmsn("pmsn_forward", 16, "DOUBLE"), 128),
+        ("PMSN gather, 4 modes, float64", pmsn("pmsn_gather", 4, "DOUBLE"), 128),
+    ]
+    print("| kernel |", " | ".join(ARCHITECTURES), "|")
+    print("| --- |", " | ".join("---:" for _ in ARCHITECTURES), "|")
+    for title, kernel, threads in rows:
+        cells = []
+        for architecture in ARCHITECTURES:
+            binary = binaries(kernel, architecture)[kernel.name]
+            share = occupancy(binary.registers, threads, architecture)
+            cells.append(f"{binary.registers}{' spills' if binary.stack else ''}, {share:.0%}")
+        print(f"| {title} |", " | ".join(cells), "|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The kernels on a device: what no check without one can show. Skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from msf_pmsn_plugins.backends import cupy_backend, torch_backend
+from msf_pmsn_plugins.charges import CHARGES
+from msf_pmsn_plugins.neurons import MSF, PMSN
+from msf_pmsn_plugins.surrogate import SURROGATES
+from shim.cases import (
+    MSFCase,
+    PMSNCase,
+    msf_backward,
+    msf_forward,
+    msf_problem,
+    pmsn_backward,
+    pmsn_forward,
+    pmsn_problem,
+)
+from tolerances import assert_close, assert_same
+
+
+def reason() -> str:
+    """Why these tests cannot run here, or nothing."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        cupy_backend.load_cupy()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(reason()), reason=reason() or "a device")]
+
+
+def move(problem, device="cuda"):
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in problem.items()}
+
+
+def back(tensors):
+    return [tensor.cpu() for tensor in tensors]
+
+
+CASES = [
+    MSFCase(charge, reset, surrogate, lengths=i % 2 == 1, dtype=dtype, shape=(16, 4096), steps=16)
+    for i, (charge, reset, surrogate, dtype) in enumerate(
+        zip(
+            list(CHARGES),
+            ["hard", "soft", "none"] * 4,
+            list(SURROGATES) * 3,
+            [torch.float32, torch.float64, torch.float16, torch.bfloat16] * 3,
+            strict=False,
+        )
+    )
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.charge}-{case.reset_mode}-{case.dtype}")
+def test_msf_has_the_bits_of_the_cpu(case):
+    # Torch on CUDA divides by a scalar through its reciprocal, so the reference is torch on the CPU. Numbers on this
+    # grid stay far from subnormal, which the device flushes.
+    p = msf_problem(case)
+    wide = {key: p[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}
+    on_cpu = replace(case, dtype=case.state_dtype)
+    s_ref, kept_ref, v_ref = msf_forward(torch_backend, on_cpu, {**p, **wide})
+    s, kept, v = forward = msf_forward(cupy_backend, case, move(p))
+    assert_same(s.cpu(), s_ref.to(case.dtype))
+    assert_same(kept.cpu(), kept_ref)
+    assert_same(v.cpu(), v_ref)
+    grads = back(msf_backward(cupy_backend, case, move(p), forward[1]))
+    expected = msf_backward(torch_backend, on_cpu, {**p, **wide}, kept_ref)
+    exact = case.surrogate not in ("sigmoid", "gaussian")
+    for grad, ref in zip(grads[:2], expected[:2], strict=True):
+        if exact:
+            assert_same(grad, ref.to(grad.dtype))
+        else:
+            assert_close(grad, ref.to(grad.dtype), "adjoint", case.state_dtype)
+
+
+@pytest.mark.parametrize("modes", [0, 1, 4, 5, 16])
+@pytest.mark.parametrize("reset_mode", ["floor", "serial", "none", "cumulative"])
+def test_pmsn_in_double_is_the_cpu(reset_mode, modes):
+    case = PMSNCase(modes, reset_mode, dtype=torch.float64, lanes=(64, 32, 2), steps=32, lengths=True)
+    p = pmsn_problem(case)
+    forward = pmsn_forward(cupy_backend, case, move(p))
+    expected = pmsn_forward(torch_backend, case, p)
+    assert_same(forward[0].cpu(), expected[0])
+    for one, two in zip(back(forward[1:]), expected[1:], strict=True):
+        assert_close(one, two, "residual")
+    grads = back(pmsn_backward(cupy_backend, case, move(p), forward[1]))
+    for one, two in zip(grads, pmsn_backward(torch_backend, case, p, expected[1]), strict=True):
+        assert_close(one, two, "pmsn_adjoint")
+
+
+def test_gradients_have_the_same_bits_in_every_run():
+    case = PMSNCase(lanes=(512, 64, 4), steps=16)
+    p = move(pmsn_problem(case))
+    first = pmsn_backward(cupy_backend, case, p, p["x_seq"])
+    for _ in range(5):
+        for one, two in zip(pmsn_backward(cupy_backend, case, p, p["x_seq"]), first, strict=True):
+            assert_same(one, two)
+
+
+def test_a_stream_of_ones_own():
+    neuron, x_seq = MSF(backend="cupy"), torch.randn(8, 64, 1024, device="cuda")
+    expected = neuron(x_seq)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10**8)
+        late = x_seq * 1
+        actual = neuron(late)[0]
+    torch.cuda.current_stream().wait_stream(stream)
+    assert_same(actual, expected)
+
+
+def test_a_captured_graph():
+    x_seq = torch.randn(8, 64, 256, device="cuda", requires_grad=True)
+    for neuron in (MSF(backend="cupy"), PMSN(256, backend="cupy").cuda()):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                torch.autograd.grad(neuron(x_seq)[0].sum(), x_seq)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            s_seq = neuron(x_seq)[0]
+            (grad,) = torch.autograd.grad(s_seq.sum(), x_seq)
+        with torch.no_grad():
+            x_seq.normal_()
+        graph.replay()
+        expected = neuron(x_seq)[0]
+        assert_same(s_seq, expected)
+        assert_same(grad, torch.autograd.grad(expected.sum(), x_seq)[0])
+
+
+def test_no_call_waits_for_the_device():
+    torch.cuda.synchronize()
+    for neuron in (MSF(backend="cupy"), PMSN(64, backend="cupy").cuda()):
+        x_seq = torch.randn(8, 32, 64, device="cuda", requires_grad=True)
+        neuron(x_seq)[0].sum().backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            neuron(x_seq)[0].sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_more_than_two_to_the_31_elements():
+    free, _ = torch.cuda.mem_get_info()
+    lanes = 2**30 + 4
+    if free < 6 * 2 * lanes:
+        pytest.skip(f"needs 13 GB of GPU memory, {free / 1e9:.0f} are free")
+    x_seq = torch.zeros(2, 1, lanes, device="cuda", dtype=torch.float16)
+    x_seq[1, 0, -1] = 5.0
+    s_seq = MSF(backend="cupy")(x_seq)[0]
+    assert s_seq.view(-1).nonzero().tolist() == [[2 * lanes - 1]]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_device_of_the_input_is_used():
+    x_seq = torch.randn(4, 2, 8, device="cuda:1")
+    with torch.cuda.device(0):
+        s_seq = MSF(backend="cupy")(x_seq)[0]
+        assert torch.cuda.current_device() == 0
+    assert s_seq.device == x_seq.device
+    assert_same(s_seq.cpu(), MSF(backend="torch")(x_seq.cpu())[0])
+    with pytest.raises(ValueError, match="all tensors on one device"):
+        MSF(backend="cupy")(x_seq, (torch.zeros(2, 8, device="cuda:0"),))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_data_parallel():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = PMSN(8, backend="cupy")
+
+        def forward(self, x_seq):
+            return self.neuron(x_seq)[0]
+
+    net, x_seq = Net().cuda(), torch.randn(4, 6, 8, device="cuda")
+    assert_same(torch.nn.DataParallel(net, dim=1)(x_seq), net(x_seq))
+
+
+def test_memory_of_training():
+    x_seq = torch.randn(16, 64, 4096, device="cuda", requires_grad=True)
+    neuron = MSF(backend="cupy")
+    torch.autograd.grad(neuron(x_seq)[0].sum(), x_seq)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    neuron(x_seq)[0].sum().backward()
+    peak = torch.cuda.max_memory_allocated() - before
+    # Counts and gradient of the input, one byte an element kept, small change.
+    assert peak <= x_seq.numel() * (4 + 4 + 1) * 1.1 + 2**20
+
+
+def test_a_fresh_process_finds_the_kernels_on_disk(tmp_path):
+    script = (
+        "import time, torch; from msf_pmsn_plugins.neurons import MSF\n"
+        "x = torch.ones(2, 4, 8, device='cuda'); torch.cuda.synchronize(); t = time.time()\n"
+        "MSF(backend='cupy')(x); torch.cuda.synchronize(); print(time.time() - t)"
+    )
+    environment = {**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}
+    times = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", script], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert list(tmp_path.iterdir())
+    assert times[1] < times[0]

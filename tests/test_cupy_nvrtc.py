@@ -1,0 +1,189 @@
+"""The kernels through NVIDIA's compiler, for every architecture: no device needed, only wheels.
+
+Gates: no spills, registers below a ceiling, 128-bit accesses and no fused multiply-add in MSF, no warnings.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from msf_pmsn_plugins.backends.cupy_backend import Kernel
+from msf_pmsn_plugins.charges import CHARGES
+
+if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    pytest.skip("NVIDIA's compiler comes with the dev group on Linux x86_64 only", allow_module_level=True)
+
+from shim import nvrtc
+
+pytestmark = pytest.mark.kernels
+
+ARCHITECTURES, binaries, msf, pmsn = nvrtc.ARCHITECTURES, nvrtc.binaries, nvrtc.msf, nvrtc.pmsn
+
+# Of the 65536 registers of a multiprocessor. 128 leave two blocks of MSF and four of PMSN; eight lanes a thread with
+# every option, and the kernels in double, take what they need without spills.
+CEILING, HIGH_CEILING = 128, 255
+
+WIDEST = {
+    "CHARGE": "CHARGE_PLIF",
+    "RESET": "RESET_SOFT",
+    "LENGTHS": 1,
+    "SURROGATE": "SURROGATE_GAUSSIAN",
+    "DETACH": 0,
+    "RATE_GRAD": 1,
+    "GRAD_MEMBRANE": 1,
+}
+
+
+def gate(kernel, architecture, ceiling):
+    found = binaries(kernel, architecture)
+    assert kernel.name in found
+    for name, binary in found.items():
+        where = f"{name} on {architecture}, {kernel.options}"
+        assert (binary.stack, binary.local) == (0, 0), where
+        assert binary.registers <= ceiling, f"{binary.registers} registers: {where}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_published_settings(architecture):
+    for name in ("msf_forward", "msf_backward"):
+        gate(msf(name), architecture, 96)
+        gate(msf(name, KEEP="KEEP_CODE"), architecture, 96)
+        code = binaries(msf(name), architecture)[name].opcodes
+        assert not any(op.startswith(("LDL", "STL")) for op in code)
+    gate(pmsn("pmsn_forward"), architecture, 96)
+    gate(pmsn("pmsn_gather"), architecture, CEILING)
+    for backward in (0, 1):
+        gate(pmsn("pmsn_chunk", CHUNKED=1, BACKWARD=backward), architecture, CEILING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io", ["FLOAT", "DOUBLE", "HALF", "BFLOAT16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_msf_everywhere(architecture, io):
+    for name in ("msf_forward", "msf_backward"):
+        for macros in ({}, {"KEEP": "KEEP_CODE"}, {"LEVELS": 300}, WIDEST, {**WIDEST, "RESET": "RESET_HARD"}):
+            for vec in (None, 1):
+                wide = "RATE_GRAD" in macros and io in ("HALF", "BFLOAT16")
+                gate(msf(name, io, vec, **macros), architecture, 160 if wide else CEILING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pmsn_everywhere(architecture, io):
+    other = {"LENGTHS": 1, "GRAD_DRIVE": 1, "RESET": "RESET_SERIAL", "BURST": "BURST_SAWTOOTH"}
+    for modes in range(17):
+        ceiling = HIGH_CEILING if io == "DOUBLE" or modes > 12 else CEILING
+        for macros in ({}, other) if modes in (1, 4, 5, 16) else ({},):
+            gate(pmsn("pmsn_forward", modes, io, **macros), architecture, ceiling)
+            gate(pmsn("pmsn_gather", modes, io, **macros), architecture, ceiling)
+    for modes in (1, 5, 8) if io == "DOUBLE" else (1, 5, 12, 16):
+        for backward in (0, 1):
+            macros = {**other, "CHUNKED": 1, "BACKWARD": backward}
+            gate(pmsn("pmsn_chunk", modes, io, **macros), architecture, HIGH_CEILING)
+    for macros in ({"FIXED": 1, "BURST": "BURST_NEAREST"}, {"RESET": "RESET_CUMULATIVE", "GRAD_DRIVE": 1}):
+        for modes in (4, 16):
+            gate(pmsn("pmsn_forward", modes, io, **macros), architecture, HIGH_CEILING)
+            gate(pmsn("pmsn_gather", modes, io, **macros), architecture, HIGH_CEILING)
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+@pytest.mark.parametrize("name", ["msf_forward", "msf_backward"])
+def test_msf_moves_128_bits_at_a_time(name, architecture):
+    binary = binaries(msf(name), architecture)[name]
+    loads = [op for op in binary.opcodes if op.startswith("LDG")]
+    stores = [op for op in binary.opcodes if op.startswith("STG")]
+    assert stores
+    assert all(".128" in op for op in stores)
+    # One rate for each lane, before the first step.
+    assert len([op for op in loads if ".128" not in op]) == 4
+    # Several steps' loads are under way at once: four in a row before anything is stored.
+    order = "".join(op[0] for op in binary.opcodes if op.startswith(("LDG.E.128", "STG")))
+    assert "LLLL" in order
+    scalar = binaries(msf(name, vec=1), architecture)[name]
+    assert not any(".128" in op for op in scalar.opcodes if op.startswith(("LDG", "STG")))
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+def test_msf_has_no_fused_multiply_add(architecture):
+    for name in ("msf_forward", "msf_backward"):
+        for io in ("FLOAT", "DOUBLE", "HALF"):
+            code = binaries(msf(name, io), architecture)[name].opcodes
+            assert any(op.startswith(("FMUL", "DMUL", "HMUL")) for op in code)
+            # Index arithmetic fuses integers (IMAD), which is exact.
+            assert not any(op.startswith(("FFMA", "DFMA", "HFMA2.BF16", "HFMA2.FP16")) for op in code), io
+
+
+@pytest.mark.parametrize("charge", list(CHARGES))
+def test_no_charge_is_contracted(charge):
+    # A division is one instruction of PTX; its machine code fuses inside and rounds as IEEE asks.
+    for name in ("msf_forward", "msf_backward"):
+        ptx = nvrtc.build(msf(name, CHARGE=f"CHARGE_{charge.upper()}", SURROGATE="SURROGATE_ATAN"), "sm_90")[
+            1
+        ]
+        assert not re.search(r"\bfma\.", ptx)
+        assert not re.search(r"div\.(approx|full)", ptx)
+
+
+@dataclass(frozen=True)
+class Contracted(Kernel):
+    """Without --fmad=false."""
+
+    @property
+    def options(self):
+        return tuple(option for option in super().options if option != "--fmad=false")
+
+
+@dataclass(frozen=True)
+class Squeezed(Kernel):
+    """With twelve blocks to a multiprocessor: 40 registers a thread."""
+
+    @property
+    def source(self):
+        return super().source.replace("__launch_bounds__(THREADS, 1)", "__launch_bounds__(THREADS, 12)")
+
+
+def test_the_gates_can_close():
+    kernel = msf("msf_forward")
+    contracted = Contracted(kernel.file, kernel.name, kernel.macros)
+    assert re.search(r"\bfma\.", nvrtc.build(contracted, "sm_90")[1])
+    assert any(op.startswith("FFMA") for op in binaries(contracted, "sm_90")[kernel.name].opcodes)
+    kernel = pmsn("pmsn_forward", 16)
+    with pytest.raises(AssertionError):
+        gate(Squeezed(kernel.file, kernel.name, kernel.macros), "sm_90", 255)
+
+
+def test_the_options_are_those_of_cupy():
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from cupy._core import core
+    from cupy.cuda import compiler
+
+    kernel, seen = msf("msf_forward"), {}
+
+    class Program:
+        def __init__(self, source, *args, **kwargs):
+            seen["source"] = source
+
+        def compile(self, options, log_stream=None):
+            seen["options"] = options
+            raise KeyboardInterrupt
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(compiler, "_NVRTCProgram", Program)
+        m.setattr(compiler, "_preprocess", lambda *args: "")
+        m.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
+        m.setenv("CUPY_CACHE_IN_MEMORY", "1")
+        assembled = core.assemble_cupy_compiler_options(kernel.options)
+        compiler._compile_module_with_cache(kernel.source, assembled, arch="90")
+    theirs = [option for option in seen["options"] if not option.startswith("-I")]
+    ours = [option for option in nvrtc.options(kernel, "sm_90") if not option.startswith("-I")]
+    assert sorted(theirs) == sorted(ours)
+    # Of several -ftz the last counts.
+    assert theirs.index("-ftz=true") > theirs.index("--fmad=false")
+    assert seen["source"] == kernel.source
