@@ -1,12 +1,13 @@
 """The custom ops under torch's own machinery: opcheck, compile, functorch, autocast, backends."""
 
+import functools
 import types
 
 import pytest
 import torch
 from torch.func import functional_call
 
-from helpers import poisoned_empty, sequence
+from helpers import ON_CPU, poisoned_empty, sequence
 from msf_pmsn_plugins.backends import BACKENDS, torch_backend
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.neurons.msf import msf
@@ -16,7 +17,7 @@ from test_pmsn import build
 from tolerances import F32, F64, assert_close, assert_same
 
 OPS = torch.ops.msf_pmsn_plugins
-all_backends = pytest.mark.parametrize("backend", BACKENDS)
+all_backends = pytest.mark.parametrize("backend", ON_CPU)
 both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
 
 
@@ -124,13 +125,31 @@ def test_opcheck_pmsn_backward(steps, layout, dtype, backend):
     x, r, z, a, w, d, theta = pmsn_args(dtype, layout, steps)
     gs, y = (laid_out(randn(*x.shape, seed=i, dtype=dtype), layout) for i in (11, 12))
     some = torch.tensor([steps, steps // 2])
-    for given, lengths, *soma in (
-        ((gs, None, None, None), None, "floor", "", False),
-        ((None, gs, r, z), some, "cumulative", "", False),
-        ((None, None, None, None), None, "serial", "sawtooth", False),
+    for given, lengths, *soma, state_grad in (
+        ((gs, None, None, None), None, "floor", "", False, False),
+        ((None, gs, r, z), some, "cumulative", "", False, True),
+        ((None, None, None, None), None, "serial", "sawtooth", False, True),
     ):
-        args = (*given, x, y, r, z, a, w, d, lengths, theta, *soma, "triangle", 1.0, backend)
+        args = (*given, x, y, r, z, a, w, d, lengths, theta, *soma, "triangle", 1.0, state_grad, backend)
         torch.library.opcheck(OPS.pmsn_backward.default, args)
+
+
+@all_backends
+@pytest.mark.parametrize("some", [None, torch.tensor([3, 5])], ids=["whole", "lengths"])
+def test_the_gradient_of_the_state_is_made_where_it_is_wanted(backend, some):
+    x, r, z, a, w, d, theta = pmsn_args(F64)
+    settings = (some, theta, "floor", "", False, "triangle", 1.0)
+    run = functools.partial(OPS.pmsn_backward, x, None, None, z, x, x, r, z, a, w, d, *settings)
+    wanted, unwanted = run(True, backend), run(False, backend)
+    assert wanted[2].shape == z.shape
+    assert unwanted[2].shape == (0,)
+    for i in (0, 1, 3, 4, 5):
+        assert torch.equal(wanted[i], unwanted[i])
+    for wants in (False, True):
+        x_, z_ = x.clone().requires_grad_(), z.clone().requires_grad_(wants)
+        s_seq, _y, _r, z_last = pmsn(x_, r, z_, a, w, d, theta, Surrogate("triangle", 1.0), backend=backend)
+        (s_seq.sum() + z_last.abs().sum()).backward()
+        assert (z_.grad is not None) == wants
 
 
 @all_backends

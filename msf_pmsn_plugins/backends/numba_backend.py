@@ -22,9 +22,7 @@ from torch import Tensor
 from . import numba_kernels as kernels
 from . import numba_pool
 
-__all__ = ["KEEPS_DRIVE", "msf_bwd", "msf_fwd", "pmsn_bwd", "pmsn_fwd", "warm_up"]
-
-KEEPS_DRIVE = False  # the backward of PMSN computes its drives again
+__all__ = ["msf_bwd", "msf_fwd", "pmsn_bwd", "pmsn_fwd", "warm_up"]
 
 SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
@@ -492,17 +490,19 @@ def pmsn_bwd(
     fixed: bool,
     surrogate: str,
     width: float,
+    state_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients to ``x_seq, r, z, a, w, d``; the residual carries one in mode ``"cumulative"`` only."""
     _check(x_seq)
     dtype, number, (steps, *shape) = x_seq.dtype, _unit(x_seq.dtype), x_seq.shape
     code, p, q = _surrogate(surrogate, width)
     cumulative = reset_mode == "cumulative"
-    gx_seq, gz0 = _new(x_seq.shape, dtype), _new(z.shape, dtype.to_complex())
+    gx_seq = _new(x_seq.shape, dtype)
+    gz0 = _new(z.shape if state_grad else (0,), dtype.to_complex())
     gr0 = _new(r.shape, dtype) if cumulative else torch.zeros(r.shape, dtype=dtype)
     if x_seq.numel() == 0:
         gr0 = gr0.copy_(gr) if cumulative and gr is not None else gr0.zero_()
-        gz0 = gz0.zero_() if gz is None else gz0.copy_(gz)
+        gz0 = gz0.zero_() if gz is None or not state_grad else gz0.copy_(gz)
         return gx_seq, gr0, gz0, torch.zeros_like(a), torch.zeros_like(w), torch.zeros_like(d)
     lanes, modes = math.prod(shape), a.shape[1]
     tiles = _Tiles.of(
@@ -523,7 +523,7 @@ def pmsn_bwd(
         (
             *(gs_at, gs_step, gy_at, gy_step, gr_at, gz_at, x.data_ptr(), x_step),
             *(r.data_ptr(), z.data_ptr(), a.data_ptr(), w.data_ptr(), d.data_ptr()),
-            *(gx_seq.data_ptr(), gr0.data_ptr(), gz0.data_ptr(), sums.ctypes.data, lengths_at),
+            *(gx_seq.data_ptr(), gr0.data_ptr(), gz0.data_ptr() if state_grad else 0, sums.ctypes.data, lengths_at),
         ),
         (_mode_code(reset_mode, fixed), BURSTS[burst], code),
         tuple(map(number, (v_threshold, _exact_inverse(v_threshold), p, q))),

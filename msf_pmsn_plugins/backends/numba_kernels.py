@@ -1668,5 +1668,6 @@ def pmsn_backward(first, last, scratch, unit, tiles, sizes, memory, codes, numbe
                         base += vector
                         other -= vector
                     _store_part(gx, there + j, total, left)
-            _write_modes(nil, states, BACKWARD_ROWS, 6, modes, size, gz0, start, folded)
+            if gz0 != 0:
+                _write_modes(nil, states, BACKWARD_ROWS, 6, modes, size, gz0, start, folded)
         _sum_lanes(totals, modes, tile, most, offset, inner, per_channel, sums, task, slots)

@@ -256,8 +256,12 @@ def pmsn_bwd(
     fixed: bool,
     surrogate: str,
     width: float,
+    state_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to ``x_seq, r, z, a, w, d``; the residual carries one in mode ``"cumulative"`` only."""
+    """Gradients to ``x_seq, r, z, a, w, d``; the residual carries one in mode ``"cumulative"`` only.
+
+    Without ``state_grad`` that of ``z`` is empty.
+    """
     settings = (v_threshold, reset_mode, burst, fixed, surrogate, width)
     if lengths is not None:
         gx = torch.zeros_like(x_seq)
@@ -282,7 +286,7 @@ def pmsn_bwd(
             )
             gx[:steps, lanes], gr[lanes], gz[lanes] = part[:3]
             ga, gw, gd = ga + part[3], gw + part[4], gd + part[5]
-        return gx, gr, gz, ga, gw, gd
+        return gx, gr, gz if state_grad else gz.new_empty(0), ga, gw, gd
     gy = torch.zeros_like(y_seq) if gs_seq is None else gs_seq * _slope(y_seq, r, *settings)
     g_residual = torch.zeros_like(r)
     if reset_mode == "floor":
@@ -294,7 +298,7 @@ def pmsn_bwd(
     gy = gy if gy_seq is None else gy + gy_seq
     with _full_precision(x_seq):
         gx, gz, ga, gw, gd = _linear_bwd(gy, gz, x_seq, z, a, w, d)
-    return gx, g_residual, gz, ga, gw, gd
+    return gx, g_residual, gz if state_grad else gz.new_empty(0), ga, gw, gd
 
 
 def _slope(

@@ -274,10 +274,12 @@ def _pmsn_backward_op(
     fixed: bool,
     surrogate: str,
     width: float,
+    state_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Without ``state_grad`` the gradient of z, the largest tensor of short sequences, is empty."""
     args = (x_seq, y_seq, r, z, a, w, d, lengths, v_threshold, reset_mode, burst, fixed, surrogate, width)
-    grads = backends.load(backend).pmsn_bwd(gs_seq, gy_seq, gr, gz, *args)
+    grads = backends.load(backend).pmsn_bwd(gs_seq, gy_seq, gr, gz, *args, state_grad)
     gx, gr, gz, ga, gw, gd = (g.contiguous() for g in grads)
     return gx, gr, gz, ga, gw, gd
 
@@ -298,7 +300,8 @@ def _(
     *args: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     gx, gr, gz, ga, gw, gd = (p.new_empty(p.shape) for p in (x_seq, r, z, a, w, d))
-    return gx, gr, gz, ga, gw, gd
+    *_, state_grad, _backend = args
+    return gx, gr, gz if state_grad else z.new_empty(0), ga, gw, gd
 
 
 for _op in (_pmsn_op, _pmsn_backward_op):
@@ -337,11 +340,13 @@ class _PMSNFunction(torch.autograd.Function):
         x_seq, y_seq, r, z, a, w, d, lengths = ctx.saved_tensors
         v_threshold, reset_mode, burst, fixed, keep, surrogate, width, backend = ctx.settings
         gz = None if gz is None else gz.resolve_conj()
-        settings = (v_threshold, reset_mode, burst, fixed, surrogate, width, backend)
+        state_grad = ctx.needs_input_grad[2]
+        settings = (v_threshold, reset_mode, burst, fixed, surrogate, width, state_grad, backend)
         gx, gr, gz, ga, gw, gd = _PMSNBackward.apply(
             gs_seq, gy_seq if keep else None, gr, gz, x_seq, y_seq, r, z, a, w, d, lengths, settings
         )
-        return gx, gr if reset_mode == "cumulative" else None, gz, ga, gw, gd, None, None
+        gr = gr if reset_mode == "cumulative" else None
+        return gx, gr, gz if state_grad else None, ga, gw, gd, None, None
 
 
 class _PMSNBackward(NoSecondDerivative):
@@ -543,7 +548,8 @@ def _may_remember(parameters: Sequence[Tensor]) -> bool:
     """True if nothing is differentiated or traced through the weights, and comparing values costs no waiting."""
     differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
     plain = all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
-    return plain and not (differentiated or torch.compiler.is_compiling() or torch._C._is_tracing())
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return plain and not (differentiated or traced)
 
 
 class PMSN(Neuron):
