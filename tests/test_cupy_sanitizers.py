@@ -28,7 +28,7 @@ CASES = {
     "pmsn": PMSNCase(lanes=(9, 5, 3), lengths=True, steps=3),
     "pmsn-rows": PMSNCase(modes=2, lanes=(90, 3, 2), steps=2),
     "pmsn-groups": PMSNCase(modes=6, reset_mode="cumulative", lanes=(9, 3, 20), steps=3),
-    "pmsn-chunks": PMSNCase(modes=5, lanes=(9, 3, 2), lengths=True, steps=9),
+    "pmsn-chunks": PMSNCase(modes=5, lanes=(9, 3, 2), steps=11),
 }
 
 
@@ -47,8 +47,8 @@ def record(case, monkeypatch) -> list:
 
 
 def of_interest(launches: list) -> list:
-    """One launch of each kernel and setting."""
-    return list({(launch.kernel.name, launch.kernel.macros): launch for launch in launches}.values())
+    """One launch of each kernel, setting and set of arguments that are given."""
+    return list({(one.kernel, tuple(arg is None for arg in one.args)): one for one in launches}.values())
 
 
 # Threads of msf.cu share nothing, so there is little for ThreadSanitizer to see.

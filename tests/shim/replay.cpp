@@ -3,7 +3,8 @@
 //   replay <record> <results>
 //
 // The record holds, in this machine's integers: the name of the entry, blocks, threads x and y, the order, the number
-// of arguments, and for each argument a kind and bytes: by value, or the contents of the memory that a pointer shows.
+// of arguments, and for each argument a kind and bytes: 0, by value, or 1, the contents of the memory that a pointer
+// shows; or 2 and the argument that shows the same memory.
 // Such memory is allocated to the byte, so that a step beyond it is seen. The results are that memory, one after
 // another.
 #include <dlfcn.h>
@@ -45,14 +46,17 @@ int main(int, char** argv) {
   struct Argument {
     char* memory;
     uint64_t size;
-    bool pointer;
+    bool pointer, own;
   };
   std::vector<Argument> given(number());
   std::vector<void*> args;
   for (Argument& argument : given) {
-    argument.pointer = number();
-    argument.size = number();
-    argument.memory = bytes(argument.size);
+    const uint64_t kind = number();
+    argument.pointer = kind > 0;
+    argument.own = kind < 2;
+    const uint64_t size = number();
+    argument.size = argument.own ? size : 0;
+    argument.memory = argument.own ? bytes(size) : given[size].memory;
   }
   for (Argument& argument : given) args.push_back(argument.pointer ? (void*)&argument.memory : argument.memory);
 
@@ -65,6 +69,7 @@ int main(int, char** argv) {
   for (const Argument& argument : given)
     if (argument.pointer && argument.size) fwrite(argument.memory, argument.size, 1, results);
   fclose(results);
-  for (const Argument& argument : given) free(argument.memory);
+  for (const Argument& argument : given)
+    if (argument.own) free(argument.memory);
   return error ? 3 : 0;
 }

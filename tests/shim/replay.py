@@ -59,11 +59,22 @@ def replay(
         )
         after = results.read_bytes() if results.exists() else b""
     sizes = [len(copy) for copy in launch.before if copy is not None]
-    ends = np.cumsum(sizes).tolist()
+    first = [same for same, copy in zip(_same(launch), launch.before, strict=True) if copy is not None]
+    own = dict(zip(first, sizes, strict=True))
+    ends = dict(zip(own, np.cumsum(list(own.values())).tolist(), strict=True))
     # It is told of every switch (scheduler.cpp), and warns of switches all the same.
     lines = [line for line in ran.stderr.splitlines(True) if "makecontext/swapcontext" not in line]
     report = "".join(lines) or (f"exit code {ran.returncode}" if ran.returncode else "")
-    return report, [after[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    return report, [after[ends[at] - own[at] : ends[at]] for at in first]
+
+
+def _same(launch: Launch) -> list[int]:
+    """For each argument the first one that shows the same memory: a kernel may work in place."""
+    seen: dict[int, int] = {}
+    return [
+        seen.setdefault(arg.data_ptr(), i) if isinstance(arg, Tensor) and arg.numel() else i
+        for i, arg in enumerate(launch.args)
+    ]
 
 
 def _record(launch: Launch, order: int) -> bytes:
@@ -72,8 +83,10 @@ def _record(launch: Launch, order: int) -> bytes:
 
     name = f"shim_{launch.kernel.name}".encode()
     parts = [numbers(len(name)), name, numbers(launch.blocks, *launch.threads, order, len(launch.args))]
-    for arg, before in zip(launch.args, launch.before, strict=True):
-        if before is not None:
+    for i, (arg, before, same) in enumerate(zip(launch.args, launch.before, _same(launch), strict=True)):
+        if same != i:
+            parts += [numbers(2, same)]
+        elif before is not None:
             parts += [numbers(1, len(before)), before]
         else:
             value = np.array(0 if arg is None else arg).tobytes()
