@@ -1,0 +1,1 @@
+"""The data sets as Lightning data modules, read by torchvision and tonic."""

@@ -1,0 +1,342 @@
+"""What all data sets share: splits, order and augmentation that repeat, loaders that resume, errors that teach."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, default_collate
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .. import RecipeError
+
+__all__ = ["Data", "hold_out", "whole"]
+
+SPLITS = ("train", "val", "test")
+
+
+@contextmanager
+def randomness(*key: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch by ``key`` inside, and leave them as they were."""
+    words = np.random.SeedSequence(key).generate_state(3)
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
+
+
+class Samples(Dataset):
+    """The samples ``indices`` of ``source``, transformed.
+
+    With a ``seed``, the transform's random numbers are a function of (seed, epoch, sample) alone: not of the number of
+    workers or processes, nor of where a run was interrupted.
+    """
+
+    def __init__(
+        self, source: Any, indices: Sequence[int], transform: Callable[[Any], Any], seed: int | None = None
+    ):
+        self.source = source
+        self.indices = indices
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, key):
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        index = int(self.indices[position])
+        try:
+            x, y = self.source[index]
+        except (OSError, ValueError, KeyError, IndexError, SyntaxError) as error:
+            name = self.source.samples[index][0] if hasattr(self.source, "samples") else f"sample {index}"
+            raise RecipeError(f"cannot read {name} of {type(self.source).__name__}: {error}") from error
+        if self.seed is None:
+            return self.transform(x), y
+        with randomness(self.seed, epoch, index):
+            return self.transform(x), y
+
+
+class Order(DistributedSampler):
+    """A new order each epoch, a function of (seed, epoch); process r of W takes every W-th sample from the r-th on.
+
+    So the samples of a global batch do not depend on W. Yields (epoch, position), as :class:`Samples` takes it.
+    """
+
+    def __iter__(self):
+        return ((self.epoch, position) for position in super().__iter__())
+
+
+class Batches(BatchSampler):
+    """Batches of an :class:`Order`; the first ``skip`` are left out, once."""
+
+    skip = 0
+
+    def __iter__(self):
+        # a generator, so this runs at the first batch: torch's loader makes an iterator more than it uses
+        skip, self.skip = self.skip, 0
+        yield from islice(super().__iter__(), skip, None)
+
+
+class Loader(DataLoader):
+    """A loader whose state, the number of batches handed out in this epoch, goes into Lightning's checkpoints.
+
+    Everything else follows from the seed and the epoch. Iterating is lazy: Lightning calls ``iter(loader)`` before it
+    sets the epoch, and workers would fetch from the wrong order.
+    """
+
+    batches = 0
+
+    def __iter__(self):
+        self.batches = self.batch_sampler.skip
+        for batch in super().__iter__():
+            self.batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # a checkpoint of the last batch of an epoch goes on with the next epoch
+        self.batch_sampler.skip = state["batches"] % len(self)
+
+
+def hold_out(targets: Sequence[int], fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices that stay, and a random ``fraction`` of each class (one sample at least) that is held out; sorted."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held out fraction must lie in (0, 1), got {fraction}")
+    generator = np.random.default_rng(seed)
+    targets = np.asarray(targets)
+    held = np.zeros(len(targets), dtype=bool)
+    for label in np.unique(targets):
+        members = generator.permutation(np.flatnonzero(targets == label))
+        held[members[: max(1, round(fraction * len(members)))]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def whole(target: Path, build: Callable[[Path], Path | None]) -> None:
+    """Make the folder ``target`` in one move: what ``build`` leaves in a new folder beside it (or returns a part of).
+
+    An interrupted ``build`` leaves no ``target``, only a hidden folder beside it, which may be deleted.
+
+    Raises:
+        RecipeError: the disk is full, or ``build`` failed.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        made = build(folder) or folder
+        made.chmod(0o755)
+        made.rename(target)
+    except RecipeError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if not target.exists():  # else another process was faster
+            free = shutil.disk_usage(target.parent).free / 2**30
+            raise RecipeError(f"{target} could not be made ({free:.1f} GiB free there): {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Data(LightningDataModule):
+    """A data set with a training, a validation and a test part; batches (x, y) or (x, y, lengths), time first.
+
+    Args:
+        root: folder that holds the data set.
+        batch_size: samples of a batch, over all processes together.
+        num_workers: processes that read, for each training process.
+        val_fraction: part of each class of the training set held out for model selection, where the data set brings
+            no validation set. The same samples for every seed.
+        seed: of the order and the augmentation; follows ``seed_everything``.
+        download: fetch what is missing, where the library can.
+        verify: check that the set is complete, by the checksums and counts of its publisher. False takes the folder as
+            it is: a part of the set, or your own data in its format.
+        drop_last: leave out a last training batch that is not full.
+        mixup, cutmix: parameter of their beta distribution, 0 for none; one of them is drawn where both are given.
+        mix_prob, mix_until: mix that share of the batches, up to this epoch.
+    """
+
+    layout: str
+    """Axes of x: "NCHW", "TNC" or "TNCHW"."""
+    classes: int | None = None
+    """Number of classes, None for regression."""
+    tree: str
+    """The files under ``root``, for error messages."""
+    # a rank may be left without validation samples
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        download: bool = False,
+        verify: bool = True,
+        drop_last: bool = False,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_prob: float = 1.0,
+        mix_until: int | None = None,
+    ):
+        super().__init__()
+        self.root = Path(os.path.expanduser(root))
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_fraction = val_fraction
+        self.seed = seed
+        self.download = download
+        self.verify = verify
+        self.drop_last = drop_last
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.mix_prob = mix_prob
+        self.mix_until = mix_until
+        self.samples: dict[str, Samples] = {}
+
+    # -- what a data set says about itself
+
+    def fetch(self) -> None:
+        """Download what is missing, each folder by :func:`whole`."""
+        raise RecipeError(f"{type(self).__name__} has no free download; put its files in place: {self.tree}")
+
+    def open(self, split: str) -> Dataset | None:
+        """The samples of "train", "val" or "test" before the transform; None: take "val" from "train"."""
+        raise NotImplementedError
+
+    def transform(self, train: bool) -> Callable[[Any], Any]:
+        """What turns a sample's x into a tensor, without the batch axis."""
+        raise NotImplementedError
+
+    def labels(self, source: Any) -> np.ndarray:
+        return np.asarray(source.targets)
+
+    augmented = False
+    """The training transform draws random numbers."""
+
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
+
+    def arrange(self, batch: Any) -> Any:
+        """A collated batch, [N, ...], with the axes of ``layout``."""
+        x, *rest = batch
+        return (x.transpose(0, 1) if self.layout.startswith("T") else x, *rest)
+
+    # -- Lightning
+
+    def prepare_data(self) -> None:
+        if self.download:
+            self.fetch()
+
+    def sources(self) -> dict[str, Any]:
+        """What :meth:`open` gives for each split, or an error that says what is needed."""
+        try:
+            return {split: self.open(split) for split in SPLITS}
+        except RecipeError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError, EOFError) as error:
+            raise RecipeError(
+                f"{type(self).__name__} in {self.root.resolve()} is missing or damaged: {error}\nNeeded: {self.tree}"
+                "\n--data.download true fetches what the library can; a damaged folder must be removed first."
+            ) from error
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.samples:
+            return
+        sources = self.sources()
+        for split, source in sources.items():
+            if source is not None and self.classes is not None:
+                self._check(split, source)
+        indices = {split: np.arange(len(source)) for split, source in sources.items() if source is not None}
+        if sources["val"] is None:
+            sources["val"] = sources["train"]
+            indices["train"], indices["val"] = hold_out(self.labels(sources["train"]), self.val_fraction)
+        for split in SPLITS:
+            train = split == "train"
+            seed = self.seed if train and self.augmented else None
+            self.samples[split] = Samples(sources[split], indices[split], self.transform(train), seed)
+
+    def _check(self, split: str, source: Any) -> None:
+        labels = self.labels(source)
+        if len(labels) == 0:
+            raise RecipeError(
+                f"no {split} samples of {type(self).__name__} in {self.root.resolve()}: {self.tree}"
+            )
+        if labels.min() < 0 or labels.max() >= self.classes:
+            raise RecipeError(
+                f"the {split} labels of {type(self).__name__} lie in {labels.min()}..{labels.max()}, "
+                f"but it has {self.classes} classes (0..{self.classes - 1})"
+            )
+
+    def _share(self) -> tuple[int, int, int]:
+        """Number of processes, this one, its part of a batch."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if self.batch_size % world:
+            raise RecipeError(
+                f"batch_size is for all processes: {self.batch_size} does not divide among {world}"
+            )
+        return world, rank, self.batch_size // world
+
+    def train_dataloader(self) -> Loader:
+        world, rank, size = self._share()
+        order = Order(self.samples["train"], world, rank, shuffle=True, seed=self.seed)
+        batches = Batches(order, size, self.drop_last)
+        if len(batches) == 0:
+            raise RecipeError(
+                f"{len(order)} training samples do not fill one batch of {size}; lower data.batch_size"
+            )
+        return Loader(self.samples["train"], batch_sampler=batches, **self._settings())
+
+    def _ordered(self, split: str) -> DataLoader:
+        world, rank, size = self._share()
+        # no padding to equal shares: every sample counts once
+        mine = range(rank, len(self.samples[split]), world)
+        return DataLoader(self.samples[split], size, sampler=mine, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": self.collate,
+            "pin_memory": torch.cuda.is_available(),
+            # its own, so that starting workers leaves torch's random numbers alone
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+    def val_dataloader(self) -> DataLoader:
+        return self._ordered("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._ordered("test")
+
+    def mix(self, batch: Any) -> Any:
+        """A collated training batch after mixup or cutmix; its y are then class probabilities [N, classes]."""
+        ways = [v2.MixUp(alpha=self.mixup, num_classes=self.classes)] if self.mixup else []
+        ways += [v2.CutMix(alpha=self.cutmix, num_classes=self.classes)] if self.cutmix else []
+        ended = self.mix_until is not None and self.trainer.current_epoch >= self.mix_until
+        if not ways or ended or torch.rand(()) >= self.mix_prob:
+            return batch
+        x, y = batch
+        # as a video, torchvision mixes [N, T, C, H, W] too
+        mixed, y = v2.RandomChoice(ways)(tv_tensors.Video(x) if x.dim() == 5 else x, y)
+        return mixed.as_subclass(Tensor), y

@@ -1,0 +1,275 @@
+"""What is trained and how: losses, the published optimizer groups, schedules, metrics."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from msf_pmsn_plugins.optim import param_groups
+
+from . import RecipeError
+from .neurons import reset
+from .resume import require_space
+
+__all__ = ["Task", "cosine", "loss_of"]
+
+STAGES = ("train", "val", "test")
+
+
+def loss_of(
+    kind: str, out: Tensor, y: Tensor, lengths: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The loss, a scalar, and what it judges: the logits [N, classes] averaged over time, or the signal.
+
+    Args:
+        kind: ``"ce"``: cross-entropy of the mean logits. ``"tet"``: mean over the steps of the cross-entropy of each
+            step's logits (temporal efficient training, without its regulariser). ``"mse"``: mean squared error.
+        out: logits [T, N, classes] or [N, classes], or a signal shaped like ``y``.
+        y: classes [N] or their probabilities [N, classes], or a signal.
+        lengths: valid steps of each sample [N]; the others count nowhere.
+        smoothing: label smoothing, for ``"ce"`` and ``"tet"``.
+
+    Raises:
+        ValueError: shapes that do not fit ``kind``.
+    """
+    if kind == "mse":
+        if out.shape != y.shape:
+            raise ValueError(f"the network gives {tuple(out.shape)}, the target is {tuple(y.shape)}")
+        return F.mse_loss(out, y), out
+    if kind == "tet" and out.dim() != 3:
+        raise ValueError(
+            f"the TET loss needs logits per step [T, N, classes], the network gives {tuple(out.shape)}"
+        )
+    if out.dim() == 2:
+        return F.cross_entropy(out, y, label_smoothing=smoothing), out
+    if out.dim() != 3:
+        raise ValueError(f"logits are [T, N, classes] or [N, classes], the network gives {tuple(out.shape)}")
+    steps = torch.full((out.shape[1],), len(out), device=out.device) if lengths is None else lengths
+    # [T, N], every column sums to 1
+    weight = (torch.arange(len(out), device=out.device).unsqueeze(1) < steps) / steps
+    mean = torch.einsum("tn,tnc->nc", weight.to(out.dtype), out)
+    if kind == "ce":
+        return F.cross_entropy(mean, y, label_smoothing=smoothing), mean
+    every = y.expand(len(out), *y.shape).flatten(0, 1)
+    each = F.cross_entropy(out.flatten(0, 1), every, label_smoothing=smoothing, reduction="none")
+    return (weight * each.view_as(weight)).sum(0).mean(), mean
+
+
+def cosine(epoch: int, rate: float, epochs: int, least: float, warmup: int, warmup_rate: float) -> float:
+    """The factor on ``rate`` in an epoch: a line from ``warmup_rate``, then the cosine over ``epochs``, then ``least``.
+
+    As in timm, the warm-up covers the beginning of the cosine.
+    """
+    if epoch < warmup:
+        return (warmup_rate + epoch * (rate - warmup_rate) / warmup) / rate
+    wave = 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
+    return (least + (rate - least) * wave) / rate
+
+
+class Task(LightningModule):
+    """A network, its loss and its optimizer.
+
+    Args:
+        network: maps x to logits [T, N, classes] or [N, classes], or to a signal; takes ``lengths`` where the data have
+            them. Its attribute ``time_first_input`` names the axes of x.
+        loss: see :func:`loss_of`.
+        optimizer: its other settings are torch's defaults.
+        lr, weight_decay: of all parameters that are no PMSN parameters.
+        neuron_lr, groups: rates of PMSN's parameters: :func:`msf_pmsn_plugins.optim.param_groups`.
+        momentum: of SGD.
+        decay_all: False, as in timm: no decay for biases, norms and other parameters of one axis.
+        warmup_epochs, warmup_lr, min_lr, cooldown_epochs: see :func:`cosine`; it spans all epochs but the last
+            ``cooldown_epochs``.
+        label_smoothing: in training.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Literal["ce", "tet", "mse"] = "ce",
+        optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        neuron_lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        groups: Literal["smnist", "shd", "imagenet"] = "smnist",
+        momentum: float = 0.9,
+        decay_all: bool = True,
+        warmup_epochs: int = 0,
+        warmup_lr: float = 0.0,
+        min_lr: float = 0.0,
+        cooldown_epochs: int = 0,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr = lr
+        self.neuron_lr = neuron_lr
+        self.weight_decay = weight_decay
+        self.groups = groups
+        self.momentum = momentum
+        self.decay_all = decay_all
+        self.warmup_epochs = warmup_epochs
+        self.warmup_lr = warmup_lr
+        self.min_lr = min_lr
+        self.cooldown_epochs = cooldown_epochs
+        self.label_smoothing = label_smoothing
+        self.metrics = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
+
+    @property
+    def monitor(self) -> tuple[str, Literal["min", "max"]]:
+        """What selects the model, and in which direction."""
+        return ("val/loss", "min") if self.loss == "mse" else ("val/acc", "max")
+
+    # -- optimisation
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = param_groups(self.network, self.lr, self.neuron_lr, self.weight_decay, self.groups)
+        if self.decay_all:
+            return groups
+        split = []
+        for group in groups:
+            for flat in (False, True):
+                params = [p for p in group["params"] if (p.dim() <= 1) is flat]
+                split.append({**group, "params": params, **({"weight_decay": 0.0} if flat else {})})
+        return [group for group in split if group["params"]]
+
+    def configure_optimizers(self):
+        groups = self.parameter_groups()
+        if self.optimizer == "sgd":
+            optimizer: Any = torch.optim.SGD(groups, self.lr, momentum=self.momentum)
+        else:
+            optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.optimizer](
+                groups, self.lr
+            )
+        epochs = max(1, (self.trainer.max_epochs or 1) - self.cooldown_epochs)
+        shapes = [
+            partial(
+                cosine,
+                rate=group["lr"],
+                epochs=epochs,
+                least=self.min_lr,
+                warmup=self.warmup_epochs,
+                warmup_rate=self.warmup_lr,
+            )
+            for group in groups
+        ]
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)}
+
+    def on_train_start(self):
+        # rates that a checkpoint brings are of the number of epochs then; the schedule is of the number now
+        schedule = self.lr_schedulers()
+        for group, base, shape in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * shape(schedule.last_epoch)
+
+    # -- steps
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """One pass from rest to rest."""
+        try:
+            return self.network(x) if lengths is None else self.network(x, lengths)
+        finally:
+            reset(self.network)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        # mixed here and not in a hook before: the random numbers of a resumed run are back by now
+        return self._step("train", self.trainer.datamodule.mix(batch))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._step("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._step("test", batch)
+
+    def _step(self, stage: str, batch: Any) -> Tensor:
+        x, y, *rest = self.trainer.datamodule.arrange(batch)
+        lengths = rest[0] if rest else None
+        smoothing = self.label_smoothing if stage == "train" else 0.0
+        loss, judged = loss_of(self.loss, self(x, lengths), y, lengths, smoothing)
+        size = y.shape[1] if self.loss == "mse" else len(y)
+        self.metrics[f"{stage}_loss"].update(loss.detach(), weight=size)
+        if self.loss != "mse":
+            self.metrics[f"{stage}_acc"].update(judged.detach(), y if y.dim() == 1 else y.argmax(1))
+        if stage == "train":
+            self.log("train/loss_step", loss.detach(), prog_bar=True, batch_size=size)
+        return loss
+
+    def _summarise(self, stage: str) -> None:
+        # here and not in the steps: a process without samples of this part has to join
+        for name, metric in self.metrics.items():
+            if name.startswith(stage):
+                self.log(name.replace("_", "/"), metric.compute(), prog_bar=True)
+                metric.reset()
+
+    def on_train_epoch_end(self):
+        self._summarise("train")
+
+    def on_validation_epoch_end(self):
+        self._summarise("val")
+
+    def on_test_epoch_end(self):
+        self._summarise("test")
+
+    # -- before the first step
+
+    def setup(self, stage: str) -> None:
+        if self.loss != "mse" and "val_acc" not in self.metrics:
+            classes = self.trainer.datamodule.classes
+            if classes is None:
+                raise RecipeError(f"these data have no classes; give model.loss mse, not {self.loss}")
+            for part in STAGES:
+                self.metrics[f"{part}_acc"] = MulticlassAccuracy(classes, average="micro")
+
+    def on_fit_start(self):
+        require_space(Path(self.trainer.default_root_dir), self)
+        self.check()
+
+    def on_validation_start(self):
+        if not self.trainer.sanity_checking and self.trainer.state.fn != "fit":
+            self.check()
+
+    def on_test_start(self):
+        self.check()
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Run one sample through the network and the loss; raise RecipeError where network and data do not fit."""
+        data = self.trainer.datamodule
+        wanted = getattr(self.network, "time_first_input", data.layout)
+        name = type(self.network).__name__
+        if wanted != data.layout:
+            raise RecipeError(f"{name} takes {wanted} input, {type(data).__name__} gives {data.layout}")
+        sample = data.collate([data.samples["val"][0]])
+        x, y, *lengths = data.arrange(self.transfer_batch_to_device(sample, self.device, 0))
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                out = self(x, *lengths)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RecipeError(
+                f"{name} does not take x {tuple(x.shape)} of {type(data).__name__}: {error}"
+            ) from error
+        finally:
+            self.network.train(was_training)
+        if data.classes is not None and out.shape[-1] != data.classes:
+            raise RecipeError(
+                f"{name} has {out.shape[-1]} outputs, {type(data).__name__} has {data.classes} classes: "
+                "make model.network.classes and the data agree"
+            )
+        try:
+            loss_of(self.loss, out, y, *lengths)
+        except (ValueError, RuntimeError) as error:
+            raise RecipeError(f"loss {self.loss!r} does not fit {name}: {error}") from error
