@@ -545,7 +545,8 @@ def _parameters(sums: Any, tiles: _Tiles, w: Tensor, d: Tensor) -> tuple[Tensor,
     gz, gp, gz_last = np.moveaxis(
         total[:, :-1].reshape(channels, modes, 3, 2).view(np.complex128)[..., 0], 2, 0
     )
-    ga = np.conj(w.detach().numpy().astype(np.complex128) * gp) + gz_last
+    with np.errstate(all="ignore"):  # a gradient scaler that overflows is not news
+        ga = np.conj(w.detach().numpy().astype(np.complex128) * gp) + gz_last
     return (
         torch.from_numpy(ga).to(w.dtype),
         torch.from_numpy(np.conj(gz)).to(w.dtype),

@@ -74,7 +74,8 @@ class ParallelIF(Neuron):
         self.check_input(x)
         (r,) = self.check_state(x, state)
         theta, burst = self._soma()
-        none = r.new_empty(0, dtype=r.dtype.to_complex())
+        # not dtype.to_complex(): torch.compile cannot trace it
+        none = r.new_empty(0, dtype=torch.complex128 if r.dtype == torch.float64 else torch.complex64)
         modes = none.expand(*r.shape, 0)
         s, r, _z, m = pmsn_step(
             x.to(r.dtype), r, modes, none, none, r.new_ones(()), theta, self.surrogate, burst=burst
