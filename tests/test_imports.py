@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "msf_pmsn_plugins"
 
 # What each part may import of the package, at any level. Imports point left only:
-#   surrogate, charges <- backends <- neurons <- spikingjelly | snntorch | swap | optim | state .. <- adapters
+#   surrogate, charges <- backends <- neurons <- spikingjelly | snntorch | swap | optim | state .. <- adapters <- __main__
 LEAVES = {"surrogate", "charges"}
 CORE = LEAVES | {"backends", "neurons"}
 INTERNAL = {
@@ -23,26 +23,43 @@ INTERNAL = {
     "neurons": CORE,
     "spikingjelly": CORE | {"spikingjelly"},
     "snntorch": CORE | {"snntorch"},
-    "swap": CORE | {"swap"},
+    "spikingjelly_tools": CORE | {"spikingjelly", "spikingjelly_tools", "energy"},
+    "swap": CORE | {"swap", "checkpoints"},
     "optim": CORE,
     "state": CORE,
     "checkpoints": CORE,
     "deploy": CORE,
+    "energy": CORE | {"energy", "deploy"},
+    "export": CORE,
+    "nir": CORE,
+    "plot": CORE,
+    "__main__": CORE | {"adapters", "swap", "adapters.recipe"},
     # not one another: what they share is in adapters.recipe
     "adapters": CORE | {"spikingjelly", "snntorch", "swap", "optim", "adapters.recipe"},
 }
 # The same inside functions: the swap builds a host's node only when it meets that host.
-INTERNAL_LAZY = {"swap": {"spikingjelly", "snntorch"}}
+INTERNAL_LAZY = {
+    "swap": {"spikingjelly", "snntorch"},
+    "nir": {"spikingjelly", "snntorch"},
+    "energy": {"plot"},
+}
 
 # Besides the standard library and torch.
 EXTERNAL = {
     "spikingjelly": {"spikingjelly", "nir", "nirtorch"},
+    "spikingjelly_tools": {"spikingjelly"},
     "snntorch": {"snntorch"},
     "backends.numba_backend": {"numba", "numpy"},
     "backends.numba_kernels": {"numba", "numpy"},
     "backends.cupy_backend": {"cupy", "numpy"},
 }
-EXTERNAL_LAZY = {"adapters": {"spikingjelly", "snntorch", "timm"}}
+EXTERNAL_LAZY = {
+    "adapters": {"spikingjelly", "snntorch", "timm"},
+    "__main__": {"spikingjelly", "snntorch"},
+    "nir": {"h5py", "nir", "nirtorch", "numpy", "snntorch", "spikingjelly"},
+    "plot": {"matplotlib"},
+    "swap": {"torchvision", "timm"},
+}
 
 
 def files() -> list[tuple[str, Path]]:
@@ -158,6 +175,7 @@ import sys
 import torch
 before = set(sys.modules)
 import {PACKAGE}, {PACKAGE}.neurons, {PACKAGE}.adapters, {PACKAGE}.swap, {PACKAGE}.optim
+import {PACKAGE}.energy, {PACKAGE}.export, {PACKAGE}.nir, {PACKAGE}.plot
 heavy = {{"spikingjelly", "snntorch", "cupy", "numba", "matplotlib", "nir", "scipy", "pandas"}}
 print(*sorted(heavy & {{name.split(".")[0] for name in sys.modules}}))
 """

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 
-from helpers import DTYPES, ON_CPU, PATHS, chunks, examples, loop, poisoned_empty, sequence
+from helpers import DTYPES, PATHS, chunks, examples, loop, poisoned_empty, sequence
 from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.neurons import MSF, MSN, PMSN
 from msf_pmsn_plugins.neurons.msn import PARAMETERS, Weights, msn_step, zero_order_hold

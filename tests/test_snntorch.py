@@ -20,7 +20,7 @@ snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
 from snntorch import surrogate, utils  # noqa: E402
 from snntorch.functional import probe, quant  # noqa: E402
 
-from msf_pmsn_plugins.snntorch import MSF, PMSN, SnnTorchNeuron, detach, reset  # noqa: E402
+from msf_pmsn_plugins.snntorch import MSF, PMSN, ParallelIF, SnnTorchNeuron, detach, reset  # noqa: E402
 
 MECHANISMS = ("zero", "subtract", "none")
 BOTH = pytest.mark.parametrize("make", [MSF, lambda **kw: PMSN(6, **kw)], ids=["msf", "pmsn"])
@@ -309,7 +309,7 @@ def test_empty_tensors_and_views(make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MSF(learn_threshold=True), "learn_threshold"),
+        (lambda: ParallelIF(learn_threshold=True), "learn_threshold"),
         (lambda: MSF(beta=1.0, learn_beta=True), "starts in"),
         (lambda: MSF(beta=1.5), "beta"),
         (lambda: MSF(beta=torch.rand(3)), "one number"),

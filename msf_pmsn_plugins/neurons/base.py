@@ -55,6 +55,17 @@ def file_under_neuron(state_dict: dict[str, Any], prefix: str, neuron: nn.Module
             state_dict[f"{prefix}neuron.{name}"] = state_dict.pop(prefix + name)
 
 
+def refuse_newer(
+    module: nn.Module, prefix: str, local_metadata: dict[str, Any], error_msgs: list[str]
+) -> None:
+    """Add an error where a state dict has a later format than ``module`` reads: its ``_version``, kept by torch."""
+    if local_metadata.get("version", module._version) > module._version:
+        error_msgs.append(
+            f"{prefix or type(module).__name__}: this state dict has format {local_metadata['version']}, and this "
+            f"msf-pmsn-plugins reads up to {module._version}: it was saved by a newer one, upgrade"
+        )
+
+
 def first_step(x_seq: Tensor) -> Tensor:
     """One step [N, *] of a sequence [T, N, *], to read shapes from; of an empty sequence, an empty one."""
     return x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
@@ -135,6 +146,7 @@ class Neuron(PropertiesFirst, nn.Module):
         backend: ``"auto"`` (chosen by where the input lies) or the name of a backend, which is used or raises.
     """
 
+    _version = 1  # of the entries in a state dict: raise it when one changes its meaning
     state_names: tuple[str, ...] = ("v",)
 
     def __init__(self, backend: str = "auto") -> None:
@@ -258,12 +270,15 @@ class Neuron(PropertiesFirst, nn.Module):
         self.check_input(x)
         return self.initial_state(x) if state is None else self.check_state(x, state)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        refuse_newer(self, prefix, local_metadata, args[-1])
         # Saved by a node, which holds its neuron as `neuron`.
         for name, _ in self.named_parameters(recurse=False):
             if prefix + name not in state_dict and f"{prefix}neuron.{name}" in state_dict:
                 state_dict[prefix + name] = state_dict.pop(f"{prefix}neuron.{name}")
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _has_kernel(self, surrogate: Any) -> TypeGuard[Surrogate]:
         """Whether the backends know ``surrogate``; raise if not and one of them was asked for by name."""

@@ -1,0 +1,78 @@
+"""Swap the neurons of a built model, in place, and say beforehand what will happen.
+
+::
+
+    plan = swap.plan(model, example_input, swap.MSF(D=4))
+    print(plan)              # per neuron: path, class, shape of a step, time and channel axis, verdict
+    model = plan.apply()     # raises while a verdict is unresolved; returns the model
+    plan.undo()              # the old neurons again
+
+    model = swap.msf(model, example_input, D=4)                  # plan and apply
+    model = swap.pmsn(model, example_input, compartments=5)
+    model = swap.lif(model)                                      # back to the host's neurons
+
+    print(swap.verify(model, example_input))                     # after any swap
+
+The probe runs the model twice without gradients in evaluation mode, with another batch, another T and, where the
+model allows, another height and width: the channel axis is the one that stays. States, modes, buffers, other
+attributes of the modules, and random generators are put back.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from .back import lif
+from .check import Check, Report, verify
+from .planner import plan
+from .plans import Plan, Site
+from .spec import MSF, PMSN, Activation, Keep, Read, Rule, SwapError, Target
+
+__all__ = [
+    "MSF",
+    "PMSN",
+    "Activation",
+    "Check",
+    "Keep",
+    "Plan",
+    "Read",
+    "Report",
+    "Rule",
+    "Site",
+    "SwapError",
+    "Target",
+    "lif",
+    "msf",
+    "plan",
+    "pmsn",
+    "verify",
+]
+
+
+# What recipes need besides, loaded on first use.
+_LATER = {
+    "calibrate": ("calibrate", None),
+    "legacy_imports": ("legacy", "legacy_imports"),
+    "load_published": ("published", "load_published"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, item = _LATER[name]
+    found = importlib.import_module(f"{__name__}.{module}")
+    return found if item is None else getattr(found, item)
+
+
+def msf(model: nn.Module, example_input: Any, *, dynamics: str = "site", **spec: Any) -> nn.Module:
+    """Swap every neuron for an MSF, in place: ``plan(model, example_input, MSF(**spec)).apply()``."""
+    return plan(model, example_input, MSF(**spec), dynamics=dynamics).apply()
+
+
+def pmsn(model: nn.Module, example_input: Any, **spec: Any) -> nn.Module:
+    """Swap every neuron for a PMSN, in place: ``plan(model, example_input, PMSN(**spec)).apply()``."""
+    return plan(model, example_input, PMSN(**spec)).apply()

@@ -1,0 +1,92 @@
+"""From our neurons back to the host's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .probe import arguments, rest, seeds_kept, undisturbed
+from .sites import is_ours, load
+from .spec import SwapError
+
+__all__ = ["host_of", "lif", "nodes"]
+
+
+def nodes(model: nn.Module) -> dict[str, nn.Module]:
+    """Our nodes in ``model`` by path, shared ones once per path."""
+    return {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if is_ours(module) and host_of(module) is not None
+    }
+
+
+def host_of(node: nn.Module) -> str | None:
+    """The framework whose skin ``node`` is."""
+    homes = [cls.__module__ for cls in type(node).__mro__]
+    names = ("spikingjelly", "snntorch")
+    return next((name for name in names if f"msf_pmsn_plugins.{name}" in homes), None)
+
+
+def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> nn.Module:
+    """Put the host's own neurons in place of ours, in place, and return the model.
+
+    An MSF with D = 1 becomes the stock node with its charge, threshold, reset, surrogate and learned ``w``; the
+    published charge, which is written in another order of operations, agrees up to rounding, and at ties a snnTorch
+    neuron is silent. Where a plan is at hand, ``plan.undo()`` gives back the very modules.
+
+    Args:
+        model: a model with MSF or PMSN neurons.
+        example_input: if given, the model is run on it; if that fails, our neurons are put back.
+        lossy: also replace what loses something: counts above 1, PMSN, thresholds after the first.
+
+    Raises:
+        SwapError: no neuron of ours, or something would be lost and ``lossy`` was not said.
+    """
+    found = nodes(model)
+    if not found:
+        raise SwapError(f"{type(model).__name__} has no MSF or PMSN neuron")
+    stock: dict[nn.Module, nn.Module] = {}
+    losses = []
+    for path, node in found.items():
+        name = host_of(node)
+        assert name is not None
+        if node not in stock:
+            try:
+                stock[node], lost = load(name).as_stock(node)
+            except ValueError as error:
+                raise SwapError(f"{path or '(the model)'}: {error}") from error
+            like = next(node.parameters(), None)
+            if like is not None:
+                stock[node].to(like.device)
+            stock[node].train(node.training)
+            losses += [f"  {path or '(the model)'}: {text}" for text in lost]
+    if losses and not lossy:
+        raise SwapError(
+            "this loses what a LIF cannot hold; if that is meant, say lossy=True:\n" + "\n".join(losses)
+        )
+    result = _put(model, found, stock)
+    if example_input is not None:
+        inputs = arguments(example_input)
+        try:
+            with torch.no_grad(), seeds_kept(result, ()), undisturbed(result):
+                rest(result)
+                result(*inputs)
+        except Exception:
+            _put(result, found, {node: node for node in found.values()})
+            raise
+    return result
+
+
+def _put(model: nn.Module, found: dict[str, nn.Module], new: dict[nn.Module, nn.Module]) -> nn.Module:
+    for path, node in found.items():
+        parent, _, name = path.rpartition(".")
+        if name:
+            setattr(model.get_submodule(parent), name, new[node])
+    result = new[found[""]] if "" in found else model
+    for host in {host_of(node) for node in found.values()}:
+        assert host is not None
+        load(host).after_swap(result)
+    return result

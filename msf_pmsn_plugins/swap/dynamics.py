@@ -1,0 +1,198 @@
+"""What a new neuron takes over from the one it replaces, and the proof that it computes the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..charges import CHARGES
+from .plans import Site, build, plain
+from .sites import levels, same
+from .spec import MSF, Keep, Read, SwapError
+
+__all__ = ["arguments", "explain", "fingerprint"]
+
+
+def fingerprint(module: nn.Module) -> Any:
+    """What decides how a neuron computes: its class and its numbers."""
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, str | int | float | bool | None)}
+    plain.pop("training", None)
+    tensors = [(n, x.detach().cpu().tolist()) for n, x in module.state_dict().items() if x.numel() <= 64]
+    large = [id(x) for x in module.state_dict().values() if x.numel() > 64]
+    parts = [
+        (type(v).__name__, id(v) if callable(v) and not isinstance(v, nn.Module) else repr(v))
+        for v in [*vars(module).values(), *module.children()]
+        if callable(v)
+    ]
+    memories = sorted(getattr(module, "_memories_rv", {}).items(), key=str)
+    return repr((type(module), plain, tensors, large, parts, memories))
+
+
+def arguments(site: Site, dynamics: str, memory: dict[Any, Any]) -> dict[str, Any]:
+    """Constructor arguments of the new node, in the words of its host."""
+    target, host = site.target, site.host
+    assert host is not None
+    assert not isinstance(target, Keep)
+    words = host.WORDS
+    if site.role == "activation":
+        return _quantiser(site)
+    if isinstance(target, MSF):
+        own = {"D": target.D, "threshold_step": target.threshold_step, "backend": target.backend}
+        if dynamics == "site":
+            arguments = _kept(site, own, memory)
+        else:
+            arguments = _settings(site)
+    else:
+        own = {
+            "channels": site.channels,
+            "channel_dim": site.channel_dim,
+            "compartments": target.compartments,
+            "init": target.init,
+            "backend": target.backend,
+        }
+        arguments = _settings(site)
+    for name in ("v_threshold", "surrogate_function"):
+        if getattr(target, name) is not None:
+            own[words.get(name, name)] = getattr(target, name)
+    if words.get("v_threshold", "v_threshold") not in {**arguments, **own}:
+        raise ValueError(
+            f"{site.old} has no v_threshold that is a number: give the target one (v_threshold=...), or keep this "
+            "site with rules={path: swap.Keep()}"
+        )
+    site.sets = own
+    return {**arguments, **own}
+
+
+def _settings(site: Site) -> dict[str, Any]:
+    """What both targets take over, whatever the dynamics."""
+    assert site.host is not None
+    if isinstance(site.reading, Read):
+        threshold = site.reading.get("v_threshold", site.module)
+        found = site.host.site_settings(site.module, site.step_mode)
+        return found if threshold is None else {**found, "v_threshold": float(threshold)}
+    return site.host.site_settings(site.module, site.step_mode)
+
+
+def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, Any]:
+    """The site's own dynamics. Of a neuron that is no stock one they are tried: D = 1 must compute the same."""
+    host = site.host
+    assert host is not None
+    if site.role == "stock":
+        return host.site_dynamics(site.module, site.step_mode)
+    if site.role == "own":
+        assert isinstance(site.reading, Read)
+        given = site.reading.get("dynamics", site.module)
+        if given is None:
+            raise ValueError(
+                f"the dynamics of {site.old} are not known: say them with neuron_classes={{{site.old}: "
+                "swap.Read(dynamics={'charge': .., 'tau': ..})}, use dynamics='published', or keep this site with "
+                "rules={path: swap.Keep()}"
+            )
+        candidates = [{**_settings(site), **given}]
+    else:
+        candidates = [
+            host.site_dynamics(site.module, site.step_mode, charge=charge)
+            for charge in host.site_charges(site.module)
+        ]
+    chosen = [_first_same(site, candidates, training, memory) for training in (True, False)]
+    training, evaluation = chosen
+    if training.get("charge") == evaluation.get("charge"):
+        return training
+    return {**training, "charge": (training["charge"], evaluation["charge"])}
+
+
+def _first_same(
+    site: Site, candidates: list[dict[str, Any]], training: bool, memory: dict[Any, Any]
+) -> dict[str, Any]:
+    """The first of ``candidates`` that computes what the site does, to the bit."""
+    key = ("same", fingerprint(site.module), training, repr([plain(c) for c in candidates]))
+    if key not in memory:
+        memory[key] = _try(site, candidates, training, memory["levels", site.path])
+    number, warning = memory[key]
+    if number is None:
+        raise ValueError(warning)
+    if warning and warning not in site.warnings:
+        site.warnings.append(warning)
+    return candidates[number]
+
+
+def _try(site: Site, candidates: list[dict[str, Any]], training: bool, counts: int) -> tuple[int | None, str]:
+    """Number of the first candidate that agrees, and a warning; or None and why none does."""
+    mode = "training" if training else "evaluation"
+    bare = {k: v for k, v in site.around.items() if k in ("keeps_state", "scale")}
+    results = []
+    for arguments in candidates:
+        trial = replace(
+            site, arguments={"D": counts, **arguments, "backend": "torch"}, around=bare, clock=None
+        )
+        calls = 3 if site.step_mode == "m" else 8
+        try:
+            node = build(trial, {})
+            theta = float(arguments[site.host.WORDS.get("v_threshold", "v_threshold")])  # type: ignore[union-attr]
+            found = same(site.module, node, site.shape, site.device, site.dtype, calls, training, theta)
+        except SwapError:
+            raise
+        except Exception as error:
+            return (
+                None,
+                f"{site.old} cannot be compared with MSF ({error}): keep this site with rules={{path: swap.Keep()}}",
+            )
+        results.append(found)
+    spikes = any(found.spikes for found in results)
+    near = [i for i, found in enumerate(results) if found.spikes and found.near]
+    if near:
+        number = next((i for i in near if results[i].gradients), near[0])
+        texts = []
+        if not results[number].gradients:
+            texts.append("gradients agree up to rounding")
+        if not results[number].ties:
+            texts.append(
+                "where the membrane lies exactly on the threshold MSF fires and the old neuron does not"
+            )
+        return number, "; ".join(texts)
+    what = "its gradients are not those" if spikes else "its spikes are not those"
+    return None, (
+        f"{site.old} has dynamics of its own that MSF cannot keep: in {mode}, on random input, {what} of the formula "
+        "that it is read as; use dynamics='published', or keep this site with rules={path: swap.Keep()}"
+    )
+
+
+def _quantiser(site: Site) -> dict[str, Any]:
+    """An activation as MSF without memory."""
+    target = site.target
+    assert isinstance(target, MSF)
+    if site.device.type == "meta":
+        raise ValueError(f"{site.old} cannot be tried on the meta device")
+    thresholds, scale, divisor = levels(site.module, site.device)
+    common = {"tau": 1.0, "step_mode": "s", "backend": target.backend}
+    if thresholds:
+        site.around |= {"scale": scale, "divisor": divisor}
+        own: dict[str, Any] = {"thresholds": thresholds}
+        site.warnings.append(
+            f"the quantiser's {len(thresholds)} levels are kept, whatever D the target has: exact in float32"
+        )
+    else:
+        step = target.threshold_step
+        site.around |= {"scale": step}
+        own = {"D": target.D, "v_threshold": step / 2, "threshold_step": step}
+        site.warnings.append(
+            f"ReLU is quantised: at most {step / 2:g} off up to {step * (target.D + 0.5):g}, and never above "
+            f"{step * target.D:g}"
+        )
+    if target.surrogate_function is not None:
+        own["surrogate_function"] = target.surrogate_function
+    site.sets = {**common, **own}
+    return site.sets
+
+
+def explain(site: Site) -> None:
+    """What of the arguments is the site's."""
+    charges = site.arguments.get("charge")
+    site.carried = {k: v for k, v in site.arguments.items() if k not in site.sets and v is not None}
+    if "v_reset" in site.arguments and "v_reset" not in site.sets:
+        site.carried["v_reset"] = site.arguments["v_reset"]
+    if charges is not None:
+        names = dict.fromkeys((charges,) if isinstance(charges, str) else charges)
+        site.carried["charge"] = " | ".join(CHARGES[name].formula for name in names)

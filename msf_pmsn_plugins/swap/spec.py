@@ -1,0 +1,172 @@
+"""What a swap may be told: targets, rules for single sites, and how to read neurons of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from .. import neurons
+from ..surrogate import FireFunction, Surrogate
+
+__all__ = ["MSF", "PMSN", "Activation", "Keep", "Read", "Rule", "SwapError", "Target"]
+
+
+class SwapError(ValueError):
+    """A swap that would be wrong or do nothing."""
+
+
+@dataclass(frozen=True)
+class MSF:
+    """Target: MSF with D thresholds, ``threshold_step`` apart.
+
+    Under ``dynamics="site"`` everything else is the site's own. Under ``"published"`` it is the paper's; the site's
+    threshold is kept unless ``v_threshold`` is given.
+
+    Raises:
+        ValueError, TypeError: what no MSF can have.
+    """
+
+    D: int = 4
+    threshold_step: float = 1.0
+    v_threshold: float | None = None
+    surrogate_function: str | Surrogate | FireFunction | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        neurons.MSF(  # for its checks
+            D=self.D,
+            threshold_step=self.threshold_step,
+            v_threshold=1.0 if self.v_threshold is None else self.v_threshold,
+            surrogate=self.surrogate_function,
+            backend=self.backend,
+        )
+
+
+@dataclass(frozen=True)
+class PMSN:
+    """Target: PMSN. It takes the site's threshold and step mode; its charge is its own.
+
+    ``channel_dim`` (in the per-step tensor) overrides what the probe finds.
+
+    Raises:
+        ValueError, TypeError: what no PMSN can have.
+    """
+
+    compartments: int = 5
+    channel_dim: int | tuple[int, ...] | None = None
+    v_threshold: float | None = None
+    surrogate_function: str | Surrogate | FireFunction | None = None
+    init: str = "sequence"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        neurons.PMSN(  # for its checks; without channels it holds no numbers yet
+            compartments=self.compartments,
+            channel_dim=1 if self.channel_dim is None else self.channel_dim,
+            v_threshold=1.0 if self.v_threshold is None else self.v_threshold,
+            surrogate=self.surrogate_function,
+            init=self.init,
+            backend=self.backend,
+        )
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Target of a rule: leave this neuron as it is."""
+
+
+Target = MSF | PMSN | Keep
+
+
+def named(target: Target) -> dict[str, Any]:
+    """The target as plain data."""
+    return {"name": type(target).__name__, **asdict(target)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do at some sites; what is left None stays as the plan has it.
+
+    Args:
+        target: another target.
+        channel_dim: PMSN's channel axis in the per-step tensor (adjacent axes as a tuple), or ``"shared"``: one set
+            of parameters for all elements, for sites without channels.
+        time_dim: the axis of time in the site's whole tensor.
+        folded: for a batch folded into time ([T*B, ...] into a multi-step neuron): ``"reproduce"`` integrates over
+            T*B as published, ``"fix"`` unfolds it by T.
+        repeated: ``"carry"``: a multi-step neuron that one forward pass calls several times carries its state from
+            call to call, as the old one did.
+        output_scale: for a site that emits multiples of another number than 1: ``"keep"`` multiplies the counts by
+            it, ``"drop"`` emits counts.
+
+    Raises:
+        ValueError, TypeError: an unknown word.
+    """
+
+    target: Target | None = None
+    channel_dim: int | tuple[int, ...] | str | None = None
+    time_dim: int | None = None
+    folded: str | None = None
+    repeated: str | None = None
+    output_scale: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, Target | None):
+            raise TypeError(f"a rule's target is a swap.MSF, swap.PMSN or swap.Keep, got {self.target!r}")
+        words = {"folded": ("reproduce", "fix"), "repeated": ("carry",), "output_scale": ("keep", "drop")}
+        for name, known in words.items():
+            given = getattr(self, name)
+            if given is not None and given not in known:
+                raise ValueError(f"{name} of a rule is {' or '.join(map(repr, known))}, got {given!r}")
+        dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,)
+        if self.channel_dim not in (None, "shared") and any(type(d) is not int for d in dims):
+            raise TypeError(
+                f"channel_dim of a rule is an axis, a tuple of axes or 'shared', got {self.channel_dim!r}"
+            )
+        if self.time_dim is not None and type(self.time_dim) is not int:
+            raise TypeError(f"time_dim of a rule is an axis, got {self.time_dim!r}")
+
+
+@dataclass(frozen=True)
+class Read:
+    """How to read a neuron class of your own; give it to ``plan(..., neuron_classes={MyLIF: swap.Read(...)})``.
+
+    Every field is a value, or a function of the module that returns it. What is left None is read from the module's
+    attributes (``v_threshold``, ``step_mode``) or found by experiment on a copy.
+
+    Args:
+        v_threshold: the firing threshold, volts.
+        step_mode: ``"s"``: a call is one step [N, *]; ``"m"``: a call is a sequence.
+        time_dim: the axis of time in a sequence.
+        keeps_state: whether the next call goes on where the last one ended.
+        dynamics: what MSF keeps under ``dynamics="site"``, as arguments of
+            :class:`msf_pmsn_plugins.spikingjelly.MSFNode`: ``charge``, ``tau``, ``v_reset``, ``detach_reset``,
+            ``surrogate_function`` .. It is checked: on a copy, with random input, D = 1 must emit the same spikes.
+    """
+
+    v_threshold: float | Callable[[Any], float] | None = None
+    step_mode: str | Callable[[Any], str] | None = None
+    time_dim: int | Callable[[Any], int] | None = None
+    keeps_state: bool | Callable[[Any], bool] | None = None
+    dynamics: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None = None
+
+    def get(self, name: str, module: nn.Module) -> Any:
+        """The field ``name`` for ``module``."""
+        value = getattr(self, name)
+        return value(module) if callable(value) else value
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How to read an activation without state: element by element, monotone, 0 for negative input.
+
+    A quantiser (values 0, q, 2q .. nq) becomes an MSF without decay whose thresholds are the very floats at which the
+    quantiser steps, times q: no error in float32. ``nn.ReLU`` becomes the quantised ReLU
+    ``q*clamp(floor(x/q + 1/2), 0, D)`` with q the target's ``threshold_step``: at most q/2 off below q*(D + 1/2).
+    """
+
+
+Reading = Read | Activation
