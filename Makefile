@@ -75,7 +75,7 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
 	@echo "Installing into $(VENV) (minutes where torch has to be downloaded)"
-	@$(PIP) install -e '.[cpu,examples]' --group dev
+	@$(PIP) install -e '.[all]' --group dev
 	@touch $@ $(VENV)/.demo
 
 $(OLD_STAMP): $(VENV)/.pip

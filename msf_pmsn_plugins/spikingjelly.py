@@ -8,6 +8,7 @@ are handed to the neuron at every call.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from .neurons import MSF, PMSN, Neuron, ParallelIF
-from .neurons.base import Lengths, PropertiesFirst, State, file_under_neuron, first_step, number, valid_steps
+from .neurons.base import (
+    Lengths,
+    PropertiesFirst,
+    State,
+    channel_axes,
+    file_under_neuron,
+    first_step,
+    number,
+    valid_steps,
+)
+from .neurons.msf import msf_step
+from .neurons.pmsn import pmsn_step
 from .surrogate import Custom, FireFunction
 from .surrogate import Surrogate as OwnSurrogate
 
@@ -146,6 +158,39 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def hand_over(self, dtype: torch.dtype) -> None:
         """Give the node's current settings to the held neuron, for an input of ``dtype``. By default there are none."""
 
+    def hand_over_threshold(self) -> None:
+        """Give the held neuron the threshold, if it is a number."""
+        if not self.has_margin:
+            self.neuron.v_threshold = number("v_threshold", self.v_threshold)
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether ``v_threshold`` is a tensor of thresholds, as ``functional.set_threshold_margin`` leaves it."""
+        return isinstance(self.v_threshold, Tensor) and self.v_threshold.numel() > 1
+
+    def step_with_margin(self, x: Tensor, states: State, theta: Tensor) -> tuple[Tensor, State]:
+        """One step whose first threshold is ``theta``, a tensor that broadcasts against ``x`` [N, *]."""
+        raise TypeError(f"{type(self).__name__} takes one number as its v_threshold, not a tensor of several")
+
+    def _sequence_with_margin(
+        self, x_seq: Tensor, states: State, lengths: Lengths | None
+    ) -> tuple[Tensor, State]:
+        if lengths is not None:
+            raise ValueError("lengths and a tensor of thresholds (set_threshold_margin) do not go together")
+        theta: Any = self.v_threshold
+        x = first_step(x_seq)
+        sizes = zip(reversed(theta.shape), reversed(x.shape), strict=False)
+        if theta.dim() > x.dim() or any(own not in (1, size) for own, size in sizes):
+            raise ValueError(
+                f"v_threshold is a tensor {tuple(theta.shape)}, set for another batch than this one, {tuple(x.shape)} "
+                "per step: call functional.set_threshold_margin(layer, label_one_hot) again"
+            )
+        s_seq = []
+        for x in x_seq.unbind(0):
+            s, states = self.step_with_margin(x, states, theta.to(states[0]))
+            s_seq.append(s.to(x_seq.dtype))
+        return torch.stack(s_seq) if s_seq else torch.empty_like(x_seq), states
+
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
     ) -> tuple[Tensor, ...]:
@@ -154,8 +199,13 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         if step_mode == "m":
             x = first_step(x)
         self.neuron.check_input(x)
+        # By full_like, for SpikingJelly's NeuronStateCounter knows a new state by that.
         given = tuple(
-            s if isinstance(s, Tensor) else torch.full(shape, s, dtype=dtype, device=x.device)
+            s
+            if isinstance(s, Tensor)
+            else torch.full_like(
+                x.new_empty(()).expand(shape), s, dtype=dtype, memory_format=torch.contiguous_format
+            )
             for s, (shape, dtype) in zip(states, self.neuron.state_spec(x), strict=True)
         )
         return self.neuron.check_state(x, given, RESET)
@@ -176,7 +226,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
         self.hand_over(inputs[0].dtype)
-        s, states, _m = self.neuron.step(inputs[0], self.materialize_states(inputs, states, "s"))
+        states = self.materialize_states(inputs, states, "s")
+        if self.has_margin:
+            (s,), states = self._sequence_with_margin(inputs[0].unsqueeze(0), states, None)
+        else:
+            s, states, _m = self.neuron.step(inputs[0], states)
         return (s,), states
 
     def multi_step_functional_forward(
@@ -185,7 +239,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.hand_over(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "m")
-        s_seq, states, _m = self.neuron.sequence(inputs[0], states, lengths=lengths)
+        if self.has_margin:
+            s_seq, states = self._sequence_with_margin(inputs[0], states, lengths)
+        else:
+            s_seq, states, _m = self.neuron.sequence(inputs[0], states, lengths=lengths)
         return (s_seq,), states
 
     def functional_forward(
@@ -210,9 +267,9 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             raise ValueError("lengths belong to sequences: set step_mode='m', or lengths=None")
         (s,), states = self.single_step_functional_forward((x,), self._recall())
         self._remember(states)
-        if self.store_v_seq:
-            v = self.v.unsqueeze(0)
-            self.v_seq = v if self.v_seq is None else torch.cat([self.v_seq, v])
+        for name in self._stored():
+            value, seq = getattr(self, name).unsqueeze(0), getattr(self, f"{name}_seq")
+            setattr(self, f"{name}_seq", value if seq is None else torch.cat([seq, value]))
         return s
 
     def multi_step_forward(self, x_seq: Tensor, lengths: Lengths | None = None) -> Tensor:
@@ -224,16 +281,21 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
                 f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
                 "For single steps use step_mode='s'"
             )
-        if self.store_v_seq:
-            return self._multi_step_with_v_seq(x_seq, lengths)
+        if self._stored():
+            return self._multi_step_stored(x_seq, lengths)
         (s_seq,), states = self.multi_step_functional_forward((x_seq,), self._recall(), lengths)
         self._remember(states)
         return s_seq
 
-    def _multi_step_with_v_seq(self, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
+    def _stored(self) -> tuple[str, ...]:
+        """What is kept of every step: ``v`` in ``v_seq``, and so on."""
+        return ("v",) if self.store_v_seq else ()
+
+    def _multi_step_stored(self, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
         states = self.materialize_states((x_seq,), self._recall(), "m")
         live_seq = None if lengths is None else valid_steps(x_seq, lengths)
-        s_seq, v_seq = [], []
+        s_seq: list[Tensor] = []
+        stored: dict[str, list[Tensor]] = {name: [] for name in self._stored()}
         for t, x in enumerate(x_seq.unbind(0)):
             if live_seq is None:
                 (s,), states = self.single_step_functional_forward((x,), states)
@@ -243,12 +305,20 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
                 s = s.squeeze(0)
             self._remember(states)
             s_seq.append(s)
-            v_seq.append(self.v)
+            for name, values in stored.items():
+                values.append(getattr(self, name))
         self._remember(states)
-        self.v_seq = torch.stack(v_seq) if v_seq else self.v.new_empty((0, *self.v.shape))
+        for name, values in stored.items():
+            last = getattr(self, name)
+            setattr(self, f"{name}_seq", torch.stack(values) if values else last.new_empty((0, *last.shape)))
         return torch.stack(s_seq) if s_seq else torch.empty_like(x_seq)
 
     def _check_tensor(self, x: Any) -> None:
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(
+                f"{type(self).__name__} cannot be traced by an exporter that does not know it: for NIR call "
+                "msf_pmsn_plugins.nir.export_to_nir(net, x)"
+            )
         if not isinstance(x, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
 
@@ -257,9 +327,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         for name, value in self._memories.items():
             if isinstance(value, Tensor):
                 self._memories[name] = value.detach()
-        v_seq = getattr(self, "v_seq", None)  # 0.0.0.0.14 has none unless asked to store it
-        if isinstance(v_seq, Tensor):
-            self.v_seq = v_seq.detach()
+        for name in ("v_seq", "z_seq"):
+            seq = getattr(self, name, None)  # 0.0.0.0.14 has none unless asked to store it
+            if isinstance(seq, Tensor):
+                setattr(self, name, seq.detach())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingJellyNode:
         """Memories follow the module's device but keep their dtype: half precision would lose spikes."""
@@ -412,7 +483,7 @@ class MSFNode(SpikingJellyNode):
             held.tau = self.tau
             held.decay = 1.0 - 1.0 / self.tau
             held.input_scale = 1.0 / self.tau if self.decay_input else 1.0
-        held.v_threshold = number("v_threshold", self.v_threshold)  # a tensor after set_threshold_margin
+        self.hand_over_threshold()
         held.threshold_step = self.threshold_step
         held.reset_mode = "soft" if self.v_reset is None else "hard"
         held.v_reset = 0.0 if self.v_reset is None else self.v_reset
@@ -428,6 +499,13 @@ class MSFNode(SpikingJellyNode):
         """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
         (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return (s_seq.squeeze(0),), states
+
+    def step_with_margin(self, x: Tensor, states: State, theta: Tensor) -> tuple[Tensor, State]:
+        (v,) = states
+        first, *_ = thetas = self.neuron.thresholds
+        settings = self.neuron._settings(x, v.dtype) | {"thresholds": [theta + (t - first) for t in thetas]}
+        s, v, _m = msf_step(x.to(v.dtype), v, **settings)
+        return s, (v,)
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
         errors = super()._take_snntorch(numbers)
@@ -451,11 +529,11 @@ class _ResidualNode(SpikingJellyNode):
         """The residual after reset, volts, [N, *]."""
         if "r" not in self._memories:  # the host's constructor asks before the memories are there
             raise AttributeError("v")
-        return self._memories["r"] * float(self.v_threshold)
+        return self._memories["r"] * (self.v_threshold if self.has_margin else float(self.v_threshold))
 
     @v.setter
     def v(self, value: Tensor | float) -> None:
-        self._memories["r"] = value / float(self.v_threshold)
+        self._memories["r"] = value / (self.v_threshold if self.has_margin else float(self.v_threshold))
 
     def __getattr__(self, name: str) -> Any:
         # The monitors of 0.0.0.0.14 call this directly and so miss the property.
@@ -467,8 +545,8 @@ class _ResidualNode(SpikingJellyNode):
                 f"{type(self).__name__} always resets by whole thresholds and carries no gradient through its reset: "
                 f"leave v_reset=None and detach_reset=True (got {self.v_reset!r}, {self.detach_reset!r})"
             )
+        self.hand_over_threshold()
         held: Any = self.neuron
-        held.v_threshold = number("v_threshold", self.v_threshold)
         held.surrogate = translate_surrogate(self.surrogate_function, dtype)
 
 
@@ -487,6 +565,8 @@ class PMSNNode(_ResidualNode):
         reset_mode, burst, coeff, residual, tied, context, dt_scale: variants, as in
             :class:`msf_pmsn_plugins.neurons.PMSN`; ``node.neuron`` holds them.
 
+        store_z_seq: keep the hidden states after each step in ``z_seq`` [T, N, *, compartments - 1].
+
     Memories: ``r``, the residual in units of the threshold [N, *], and ``z``, the hidden state, complex
     [N, *, compartments - 1]. ``v`` shows the residual in volts.
 
@@ -495,6 +575,8 @@ class PMSNNode(_ResidualNode):
     """
 
     neuron: PMSN
+    store_z_seq: bool = False
+    z_seq: Tensor | None = None
 
     def __init__(
         self,
@@ -515,6 +597,7 @@ class PMSNNode(_ResidualNode):
         tied: bool = False,
         context: str = "local",
         dt_scale: float = 1.0,
+        store_z_seq: bool = False,
     ) -> None:
         held = PMSN(
             channels=channels,
@@ -533,7 +616,32 @@ class PMSNNode(_ResidualNode):
             backend=backend,
         )
         super().__init__(held, v_threshold, None, held.surrogate, True, step_mode, store_v_seq)
+        self.store_z_seq = store_z_seq
         self.hand_over(torch.get_default_dtype())
+
+    def __getattr__(self, name: str) -> Any:
+        # The monitors of 0.0.0.0.14 call this directly, past what any object has.
+        return self.__dict__.get(name) if name == "z_seq" else super().__getattr__(name)
+
+    def _stored(self) -> tuple[str, ...]:
+        return (*super()._stored(), *(("z",) if self.store_z_seq else ()))
+
+    def reset(self) -> None:
+        """Bring the state to its reset values and forget what was stored."""
+        super().reset()
+        self.z_seq = None
+
+    def step_with_margin(self, x: Tensor, states: State, theta: Any) -> tuple[Tensor, State]:
+        held, (r, z) = self.neuron, states
+        if held.context == "global" or not bool((theta > 0).all()):
+            raise ValueError("a tensor of thresholds must be positive and needs context='local'")
+        axes = channel_axes(held.channel_dim, x)
+        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        a, w, d = held.weights(r.dtype)
+        a, w, d = a.reshape(*shape, held.modes), w.reshape(*shape, held.modes), d.reshape(shape)
+        _theta, reset_mode, burst, fixed = held._soma()
+        s, r, z, _m = pmsn_step(x.to(r.dtype), r, z, a, w, d, theta, held.surrogate, reset_mode, burst, fixed)
+        return s, (r, z)
 
     @property
     def channels(self) -> int | None:
@@ -573,30 +681,48 @@ class ParallelIFNode(_ResidualNode):
 
 
 def register() -> None:
-    """Register both nodes with SpikingJelly's own registry, for ``distributed.vision`` configurations.
+    """Register our nodes with SpikingJelly's own registry, for ``distributed.vision`` configurations.
+
+    It is the only registry that SpikingJelly has. Calling it twice is harmless.
 
     Raises:
-        ImportError: this version of SpikingJelly (0.0.0.0.14) has no registry.
+        ImportError: this version of SpikingJelly has no registry (0.0.0.0.14), or it has moved.
     """
+    where = "spikingjelly.activation_based.distributed.vision"
     try:
         from spikingjelly.activation_based.distributed.vision import register_neuron_class
     except ImportError as error:
+        version = importlib.metadata.version("spikingjelly")
         raise ImportError(
-            "SpikingJelly has a neuron registry from 2.0.0 on; this version has none"
+            f"SpikingJelly {version} has no {where}.register_neuron_class; the registry came with 2.0.0, and that is "
+            "where it was found there. Without it, pass the class itself: spiking_neuron=MSFNode"
         ) from error
-    for cls in (MSFNode, PMSNNode):
+    for cls in (MSFNode, PMSNNode, ParallelIFNode):
         register_neuron_class(cls)
 
 
 # What the swap asks of a host.
 
 NODES: dict[str, type[SpikingJellyNode]] = {"msf": MSFNode, "pmsn": PMSNNode}
+WORDS: dict[str, str] = {}  # the swap's words in this host, where they differ
+
+# Nodes whose copies and subclasses may have a charge that MSF knows, by class name; the formulas of either version.
+FAMILIES = {
+    f"{prefix}{name}Node": name for prefix in ("", "MultiStep") for name in ("IF", "LIF", "ParametricLIF")
+}
+FAMILY_CHARGES: dict[str, dict[bool, tuple[str, ...]]] = {
+    "IF": {False: ("if",), True: ("if",)},
+    "LIF": {
+        False: ("lif", "lif_product", "simple_lif"),
+        True: ("lif_decay_input", "lif_rest_zero_decay_input", "simple_lif_decay_input"),
+    },
+    "ParametricLIF": {False: ("plif", "plif_product"), True: ("plif_decay_input",)},
+}
 
 
-def is_neuron(module: nn.Module) -> bool:
-    """Whether ``module`` is a stock spiking neuron of this host (or a subclass of one)."""
-    kinds = (neuron.BaseNode, getattr(neuron, "SimpleBaseNode", neuron.BaseNode))
-    return isinstance(module, kinds) and not isinstance(module, SpikingJellyNode)
+def is_stock(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is this host's own: not a subclass, a copy, or a ``clock_driven`` one."""
+    return type(module).__module__.startswith("spikingjelly.activation_based.")
 
 
 def is_readout(module: Any) -> bool:
@@ -604,6 +730,14 @@ def is_readout(module: Any) -> bool:
     threshold = getattr(module, "v_threshold", 0.0)
     infinite = isinstance(threshold, int | float) and math.isinf(threshold)
     return "NonSpiking" in type(module).__name__ or infinite
+
+
+def refused(module: nn.Module) -> ValueError:
+    """The error for a node whose dynamics have no entry."""
+    return ValueError(
+        f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep this "
+        "site with rules={path: swap.Keep()}"
+    )
 
 
 def site_charge(module: Any) -> dict[str, Any]:
@@ -614,46 +748,125 @@ def site_charge(module: Any) -> dict[str, Any]:
     """
     kind = type(module)
     suffix = "_decay_input" if getattr(module, "decay_input", False) else ""
-    at_zero = module.v_reset is None or module.v_reset == 0
     if kind is neuron.IFNode:
         return {"charge": "if"}
     if kind is neuron.ParametricLIFNode:
-        product = not FUNCTIONAL and at_zero and not suffix
+        product = not FUNCTIONAL and (module.v_reset is None or module.v_reset == 0) and not suffix
         return {"charge": "plif_product" if product else "plif" + suffix, "w": module.w}
     if kind is neuron.LIFNode:
         full, short = "lif" + suffix, "lif_rest_zero_decay_input" if suffix else "lif_product"
         if FUNCTIONAL:
             charge = (full, full)
         else:
+            at_zero = module.v_reset is None or module.v_reset == 0
             charge = (short if at_zero else full, short if module.v_reset is None else full)
         return {"charge": charge, "tau": module.tau}
     if FUNCTIONAL and kind is neuron.SimpleLIFNode and module.v_reset is not None:
         return {"charge": "simple_lif" + suffix, "tau": module.tau}
-    raise ValueError(
-        f"{kind.__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep this site "
-        "with rules={path: swap.Keep()}"
+    raise refused(module)
+
+
+def site_charges(module: Any) -> list[dict[str, Any]]:
+    """The charges that the class name of a subclass, a copy or a ``clock_driven`` node stands for: one may be its own.
+
+    Raises:
+        ValueError: a node whose dynamics have no entry.
+    """
+    names = (cls.__name__ for cls in type(module).__mro__)
+    family = next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    if family is None:
+        raise refused(module)
+    try:
+        rate = {"IF": {}, "LIF": {"tau": "tau"}, "ParametricLIF": {"w": "w"}}[family]
+        rate = {key: getattr(module, name) for key, name in rate.items()}
+    except AttributeError as error:
+        raise refused(module) from error
+    charges = FAMILY_CHARGES[family][bool(getattr(module, "decay_input", False))]
+    return [{"charge": charge, **rate} for charge in charges]
+
+
+def site_settings(module: Any, step_mode: str | None = None) -> dict[str, Any]:
+    """What both targets take over from a node; without ``v_threshold`` where the node has none that is a number."""
+    threshold = getattr(module, "v_threshold", None)
+    number_given = isinstance(threshold, int | float) or (
+        isinstance(threshold, Tensor) and threshold.numel() == 1
     )
+    settings = {"v_threshold": float(threshold)} if number_given else {}  # type: ignore[arg-type]
+    return {**settings, "step_mode": step_mode or module.step_mode}
 
 
-def site_settings(module: Any) -> dict[str, Any]:
-    """What both targets take over from a stock node."""
-    return {"v_threshold": float(module.v_threshold), "step_mode": module.step_mode}
+def site_dynamics(
+    module: Any, step_mode: str | None = None, charge: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that MSF keeps of a node under ``dynamics="site"``, as arguments of :class:`MSFNode`.
 
+    Args:
+        charge: that of a node that is no stock one, out of :func:`site_charges`.
 
-def site_dynamics(module: Any) -> dict[str, Any]:
-    """All that MSF keeps of a stock node under ``dynamics="site"``, as arguments of :class:`MSFNode`."""
-    if not getattr(module.surrogate_function, "spiking", True):
+    Raises:
+        ValueError: a node whose dynamics have no entry, or that does not spike.
+    """
+    if not getattr(getattr(module, "surrogate_function", None), "spiking", True):
         raise ValueError(
             "its surrogate has spiking=False: it does not spike, so counts cannot replace its output"
         )
-    return {
-        **site_charge(module),
-        **site_settings(module),
-        "v_reset": module.v_reset,
-        "detach_reset": module.detach_reset,
-        "surrogate_function": module.surrogate_function,
-        "store_v_seq": getattr(module, "store_v_seq", False),
+    try:
+        return {
+            **(site_charge(module) if charge is None else charge),
+            **site_settings(module, step_mode),
+            "v_reset": module.v_reset,
+            "detach_reset": module.detach_reset,
+            "surrogate_function": module.surrogate_function,
+            "store_v_seq": getattr(module, "store_v_seq", False),
+        }
+    except AttributeError as error:
+        raise refused(module) from error
+
+
+def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
+    """A stock node in place of one of ours, and what it loses by that.
+
+    Raises:
+        ValueError: no stock node comes near.
+    """
+    lost: list[str] = []
+    common = {
+        "v_threshold": float(node.v_threshold),
+        "surrogate_function": node.surrogate_function,
+        "step_mode": node.step_mode,
+        "store_v_seq": node.store_v_seq,
     }
+    if not isinstance(node, MSFNode):
+        parameters = sum(p.numel() for p in node.parameters())
+        lost.append(f"{type(node).__name__} with its {parameters} parameters becomes a LIF with tau=2")
+        return neuron.LIFNode(tau=2.0, v_reset=0.0, detach_reset=True, **common), lost
+    held: Any = node.neuron
+    if held.D > 1:
+        lost.append(f"counts 0..{held.D} become 0 and 1")
+    common |= {"v_reset": node.v_reset, "detach_reset": node.detach_reset}
+    charge = held.charge[0]
+    decays = charge.endswith("_decay_input") or (charge == "decay" and node.decay_input)
+    if charge.startswith("simple_lif") and FUNCTIONAL:
+        return neuron.SimpleLIFNode(tau=held.tau, decay_input=decays, **common), lost
+    if charge.startswith("plif") or held.decay_logit is not None:
+        w = held.w if charge.startswith("plif") else -held.decay_logit
+        if w.numel() != 1:
+            raise ValueError("a decay for each channel has no stock node: keep this site")
+        stock = neuron.ParametricLIFNode(decay_input=decays, **common)
+        with torch.no_grad():
+            stock.w.copy_(w.reshape(stock.w.shape))
+        return stock, lost
+    tau: Any = held.tau if charge != "decay" else node.tau
+    if charge == "if" or (charge == "decay" and math.isinf(tau)):
+        return neuron.IFNode(**common), lost
+    if not tau > 1:
+        raise ValueError("a neuron without memory (tau=1) has no stock node: keep this site")
+    return neuron.LIFNode(tau=float(tau), decay_input=decays, **common), lost
+
+
+def reset_net(model: nn.Module) -> None:
+    """Bring the neurons of ``model`` to rest as its users do."""
+    functional.reset_net(model)
 
 
 def after_swap(model: nn.Module) -> None:

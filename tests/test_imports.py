@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "msf_pmsn_plugins"
 
 # What each part may import of the package, at any level. Imports point left only:
-#   surrogate, charges <- backends <- neurons <- spikingjelly | snntorch | swap | optim | state .. <- adapters <- __main__
+#   surrogate, charges <- backends <- neurons <- spikingjelly | snntorch | swap | state .. <- adapters <- __main__
 LEAVES = {"surrogate", "charges"}
 CORE = LEAVES | {"backends", "neurons"}
 INTERNAL = {
