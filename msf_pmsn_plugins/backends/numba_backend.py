@@ -523,7 +523,13 @@ def pmsn_bwd(
         (
             *(gs_at, gs_step, gy_at, gy_step, gr_at, gz_at, x.data_ptr(), x_step),
             *(r.data_ptr(), z.data_ptr(), a.data_ptr(), w.data_ptr(), d.data_ptr()),
-            *(gx_seq.data_ptr(), gr0.data_ptr(), gz0.data_ptr() if state_grad else 0, sums.ctypes.data, lengths_at),
+            *(
+                gx_seq.data_ptr(),
+                gr0.data_ptr(),
+                gz0.data_ptr() if state_grad else 0,
+                sums.ctypes.data,
+                lengths_at,
+            ),
         ),
         (_mode_code(reset_mode, fixed), BURSTS[burst], code),
         tuple(map(number, (v_threshold, _exact_inverse(v_threshold), p, q))),

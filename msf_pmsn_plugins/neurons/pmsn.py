@@ -548,7 +548,9 @@ def _may_remember(parameters: Sequence[Tensor]) -> bool:
     """True if nothing is differentiated or traced through the weights, and comparing values costs no waiting."""
     differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
     plain = all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    traced = (
+        torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    )
     return plain and not (differentiated or traced)
 
 
