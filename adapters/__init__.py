@@ -16,12 +16,25 @@ import importlib
 from importlib.metadata import entry_points
 
 from msf_pmsn_plugins.adapters.recipe import Recipe
+from torch import nn
 
-__all__ = ["RECIPES", "Recipe", "get", "recipes"]
+__all__ = ["RECIPES", "Recipe", "get", "recipes", "recognise"]
 
 RECIPES: dict[str, str] = {
+    "learnable_delays": "msf_pmsn_plugins.adapters.learnable_delays",
+    "ma_snn": "msf_pmsn_plugins.adapters.ma_snn",
+    "max_former": "msf_pmsn_plugins.adapters.max_former",
+    "ms_resnet": "msf_pmsn_plugins.adapters.ms_resnet",
+    "plif_net": "msf_pmsn_plugins.adapters.plif_net",
+    "qkformer": "msf_pmsn_plugins.adapters.qkformer",
     "sew_resnet": "msf_pmsn_plugins.adapters.sew_resnet",
+    "snntorch_tutorials": "msf_pmsn_plugins.adapters.snntorch_tutorials",
+    "spike_driven_transformer": "msf_pmsn_plugins.adapters.spike_driven_transformer",
+    "spike_driven_transformer_v2": "msf_pmsn_plugins.adapters.spike_driven_transformer_v2",
     "spikformer": "msf_pmsn_plugins.adapters.spikformer",
+    "spiking_resnet": "msf_pmsn_plugins.adapters.spiking_resnet",
+    "spiking_vgg": "msf_pmsn_plugins.adapters.spiking_vgg",
+    "step": "msf_pmsn_plugins.adapters.step",
 }
 
 
@@ -38,3 +51,9 @@ def get(name: str) -> Recipe:
         if entry.name == name:
             return entry.load()
     raise KeyError(f"unknown recipe {name!r}; known: {', '.join(recipes())}")
+
+
+def recognise(model: nn.Module) -> Recipe | None:
+    """The recipe that built ``model``, or None. Of several that fit, the one that says most about its modules."""
+    fitting = [recipe for recipe in map(get, recipes()) if recipe.fits(model)]
+    return max(fitting, key=lambda recipe: len(recipe.paths), default=None)

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from msf_pmsn_plugins.swap import Target
+from torch import nn
 
-__all__ = ["Recipe"]
+from msf_pmsn_plugins import swap
+from msf_pmsn_plugins.swap.sites import Found, find
+from msf_pmsn_plugins.swap.spec import Read, Rule, Target
+
+__all__ = ["ATTENTION", "CONVOLUTIONS", "NORMS", "RATES", "Recipe"]
+
+SiteRule = Target | Rule
+RuleKey = str | Callable[[nn.Module, str], bool]
+
+# What several recipes say.
+ATTENTION = (
+    "Attention multiplies spikes: with counts 0..D the products q(k^T v) reach D^3 while scale and threshold stay "
+    "tuned to binary spikes; expect to lower the learning rate, or keep D small at the attention sites."
+)
+RATES = (
+    "match_rates on a few batches: the thresholds, 0.5 behind the attention and 1.0 elsewhere, were chosen for binary "
+    "spikes of the old neuron."
+)
+NORMS = (
+    "match_norms on a few batches: what reaches a neuron comes from a batch norm, whose stored statistics are those of "
+    "binary spikes."
+)
+# Convolutional nets: [N, C, H, W] or [N, C] in every step, whatever the sizes.
+CONVOLUTIONS = {"re:.*": Rule(channel_dim=1)}
 
 
 @dataclass(frozen=True)
@@ -18,12 +43,75 @@ class Recipe:
         name: its key.
         source: paper and repository.
         models: import paths of constructors that build it from installed packages.
-        rules: per-site targets for :func:`msf_pmsn_plugins.swap.plan`.
+        rules: for single sites, as in :func:`msf_pmsn_plugins.swap.plan`, whatever the target.
         advice: what to know before training the swapped model.
+        classes: names of the model's class, or of one of its parents, by which it is recognised.
+        paths: regular expressions; each must match the whole path of some module, or it is another recipe.
+        pmsn_rules: rules that hold where the target is a PMSN; they go before ``rules``.
+        readings: how to read neurons of the recipe's own, by class name.
+        keys: published checkpoint entry -> entry of another construction of the same network, as regular expression
+            and replacement. :func:`msf_pmsn_plugins.swap.load_published` tries them on what has no place as it is.
+        training: published settings by data set, with the names of the recipe's own scripts.
+        calibration: what to calibrate after the swap, and on what.
+        legacy: what ``seq_to_ann`` the published files need under :func:`msf_pmsn_plugins.swap.legacy_imports`.
     """
 
     name: str
     source: str
     models: tuple[str, ...] = ()
-    rules: Mapping[str, Target] = field(default_factory=dict)
+    rules: Mapping[Any, SiteRule] = field(default_factory=dict)
     advice: str = ""
+    classes: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    pmsn_rules: Mapping[Any, SiteRule] = field(default_factory=dict)
+    readings: Mapping[str, Read] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibration: str = ""
+    legacy: str | None = None
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether ``model`` is built by this recipe: by the name of its class, and all of ``paths``."""
+        if not {cls.__name__ for cls in type(model).__mro__} & set(self.classes):
+            return False
+        names = [name for name, _ in model.named_modules()]
+        return all(any(re.fullmatch(path, name) for name in names) for path in self.paths)
+
+    def classes_in(self, model: nn.Module) -> dict[type, Read]:
+        """The recipe's own neuron classes in ``model``, and how to read them."""
+        kinds = {type(module) for module in model.modules()}
+        return {cls: self.readings[cls.__name__] for cls in kinds if cls.__name__ in self.readings}
+
+    def rules_for(
+        self, model: nn.Module, target: Target, given: Mapping[Any, SiteRule] | None = None
+    ) -> dict[RuleKey, SiteRule]:
+        """``given``, then those rules of the recipe that are the first to name some neuron of ``model``.
+
+        A plan refuses a rule that names none.
+        """
+        own = {**self.rules, **(self.pmsn_rules if isinstance(target, swap.PMSN) else {})}
+        own = dict(sorted(own.items(), key=lambda item: item[0] not in self.pmsn_rules))
+        rules: dict[RuleKey, SiteRule] = {**(given or {})}
+        open_ = [f for f in find(model, self.classes_in(model)) if not any(_names(key, f) for key in rules)]
+        for key, rule in own.items():
+            named = [f for f in open_ if _names(key, f)]
+            if named and key not in rules:
+                rules[key] = rule
+                open_ = [f for f in open_ if f not in named]
+        return rules
+
+    def plan(self, model: nn.Module, example_input: Any, target: Any, **options: Any) -> swap.Plan:
+        """:func:`msf_pmsn_plugins.swap.plan` with this recipe's rules and neuron classes after those given."""
+        classes = options.pop("neuron_classes", ())
+        if not isinstance(classes, Mapping):
+            classes = dict.fromkeys(classes, Read())
+        options["neuron_classes"] = {**self.classes_in(model), **classes}
+        options["rules"] = self.rules_for(model, target, options.pop("rules", None))
+        return swap.plan(model, example_input, target, **options)
+
+
+def _names(key: RuleKey, found: Found) -> bool:
+    """Whether a rule's key names a neuron."""
+    if not isinstance(key, str):
+        return bool(key(found.module, found.path))
+    return bool(re.fullmatch(key[3:], found.path)) if key.startswith("re:") else key == found.path

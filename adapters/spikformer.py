@@ -1,14 +1,75 @@
 """Spikformer: spiking self-attention without softmax."""
 
-from msf_pmsn_plugins.adapters.recipe import Recipe
+from msf_pmsn_plugins.adapters.recipe import ATTENTION, RATES, Recipe
 
 _ZOO = "spikingjelly.activation_based.model.spikformer"
+_COMMON = {"opt": "adamw", "sched": "cosine", "smoothing": 0.1, "cooldown_epochs": 10, "amp": True}
 
 RECIPE = Recipe(
     name="spikformer",
     source="Zhou et al., Spikformer: When Spiking Neural Network Meets Transformer, ICLR 2023; "
     "github.com/ZK-Zhou/spikformer",
     models=tuple(f"{_ZOO}:{name}" for name in ("spikformer_cifar10", "spikformer_ti", "spikformer_s")),
-    advice="Attention multiplies spikes: with counts 0..D the products q(k^T v) reach D^3 while the scale stays "
-    "tuned to binary spikes; expect to lower the learning rate or to keep D small at the attention sites.",
+    classes=("Spikformer",),
+    legacy="sequential",
+    advice=ATTENTION,
+    calibration=RATES,
+    training={
+        "cifar10": {
+            **_COMMON,
+            "T": 4,
+            "layer": 4,
+            "dim": 384,
+            "num_heads": 12,
+            "mlp_ratio": 4,
+            "patch_size": 4,
+            "epochs": 300,
+            "batch_size": 128,
+            "lr": 5e-4,
+            "min_lr": 1e-5,
+            "weight_decay": 0.06,
+            "warmup_epochs": 20,
+            "warmup_lr": 1e-5,
+            "mixup": 0.5,
+            "mixup_off_epoch": 200,
+            "cutmix": 0.0,
+            "aa": "rand-m9-n1-mstd0.4-inc1",
+            "reprob": 0.25,
+        },
+        "imagenet": {
+            **_COMMON,
+            "T": 4,
+            "epochs": 300,
+            "batch_size": 24,
+            "gpus": 8,
+            "lr": 5e-4,
+            "min_lr": 1e-5,
+            "weight_decay": 0.05,
+            "warmup_epochs": 20,
+            "warmup_lr": 1e-6,
+            "mixup": 0.8,
+            "mixup_off_epoch": 0,
+            "cutmix": 1.0,
+            "aa": "rand-m9-mstd0.5-inc1",
+            "reprob": 0.25,
+        },
+        "cifar10dvs": {
+            **_COMMON,
+            "T": 16,
+            "depths": 2,
+            "dim": 256,
+            "num_heads": 16,
+            "mlp_ratio": 4,
+            "patch_size": 16,
+            "epochs": 96,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "min_lr": 1e-5,
+            "weight_decay": 0.06,
+            "warmup_epochs": 10,
+            "warmup_lr": 1e-5,
+            "mixup": 0.5,
+            "cutmix": 0.0,
+        },
+    },
 )

@@ -1,0 +1,460 @@
+"""``python -m msf_pmsn_plugins``: plan a swap of someone's model, list recipes, look at this installation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from msf_pmsn_plugins.adapters import Recipe, get, recipes, recognise
+
+from . import __version__, backends, swap
+from .swap.legacy import LAYOUTS, legacy_imports
+from .swap.published import load_published
+
+PLAN = """\
+Build a model, run it twice without gradients, and print what a swap of its neurons would do. Nothing is swapped.
+
+WARNING: this imports and runs the file that you name, as python would. Only name files that you trust.
+
+  python -m msf_pmsn_plugins plan path/to/model.py:factory --input 4,2,3,32,32
+  python -m msf_pmsn_plugins plan model.py --call 'sew_resnet18(connect_f="ADD", T=4)' --legacy --input 2,3,32,32
+  python -m msf_pmsn_plugins plan spikingjelly.activation_based.model.sew_resnet:sew_resnet18 --step-mode m \\
+      --kwargs '{"cnf": "ADD", "spiking_neuron": "@spikingjelly.activation_based.neuron:IFNode"}' --input 4,2,3,32,32
+"""
+
+
+class UserError(Exception):
+    """What the user gave cannot be done: one line, no traceback."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for an unresolved plan or a failed test, 2 for an error."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except UserError as error:
+        if getattr(args, "traceback", False) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m msf_pmsn_plugins", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"msf-pmsn-plugins {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="plan | recipes | doctor")
+    verbatim = argparse.RawDescriptionHelpFormatter
+
+    plan = commands.add_parser(
+        "plan", help="what a swap would do to a model", description=PLAN, formatter_class=verbatim
+    )
+    plan.set_defaults(run=_plan)
+    plan.add_argument(
+        "model", help="path/to/model.py:name or package.module:name; a function, a class or a module"
+    )
+    plan.add_argument(
+        "--kwargs", default="{}", metavar="JSON", help='arguments; "@module:name" is that object'
+    )
+    plan.add_argument(
+        "--call", metavar="EXPR", help="build it by this expression, run inside the file instead"
+    )
+    plan.add_argument("--input", required=True, metavar="4,2,3,32,32", help="shape of the example input")
+    plan.add_argument("--target", choices=("msf", "pmsn"), default="msf")
+    plan.add_argument("--D", type=int, default=4, help="thresholds of MSF (%(default)s)")
+    plan.add_argument("--compartments", type=int, default=5, help="compartments of PMSN (%(default)s)")
+    plan.add_argument("--dynamics", choices=("site", "published"), default="site")
+    plan.add_argument(
+        "--time-dim", choices=("auto", "0", "1"), default="auto", help="axis of time in the input"
+    )
+    plan.add_argument("--step-mode", choices=("s", "m"), help="SpikingJelly: set_step_mode first")
+    plan.add_argument("--checkpoint", type=Path, help="load these published weights first")
+    plan.add_argument(
+        "--recipe", default="auto", help="use the rules of this recipe, of the one recognised (auto), or none"
+    )
+    plan.add_argument(
+        "--legacy",
+        nargs="?",
+        const="module",
+        choices=LAYOUTS,
+        help="import under swap.legacy_imports(), with these names in containers",
+    )
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--traceback", action="store_true", help="show where the model's own code failed")
+
+    listing = commands.add_parser("recipes", help="list the adapters, or show one")
+    listing.set_defaults(run=_recipes)
+    listing.add_argument("name", nargs="?")
+    listing.add_argument("--json", action="store_true")
+
+    doctor = commands.add_parser("doctor", help="versions, backends, and a short self-test")
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--json", action="store_true")
+    return parser
+
+
+@contextmanager
+def _stage(text: str, quiet: bool = False) -> Iterator[None]:
+    """Say on stderr what is going on; an error of the user's own code becomes one line."""
+    if not quiet:
+        print(f"{text} ..", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{text}: {type(error).__name__}: {error}") from error
+    if not quiet and (seconds := time.perf_counter() - start) > 1:
+        print(f"  {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+# plan -----------------------------------------------------------------------------------------------------------------
+
+
+def _plan(args: argparse.Namespace) -> int:
+    shape = _shape(args.input)
+    with _stage(f"reading the target {args.target}", quiet=True):
+        target = swap.MSF(D=args.D) if args.target == "msf" else swap.PMSN(compartments=args.compartments)
+    with legacy_imports(seq_to_ann=args.legacy) if args.legacy else nullcontext():
+        file, _, name = args.model.rpartition(":") if ":" in args.model else (args.model, "", "")
+        with _stage(f"importing {file}"):
+            module = _import(file)
+        with _stage("building the model"):
+            model = _build(module, name, args)
+    if args.step_mode:
+        with _stage(f"setting step_mode={args.step_mode!r}", quiet=True):
+            from spikingjelly.activation_based import functional
+
+            functional.set_step_mode(model, args.step_mode)
+    recipe = _recipe(model, args.recipe)
+    if args.checkpoint:
+        with _stage(f"loading {args.checkpoint}"):
+            report = load_published(model, args.checkpoint, recipe)
+            print(f"  {len(report.loaded)} entries", file=sys.stderr)
+    options: dict[str, Any] = {
+        "dynamics": args.dynamics,
+        "time_dim": args.time_dim if args.time_dim == "auto" else int(args.time_dim),
+    }
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with _stage("planning: two forward passes"):
+        plan = (
+            swap.plan(model, x, target, **options)
+            if recipe is None
+            else recipe.plan(model, x, target, **options)
+        )
+    if args.json:
+        print(
+            json.dumps(
+                {"recipe": recipe and recipe.name, "resolved": not plan.unresolved, **plan.to_dict()},
+                indent=2,
+            )
+        )
+    else:
+        print(plan)
+        if recipe is not None:
+            print(f"recipe {recipe.name}: {recipe.advice}")
+            print(f"after the swap: {recipe.calibration}")
+    return 1 if plan.unresolved else 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(n) for n in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise UserError(f"--input is a shape such as 4,2,3,32,32, got {text!r}")
+    return shape
+
+
+def _import(name: str) -> ModuleType:
+    """A module by its name, or a file by its path, whose folder is importable as if it were run there."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise UserError(f"there is no file {name}")
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Names(dict[str, Any]):
+    """What an expression may name: what the file has, and importable modules."""
+
+    def __missing__(self, name: str) -> Any:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise KeyError(name) from None
+
+
+def _build(module: ModuleType, name: str, args: argparse.Namespace) -> nn.Module:
+    kwargs = json.loads(args.kwargs)
+    if not isinstance(kwargs, dict):
+        raise UserError(f'--kwargs is a JSON object such as {{"T": 4}}, got {args.kwargs}')
+    if args.call:
+        made = eval(args.call, {}, _Names(vars(module)))
+    else:
+        if not name:
+            raise UserError(f"name what to build: {args.model}:<name>, or give --call")
+        if not hasattr(module, name):
+            near = [n for n in vars(module) if not n.startswith("_")]
+            raise UserError(f"{module.__name__} has no {name!r}; it has {', '.join(near[:40])}")
+        made = getattr(module, name)
+        if not isinstance(made, nn.Module):
+            made = made(**{key: _resolve(value) for key, value in kwargs.items()})
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{args.call or name} gives a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _resolve(value: Any) -> Any:
+    """``"@module:name"`` as that object, everywhere in a JSON value."""
+    if isinstance(value, dict):
+        return {key: _resolve(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolve(inner) for inner in value]
+    if isinstance(value, str) and value.startswith("@"):
+        module, _, name = value[1:].partition(":")
+        return getattr(importlib.import_module(module), name)
+    return value
+
+
+def _recipe(model: nn.Module, name: str) -> Recipe | None:
+    if name == "auto":
+        return recognise(model)
+    try:
+        return None if name == "none" else get(name)
+    except KeyError as error:
+        raise UserError(error.args[0]) from error
+
+
+# recipes --------------------------------------------------------------------------------------------------------------
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    names = recipes()
+    if args.name:
+        recipe = _recipe(nn.Identity(), args.name)
+        assert recipe is not None
+        print(json.dumps(_facts(recipe), indent=2) if args.json else _describe(recipe))
+        return 0
+    found = [get(name) for name in names]
+    if args.json:
+        print(json.dumps([_facts(recipe) for recipe in found], indent=2))
+        return 0
+    width = max(map(len, names))
+    for recipe in found:
+        print(f"{recipe.name.ljust(width)}  {recipe.source.split(';')[0]}")
+    print(f"\n{len(found)} recipes; python -m msf_pmsn_plugins recipes NAME shows one")
+    return 0
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    def plain(rules: Any) -> dict[str, str]:
+        return {key if isinstance(key, str) else key.__name__: str(rule) for key, rule in rules.items()}
+
+    return {
+        **{
+            name: getattr(recipe, name)
+            for name in ("name", "source", "models", "classes", "advice", "calibration")
+        },
+        "rules": plain(recipe.rules),
+        "pmsn_rules": plain(recipe.pmsn_rules),
+        "keys": dict(recipe.keys),
+        "training": {name: dict(values) for name, values in recipe.training.items()},
+    }
+
+
+def _describe(recipe: Recipe) -> str:
+    facts = _facts(recipe)
+    lines = [
+        f"{facts['name']}: {facts['source']}",
+        "",
+        facts["advice"],
+        "",
+        f"After the swap: {facts['calibration']}",
+    ]
+    for title in ("models", "rules", "pmsn_rules", "keys"):
+        if entries := facts[title]:
+            items = entries if isinstance(entries, tuple) else [f"{a} -> {b}" for a, b in entries.items()]
+            lines += ["", f"{title.replace('_', ' ')}:", *(f"  {item}" for item in items)]
+    for name, values in facts["training"].items():
+        lines += ["", f"published training, {name}:", *(f"  {key}: {value}" for key, value in values.items())]
+    return "\n".join(lines)
+
+
+# doctor ---------------------------------------------------------------------------------------------------------------
+
+PACKAGES = (
+    "torch",
+    "spikingjelly",
+    "snntorch",
+    "numba",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "timm",
+    "nir",
+    "nirtorch",
+)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    report: dict[str, Any] = {"versions": _versions(), "backends": _backends(), "tests": []}
+    if not args.json:
+        _print("versions", report["versions"])
+        _print("backends", report["backends"])
+        print("self-test")
+    for name, test in TESTS.items():
+        start = time.perf_counter()
+        try:
+            found = test()
+        except Exception as error:
+            found = f"FAILED: {type(error).__name__}: {error}"
+        row = {"name": name, "result": found, "seconds": round(time.perf_counter() - start, 2)}
+        report["tests"].append(row)
+        if not args.json:
+            print(f"  {name}: {found} ({row['seconds']} s)", flush=True)
+    failed = [row for row in report["tests"] if row["result"].startswith("FAILED")]
+    if args.json:
+        print(json.dumps({**report, "ok": not failed}, indent=2))
+    else:
+        print("all is well" if not failed else f"{len(failed)} of {len(report['tests'])} failed")
+    return 1 if failed else 0
+
+
+def _print(title: str, entries: dict[str, str]) -> None:
+    print(title)
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        print(f"  {name.ljust(width)}  {text}")
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "msf-pmsn-plugins": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+    return {**found, "CUDA of torch": torch.version.cuda or "none: a build for the CPU", "GPU": gpu}
+
+
+def _backends() -> dict[str, str]:
+    """Every backend and why it cannot run, or on what it does."""
+    found = {}
+    for name in backends.BACKENDS:
+        device = backends.NEEDS.get(name, ("any device",))[0]
+        if device == "cuda" and not torch.cuda.is_available():
+            found[name] = "missing: torch sees no CUDA device"
+            continue
+        try:
+            backends.resolve(name, torch.empty(0, device="cpu" if device == "any device" else device))
+            backends.load(name)
+        except Exception as error:
+            found[name] = f"missing: {error}"
+        else:
+            found[name] = f"runs on {device}"
+    return found
+
+
+def _cases() -> Iterator[tuple[str, Any, torch.Tensor]]:
+    from .neurons import MSF, PMSN
+
+    for name, text in _backends().items():
+        if text.startswith("runs"):
+            device = "cuda" if name == "cupy" else "cpu"
+            x = (torch.randint(-64, 65, (8, 2, 6), generator=torch.Generator().manual_seed(0)) / 16).to(
+                device
+            )
+            torch.manual_seed(0)
+            for neuron in (MSF(D=4, backend=name), PMSN(6, compartments=3, backend=name)):
+                yield name, neuron.to(device), x
+
+
+def _test_backends() -> str:
+    """Every backend against a loop of steps, spikes and gradients."""
+    checked = []
+    for name, neuron, x in _cases():
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        state, steps = neuron.initial_state(x[0]), []
+        for step in inputs[0]:
+            s, state, _ = neuron.step(step, state)
+            steps.append(s)
+        outputs = [torch.stack(steps), neuron(inputs[1])[0]]
+        for y in outputs:
+            (y * torch.arange(1.0, 7.0, device=x.device)).sum().backward()
+        if not torch.equal(*outputs):
+            raise AssertionError(f"{name}: {type(neuron).__name__} emits other spikes than its steps")
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
+        checked.append(name)
+    return f"ok: MSF and PMSN on {', '.join(dict.fromkeys(checked))} equal a loop of their steps"
+
+
+def _test_spikingjelly() -> str:
+    """A swap at D = 1 changes no bit."""
+    try:
+        from spikingjelly.activation_based import layer, neuron
+    except ImportError as error:
+        return f"skipped: {error}"
+    torch.manual_seed(0)
+    net = nn.Sequential(layer.Linear(6, 8, step_mode="m"), neuron.LIFNode(step_mode="m", detach_reset=True))
+    return _same_after_swap(net, torch.randn(5, 3, 6) * 4)
+
+
+def _test_snntorch() -> str:
+    try:
+        import snntorch
+    except ImportError as error:
+        return f"skipped: {error}"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), snntorch.Leaky(beta=0.5, init_hidden=True, reset_mechanism="zero"))
+    return _same_after_swap(net, torch.randn(3, 6) * 4)
+
+
+def _same_after_swap(net: nn.Module, x: torch.Tensor) -> str:
+    with torch.no_grad():
+        before = net(x)
+        swap.msf(net, x, D=1)
+        after = net(x)
+    if not torch.equal(before, after):
+        raise AssertionError("MSF with D = 1 in place of the stock neuron emits other spikes")
+    return "ok: a swap at D = 1 leaves every spike as it was"
+
+
+TESTS: dict[str, Callable[[], str]] = {
+    "backends": _test_backends,
+    "SpikingJelly": _test_spikingjelly,
+    "snnTorch": _test_snntorch,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""Published weights into a model, before or after its neurons are swapped."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from .. import checkpoints
+from ..neurons import PMSN, Neuron
+
+__all__ = ["Loaded", "load_published"]
+
+
+@dataclass(frozen=True)
+class Loaded(checkpoints.Report):
+    """What :func:`load_published` did. ``print`` it; :attr:`ok` is False if anything was left over on either side."""
+
+    new: tuple[str, ...]
+    """Entries of swapped-in neurons that no published file has: they keep their values."""
+    reshaped: tuple[str, ...]
+    """Single numbers stored in another shape."""
+
+    def __str__(self) -> str:
+        lines = [
+            super().__str__().replace("never used by the published forward pass, and not in the model", GONE)
+        ]
+        for title, entries in (
+            ("of the new neurons, left as they are", self.new),
+            ("reshaped", self.reshaped),
+        ):
+            if entries:
+                lines += [f"{title} ({len(entries)}):", *(f"  {entry}" for entry in entries)]
+        return "\n".join(lines)
+
+
+GONE = "of neurons that were swapped out"
+
+
+def load_published(
+    model: nn.Module,
+    path_or_state_dict: str | os.PathLike[str] | IO[bytes] | Mapping[str, Any],
+    recipe: Any = None,
+    *,
+    rename: Mapping[str, str | None] | None = None,
+    weights: str | None = None,
+    strict: bool = True,
+) -> Loaded:
+    """Load a published checkpoint into ``model``, in place, and report; the neurons may be swapped already or not.
+
+    Convolutions, norms and linear layers keep their names in a swap, so either order gives the same weights. A learned
+    parameter of an old neuron goes to the one that keeps it (PLIF's ``w``) or is reported as gone; the parameters of a
+    new PMSN are in no published file and stay. Nothing in a file is executed (``weights_only=True``).
+
+    Args:
+        model: a model with the published layout, or one that ``recipe`` translates to.
+        path_or_state_dict: a path, an open binary file, or what one holds. The weights may lie inside ``state_dict``,
+            ``model`` and the like, and their names begin with ``module.`` or ``_orig_mod.``.
+        recipe: a :class:`~msf_pmsn_plugins.adapters.Recipe` or the name of one: its ``keys`` translate entries that
+            have no place as they are, such as torchvision's ResNet into SEW ResNet.
+        rename: prefixes of published names (whole parts) to those in your model; None leaves them out, as
+            ``{"fc": None}`` for another number of classes.
+        weights: the entry of the file that holds the weights, if there are several.
+        strict: raise if any entry is missing, unexpected or does not fit, before anything is loaded. False loads what
+            fits, and warns.
+
+    Raises:
+        msf_pmsn_plugins.checkpoints.Incomplete: with ``strict``, a ValueError with all differences.
+        ValueError: not a checkpoint, an unsafe one, a rename that renames nothing, or nothing that fits.
+        KeyError: an unknown recipe.
+    """
+    model = checkpoints._inner(model)
+    state, path = checkpoints._unwrap(checkpoints._load(path_or_state_dict), weights)
+    targets = dict(_entries(model))
+    state, prefix = checkpoints._strip(state, targets)
+    renamed, left_out = checkpoints._rename(state, rename or {})
+    keys = _keys(recipe)
+    owners = _neurons(model)
+
+    places: dict[str, str] = {}
+    unexpected, gone = [], []
+    for published, name in renamed.items():
+        place = _place(name, targets, owners, keys)
+        if place is not None:
+            if place in places:
+                raise ValueError(
+                    f"{places[place]} and {published} both belong to {place} of the model: rename one"
+                )
+            places[place] = published
+        elif _owner(name, owners) is not None:
+            gone.append(published)
+        else:
+            unexpected.append(published)
+
+    loaded: dict[str, str] = {}
+    mismatched, converted, reshaped = [], [], []
+    for ours, published in places.items():
+        given, expected = state[published], targets[ours]
+        if why := _misfit(given, expected):
+            mismatched.append(checkpoints.Mismatch(published, ours, why))
+            continue
+        loaded[published] = ours
+        if given.dtype != expected.dtype:
+            converted.append(f"{ours}: {given.dtype} -> {expected.dtype}")
+        if given.shape != expected.shape:
+            reshaped.append(f"{ours}: {tuple(given.shape)} -> {tuple(expected.shape)}")
+    absent = [ours for ours in targets if ours not in places]
+    new = [ours for ours in absent if _is_new(ours, owners)]
+    report = Loaded(
+        source=getattr(recipe, "name", None) or recipe or "published weights",
+        weights=path + (f" without the prefix {prefix!r}" if prefix else ""),
+        loaded=loaded,
+        missing={ours: ours for ours in absent if ours not in new},
+        unexpected=tuple(unexpected),
+        mismatched=tuple(mismatched),
+        unused=tuple(gone),
+        left_out=left_out,
+        converted=tuple(converted),
+        different=(),
+        not_stored=(),
+        new=tuple(new),
+        reshaped=tuple(reshaped),
+    )
+    if left_out:  # what was left out on purpose is not missing
+        out = {_place(name, targets, owners, keys) for name in left_out}
+        report = _without_missing(report, out)
+    if strict and not report.ok:
+        raise checkpoints.Incomplete(report)
+    if not loaded:
+        raise ValueError(f"no entry of the file has a place in the model.\n{report}")
+    with torch.no_grad():
+        for published, ours in loaded.items():
+            targets[ours].copy_(state[published].reshape(targets[ours].shape))
+    if not report.ok:
+        warnings.warn(str(report), stacklevel=2)
+    return report
+
+
+def _without_missing(report: Loaded, names: set[str | None]) -> Loaded:
+    missing = {ours: published for ours, published in report.missing.items() if ours not in names}
+    return Loaded(**{**vars(report), "missing": missing})
+
+
+def _keys(recipe: Any) -> Mapping[str, str]:
+    """The key map of a recipe, given as one or by its name in the entry-point group."""
+    if recipe is None:
+        return {}
+    if isinstance(recipe, str):
+        points = {e.name: e for e in entry_points(group="msf_pmsn_plugins.recipes")}
+        if recipe not in points:
+            raise KeyError(f"unknown recipe {recipe!r}; known: {', '.join(sorted(points))}")
+        recipe = points[recipe].load()
+    return recipe.keys
+
+
+def _entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    # not state_dict(): that of a PMSN whose channels are not known raises, and hosts add entries
+    for path, module in model.named_modules(remove_duplicate=False):
+        owned = [*module._parameters.items()]
+        owned += [(k, v) for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set]
+        for name, tensor in owned:
+            if tensor is not None:
+                yield (f"{path}.{name}" if path else name), tensor
+
+
+def _neurons(model: nn.Module) -> dict[str, nn.Module]:
+    """Our neurons by the path of what stands at the site: the outermost module with nothing else inside."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Neuron):
+            site = path
+            while (outer := site.rpartition(".")[0]) and _only(model.get_submodule(outer), module):
+                site = outer
+            found[site] = module
+    return found
+
+
+def _only(module: nn.Module, neuron: nn.Module) -> bool:
+    """Whether ``module`` holds ``neuron`` and no tensors but the neuron's and those of a host's node around it."""
+    inner = [m for m in module.modules() if isinstance(m, Neuron)]
+    node = any(getattr(m, "neuron", None) is neuron for m in module.modules())
+    return inner == [neuron] and node and not any(module.parameters(recurse=False))
+
+
+def _owner(name: str, owners: Mapping[str, nn.Module]) -> str | None:
+    """The site whose neuron an entry belongs to."""
+    return next((site for site in owners if name.startswith(f"{site}.")), None)
+
+
+def _place(
+    name: str, targets: Mapping[str, Tensor], owners: Mapping[str, nn.Module], keys: Mapping[str, str]
+) -> str | None:
+    """Where an entry belongs in the model: as it is, translated, or deeper inside a swapped neuron."""
+    candidates = [name, *(re.sub(old, new, name) for old, new in keys.items() if re.fullmatch(old, name))]
+    for candidate in candidates:
+        if candidate in targets:
+            return candidate
+        site = _owner(candidate, owners)
+        own = candidate.rpartition(".")[2]
+        if site is not None and own in owners[site]._parameters:
+            return next(
+                t for t in targets if t.startswith(f"{site}.") and targets[t] is owners[site]._parameters[own]
+            )
+    return None
+
+
+def _is_new(ours: str, owners: Mapping[str, nn.Module]) -> bool:
+    """Whether an entry is one that only the new neuron has."""
+    site = _owner(ours, owners)
+    if site is None:
+        return False
+    return isinstance(owners[site], PMSN) or ours.rpartition(".")[2] not in owners[site]._parameters
+
+
+def _misfit(given: Tensor, expected: Tensor) -> str:
+    """Why an entry cannot be loaded; empty if it can."""
+    if isinstance(expected, UninitializedParameter | UninitializedBuffer):
+        return "the model does not know its size yet: run it once before"
+    kinds = [(t.is_floating_point(), t.is_complex()) for t in (given, expected)]
+    if kinds[0] != kinds[1]:
+        return f"the file has {given.dtype}, the model {expected.dtype}"
+    if not torch.isfinite(given).all():
+        return "the file has values that are not finite"
+    if given.shape != expected.shape and not (given.numel() == expected.numel() == 1):
+        return f"the file has {tuple(given.shape)}, the model {tuple(expected.shape)}"
+    return ""
