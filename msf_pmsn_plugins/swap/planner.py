@@ -420,12 +420,12 @@ def _channel_axes(step: tuple[int, ...], stays: tuple[int, ...], widths: set[int
     """The one axis that stays; else the one, or the adjacent ones together, as wide as a layer around the neuron.
 
     Behind a larger axis, axes of size 1 do not count: [N, C, 1, 1] has its channels on axis 1. In front they do:
-    [N, 1, L] may be a mean over the channels.
+    [N, 1, L] may be a mean over the channels. Three axes together are a map before it is flattened, not channels.
     """
     if len(stays) == 1 and step[stays[0]] > 1:
         return stays
     axes = [i for i in stays if step[i] > 1 or all(step[j] == 1 for j in stays if j < i)]
-    groups = [group for n in range(1, len(axes) + 1) for group in combinations(axes, n)]
+    groups = [group for n in (1, 2) for group in combinations(axes, n)]
     fitting = [group for group in groups if math.prod(step[i] for i in group) in widths]
     if len(fitting) != 1:
         return ()

@@ -1,0 +1,98 @@
+"""All experiments, and the page that shows what they gave.
+
+    python examples/experiments/run.py                   everything: about 40 minutes of one quiet core
+    python examples/experiments/run.py digits sine       only these
+    python examples/experiments/run.py --fast --out /tmp/x     everything at toy size, elsewhere
+    python examples/experiments/run.py --page            only write docs/experiments.md anew from the files
+
+Every experiment writes <out>/<name>.json (docs/experiments by default); the tables of docs/experiments.md are made
+of those files. An experiment whose data cannot be loaded is named and left out.
+"""
+
+import argparse
+import importlib
+import json
+import re
+from pathlib import Path
+
+import common
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OUT = ROOT / "docs" / "experiments"
+PAGE = ROOT / "docs" / "experiments.md"
+NAMES = ("sine", "digits", "mnist_1d", "series", "images", "recall", "events", "depth", "steps", "sweep")
+
+
+def section(name: str, done: dict) -> str:
+    """What the page shows of one file."""
+    experiment = importlib.import_module(name)
+    seeds = len({row["seed"] for row in done["rows"] if "seed" in row})
+    versions = ", ".join(f"{package} {number}" for package, number in done["versions"].items())
+    runs = f"{seeds} seeds, mean and range" if seeds > 1 else "one seed"
+    minutes = f"{done['seconds'] / 60:.0f} CPU minutes in all, torch on {done['threads']} thread(s)"
+    notes = f"`{done['command']}`; {runs}; {minutes}; {versions}."
+    return f"{common.table(experiment, done['rows'])}\n\n{notes}"
+
+
+def with_tables(page: str, folder: Path) -> str:
+    """``page`` with the table of every file between the markers of its experiment."""
+    for path in sorted(folder.glob("*.json")):
+        name = path.stem
+        begin, end = f"<!-- {name}: written by examples/experiments/run.py -->", f"<!-- end of {name} -->"
+        text = f"{begin}\n\n{section(name, json.loads(path.read_text()))}\n\n{end}"
+        page, count = re.subn(
+            f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, t=text: t, page, flags=re.DOTALL
+        )
+        if count != 1:
+            raise SystemExit(f"{PAGE.name}: expected one pair of markers for {name}, found {count}")
+    return page
+
+
+def draw(folder: Path) -> None:
+    """The figure of every experiment that has one, beside its file."""
+    for path in folder.glob("*.json"):
+        experiment = importlib.import_module(path.stem)
+        if hasattr(experiment, "plot"):
+            experiment.plot(json.loads(path.read_text())["rows"]).figure.savefig(
+                path.with_suffix(".png"), dpi=110
+            )
+
+
+def main():
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=verbatim)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which ones: {', '.join(NAMES)} (all)")
+    common.add_arguments(parser)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the files (%(default)s)")
+    parser.add_argument("--page", action="store_true", help="run nothing, only write the page")
+    args = parser.parse_args()
+    unknown = sorted(set(args.names) - set(NAMES))
+    if unknown:
+        raise SystemExit(f"unknown experiments {unknown}; known: {', '.join(NAMES)}")
+    if args.fast and args.out == OUT:
+        raise SystemExit("--fast gives numbers that mean nothing: name another folder with --out")
+    if args.neurons and args.out == OUT:
+        raise SystemExit("--neurons leaves out rows of the page: name another folder with --out")
+    options = common.options_of(args)
+    if not args.page:
+        args.out.mkdir(parents=True, exist_ok=True)
+        missing = []
+        for name in args.names or NAMES:
+            try:
+                done = common.report(importlib.import_module(name), options)
+            except common.Unavailable as error:
+                missing.append(f"{name}: {error}")
+                continue
+            target = args.out / f"{name}.json"
+            target.with_suffix(".part").write_text(json.dumps(done, indent=1) + "\n")
+            target.with_suffix(".part").replace(target)
+        for line in missing:
+            print(f"left out: {line}")
+    if args.out == OUT:
+        PAGE.write_text(with_tables(PAGE.read_text(), OUT))
+        draw(OUT)
+        print(f"tables written into {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
