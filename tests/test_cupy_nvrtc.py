@@ -39,12 +39,22 @@ WIDEST = {
 }
 
 
+def allowed_stack(kernel, name):
+    """No spills, but for the drive in double with bursts and more than 12 modes: a few numbers, once a step."""
+    macros = dict(kernel.macros)
+    rare = (
+        macros.get("IO") == "IO_DOUBLE" and macros.get("BURST") != "BURST_OFF" and macros.get("MODES", 0) > 12
+    )
+    return 64 if rare and name == "pmsn_drive" else 0
+
+
 def gate(kernel, architecture, ceiling):
     found = binaries(kernel, architecture)
     assert kernel.name in found
     for name, binary in found.items():
         where = f"{name} on {architecture}, {kernel.options}"
-        assert (binary.stack, binary.local) == (0, 0), where
+        assert binary.local == 0, where
+        assert binary.stack <= allowed_stack(kernel, name), where
         assert binary.registers <= ceiling, f"{binary.registers} registers: {where}"
 
 
@@ -81,7 +91,7 @@ def test_pmsn_everywhere(architecture, io):
         ceiling = HIGH_CEILING if io == "DOUBLE" or modes > 12 else CEILING
         for macros in ({}, other) if modes in (1, 4, 5, 16) else ({},):
             gate(pmsn("pmsn_forward", modes, io, **macros), architecture, ceiling)
-            gate(pmsn("pmsn_gather", modes, io, **macros), architecture, ceiling)
+            gate(pmsn("pmsn_gather", modes, io, **macros), architecture, HIGH_CEILING if macros else ceiling)
     for modes in (1, 5, 8) if io == "DOUBLE" else (1, 5, 12, 16):
         for backward in (0, 1):
             macros = {**other, "CHUNKED": 1, "BACKWARD": backward}

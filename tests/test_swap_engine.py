@@ -166,6 +166,9 @@ def test_d1_changes_nothing_in_the_zoo(name):
     net = make(spiking_neuron=neuron.LIFNode, detach_reset=True) if name in OLD_ZOO else make()
     if name in OLD_ZOO:
         functional.set_step_mode(net, "m")
+    for node in net.modules():
+        if isinstance(node, neuron.BaseNode) and name in OLD_ZOO:
+            node.v_threshold = 0.5  # fresh weights drive the last layers too little for spikes
     x = torch.rand(shape) * 2
     plan = swap.plan(copy.deepcopy(net), x, swap.MSF(D=1, backend="torch"))
     assert {s.verdict for s in plan.sites} == {"ok"}

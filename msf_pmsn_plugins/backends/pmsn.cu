@@ -18,7 +18,7 @@
 #define THREADS 128
 // Steps that are read ahead of the arithmetic, which would otherwise wait for memory at each of them.
 #define AHEAD (MODES <= 4 ? 8 : MODES <= 8 ? 4 : IO == IO_DOUBLE ? 1 : 2)
-#define AHEAD_GATHER (MODES <= 8 ? 4 : 2)
+#define AHEAD_GATHER (IO == IO_DOUBLE && (BURST != BURST_OFF || FIXED) ? 1 : MODES <= 8 ? 4 : 2)
 #define AHEAD_SOMA (BACKWARD ? 16 : 32)
 
 // C++ has no empty arrays.
@@ -520,7 +520,8 @@ struct Gathered {
 // blockDim.x columns (c, k) by blockDim.y values of l; blocks count through the groups, then through the columns, then
 // through `rows`, which share the values of l. Each block adds what its lanes give into its own places of
 // partial [rows, GROUPS, SUMS, C*K].
-extern "C" __global__ void __launch_bounds__(THREADS, IO == IO_DOUBLE ? 2 : 4)
+// Four blocks to a multiprocessor, two in double; where bursts or the fixed point need registers of their own, one.
+extern "C" __global__ void __launch_bounds__(THREADS, BURST != BURST_OFF || FIXED ? 1 : IO == IO_DOUBLE ? 2 : 4)
     pmsn_gather(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const real_t* __restrict__ gz,
                 const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
                 const real_t* __restrict__ a, const real_t* __restrict__ w, const real_t* __restrict__ d,
