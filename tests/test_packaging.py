@@ -182,7 +182,10 @@ def extra(name: str) -> set[str]:
 
 def test_extras() -> None:
     extras = set(PROJECT["optional-dependencies"])
-    assert extras == {*"spikingjelly snntorch cpu cupy12 cupy13 examples plot nir onnx all".split()}
+    assert extras == {
+        *("spikingjelly", "snntorch", "cpu", "cupy12", "cupy13"),
+        *("examples", "plot", "nir", "onnx", "all"),
+    }
     assert set(metadata("msf-pmsn-plugins").get_all("Provides-Extra") or ()) == extras
     assert {"snntorch", "torch", "numpy"} <= extra("snntorch")
     on_cpu = set().union(*(extra(name) for name in extras if not name.startswith("cupy")))
