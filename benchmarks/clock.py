@@ -27,20 +27,32 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def interleaved(calls: dict[str, Call], rounds: int, budget: float) -> dict[str, tuple[float, float]]:
+def wall_seconds(call: Call) -> float:
+    """Of one call."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def interleaved(
+    calls: dict[str, Call],
+    rounds: int,
+    budget: float,
+    seconds: Callable[[Call], float] = wall_seconds,
+    warm_up: int = 1,
+) -> dict[str, tuple[float, float]]:
     """Median and minimum seconds of each call, taken in turn so that all meet the same machine.
 
     ``rounds`` turns, or fewer once ``budget`` seconds are spent, but at least three.
     """
     for call in calls.values():
-        call()  # warm-up: compilation, allocator, caches
+        for _ in range(warm_up):  # compilation, allocator, caches
+            call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     for turn in range(rounds):
         for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(seconds(call))
         if turn >= 2 and time.perf_counter() - start > budget:
             break
     return {name: (median(found), min(found)) for name, found in times.items()}

@@ -17,14 +17,14 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from clock import saved_bytes
-from cpu import Case, FromTimeLast, Run, agree, data, make, rivals
+from clock import interleaved, saved_bytes, wall_seconds
+from cpu import SHARED, Case, FromTimeLast, Run, agree, data, make, rivals
 from rivals import Ours, Rival
 from torch import Tensor, nn
 
@@ -32,15 +32,7 @@ from msf_pmsn_plugins.neurons import MSF, PMSN
 
 DOCS = Path(__file__).parents[1] / "docs"
 CASES = [
-    Case("MSF", (4, 32, 64, 32, 32)),
-    Case("MSF", (16, 16, 64, 16, 16)),
-    Case("MSF", (128, 32, 256)),
-    Case("MSF", (1024, 16, 128)),
-    Case("PMSN", (784, 64, 128)),
-    Case("PMSN", (1024, 16, 128)),
-    Case("PMSN", (250, 32, 256)),
-    Case("PMSN", (32, 32, 128, 32)),
-    Case("PMSN", (4, 32, 64, 32, 32)),
+    *SHARED,
     Case("PMSN", (16384, 4, 256)),  # few lanes: time is cut into chunks
     # The setting of the Open Neuromorphic benchmark: 512 neurons, 500 steps, batch 10.
     Case("MSF", (500, 10, 512)),
@@ -115,9 +107,7 @@ class Rotating:
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Of one call, on the device's own clock where it has one."""
     if device.type != "cuda":
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
+        return wall_seconds(call)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
@@ -125,18 +115,6 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, Any]:
-    """Median and minimum seconds of each call, taken in turn."""
-    for call in calls.values():
-        for _ in range(3):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call, device))
-    return {name: (median(found), min(found)) for name, found in times.items()}
 
 
 def runs_of(case: Case, device: torch.device, backend: str) -> dict[str, Run]:
@@ -175,12 +153,17 @@ def measure(case: Case, device: torch.device, backend: str, rounds: int) -> dict
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     turning = {name: Rotating(run, cache) for name, run in runs_of(case, device, backend).items()}
     result: dict[str, Any] = {"case": case.name, "shape": list(case.shape), "times": {}}
+    clock = partial(seconds, device=device)
     for way in ("forward", "train"):
         calls = {name: lambda r=r, way=way: r(way) for name, r in turning.items()}
-        result["times"][way] = interleaved(calls, rounds, device)
+        result["times"][way] = interleaved(calls, rounds, math.inf, clock, warm_up=3)
     source = Rotating(Run(nn.Identity(), *(part.to(device) for part in data(case))), cache)
     result["copy"] = interleaved(
-        {"copy": lambda: [source("forward"), source.run.x.detach().clone()]}, rounds, device
+        {"copy": lambda: [source("forward"), source.run.x.detach().clone()]},
+        rounds,
+        math.inf,
+        clock,
+        warm_up=3,
     )["copy"]
     result["saved"] = {n: saved_bytes(lambda r=r: r.run.module(r.run.x)) for n, r in turning.items()}
     result["peak"] = {name: peak(lambda r=r: r("train"), device) for name, r in turning.items()}

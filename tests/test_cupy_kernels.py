@@ -17,6 +17,7 @@ from shim.cases import (
     PMSNCase,
     check_msf,
     check_pmsn,
+    cut_time,
     msf_backward,
     msf_forward,
     msf_oracle,
@@ -231,9 +232,7 @@ def test_sums_for_the_parameters_keep_their_digits():
 @pytest.fixture
 def chunked(shim, monkeypatch):
     """Every sequence of four steps and more is cut."""
-    monkeypatch.setattr(cupy_backend, "LEAST_STEPS", 2)
-    monkeypatch.setattr(cupy_backend, "LEAST_CHUNKS", 2)
-    shim.size = 132
+    cut_time(monkeypatch, shim)
     yield
     names = {launch.kernel.name for launch in shim.launches}
     assert {"pmsn_chunk", "pmsn_carry", "pmsn_soma"} <= names

@@ -14,7 +14,7 @@ from torch import Tensor
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends import cupy_backend
 from shim import ShimDevice, launch, library, memory
-from shim.cases import MSFCase, PMSNCase, check_msf, check_pmsn
+from shim.cases import MSFCase, PMSNCase, check_msf, check_pmsn, cut_time
 from shim.replay import replay, summary, tensors
 
 pytestmark = pytest.mark.kernels
@@ -38,9 +38,7 @@ def record(case, monkeypatch) -> list:
     monkeypatch.setattr(cupy_backend, "device", device)
     monkeypatch.setattr(cupy_backend, "FULL", 512)  # blocks of pmsn_gather take several values of l
     if case is CASES["pmsn-chunks"]:
-        monkeypatch.setattr(device, "size", 132)
-        monkeypatch.setattr(cupy_backend, "LEAST_STEPS", 2)
-        monkeypatch.setattr(cupy_backend, "LEAST_CHUNKS", 2)
+        cut_time(monkeypatch, device)
     with poisoned_empty():
         (check_msf if isinstance(case, MSFCase) else check_pmsn)(case)
     return device.launches

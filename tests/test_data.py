@@ -23,7 +23,7 @@ from recipes.data.events import CIFAR10DVS, DVSGesture, SpikingHeidelberg  # noq
 from recipes.data.images import CIFAR, CIFAR_STATISTICS, ImageNet, SequentialMNIST  # noqa: E402
 from recipes.data.sines import Sines  # noqa: E402
 
-from fixtures import WRITERS  # noqa: E402
+from fixtures import WRITERS, writer  # noqa: E402
 from fixtures.events import write_aedat4, write_dvsgesture, write_shd  # noqa: E402
 from fixtures.images import write_imagenet, write_mnist  # noqa: E402
 
@@ -45,14 +45,8 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def fixtures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fixtures")
-
-    def get(name):
-        if not (folder / name).exists():
-            WRITERS[name](folder / name)
-        return str(folder / name)
-
-    return get
+    write = writer(tmp_path_factory.mktemp("fixtures"))
+    return lambda name: str(write(name))
 
 
 def ready(kind, root, **settings):

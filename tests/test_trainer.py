@@ -29,7 +29,7 @@ from recipes.models import SequenceNet, SHDNet, SineNet  # noqa: E402
 from recipes.module import Task, cosine, loss_of  # noqa: E402
 from recipes.neurons import LIF, MSF, PMSN  # noqa: E402
 
-from fixtures import WRITERS  # noqa: E402
+from fixtures import writer  # noqa: E402
 from fixtures.kill import Killed  # noqa: E402
 
 pytestmark = [
@@ -79,14 +79,7 @@ ONE_STEP = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "te
 @pytest.fixture(scope="module")
 def fixtures(tmp_path_factory):
     """The folder of a fixture by name, written at the first use."""
-    folder = tmp_path_factory.mktemp("fixtures")
-
-    def get(name):
-        if not (folder / name).exists():
-            WRITERS[name](folder / name)
-        return folder / name
-
-    return get
+    return writer(tmp_path_factory.mktemp("fixtures"))
 
 
 @pytest.fixture(autouse=True)

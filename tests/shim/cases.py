@@ -156,6 +156,13 @@ def check_msf(case: MSFCase) -> None:
     assert_close(grads[2], ref[2], "adjoint")
 
 
+def cut_time(monkeypatch: Any, device: Any) -> None:
+    """Have every sequence of four steps and more cut into chunks in time."""
+    monkeypatch.setattr(cupy_backend, "LEAST_STEPS", 2)
+    monkeypatch.setattr(cupy_backend, "LEAST_CHUNKS", 2)
+    monkeypatch.setattr(device, "size", 132)
+
+
 @dataclass(frozen=True)
 class PMSNCase:
     modes: int = 4
