@@ -21,7 +21,6 @@ from .neurons.base import (
     Lengths,
     PropertiesFirst,
     State,
-    channel_axes,
     file_under_neuron,
     first_step,
     number,
@@ -529,11 +528,16 @@ class _ResidualNode(SpikingJellyNode):
         """The residual after reset, volts, [N, *]."""
         if "r" not in self._memories:  # the host's constructor asks before the memories are there
             raise AttributeError("v")
-        return self._memories["r"] * (self.v_threshold if self.has_margin else float(self.v_threshold))
+        return self._memories["r"] * self._volts
 
     @v.setter
     def v(self, value: Tensor | float) -> None:
-        self._memories["r"] = value / (self.v_threshold if self.has_margin else float(self.v_threshold))
+        self._memories["r"] = value / self._volts
+
+    @property
+    def _volts(self) -> Tensor | float:
+        """One threshold in volts; a tensor where each neuron has its own."""
+        return self.v_threshold if self.has_margin else float(self.v_threshold)
 
     def __getattr__(self, name: str) -> Any:
         # The monitors of 0.0.0.0.14 call this directly and so miss the property.
@@ -635,10 +639,7 @@ class PMSNNode(_ResidualNode):
         held, (r, z) = self.neuron, states
         if held.context == "global" or not bool((theta > 0).all()):
             raise ValueError("a tensor of thresholds must be positive and needs context='local'")
-        axes = channel_axes(held.channel_dim, x)
-        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
-        a, w, d = held.weights(r.dtype)
-        a, w, d = a.reshape(*shape, held.modes), w.reshape(*shape, held.modes), d.reshape(shape)
+        a, w, d = held.step_weights(x, r.dtype)
         _theta, reset_mode, burst, fixed = held._soma()
         s, r, z, _m = pmsn_step(x.to(r.dtype), r, z, a, w, d, theta, held.surrogate, reset_mode, burst, fixed)
         return s, (r, z)
@@ -748,17 +749,17 @@ def site_charge(module: Any) -> dict[str, Any]:
     """
     kind = type(module)
     suffix = "_decay_input" if getattr(module, "decay_input", False) else ""
+    at_zero = getattr(module, "v_reset", None) in (None, 0)
     if kind is neuron.IFNode:
         return {"charge": "if"}
     if kind is neuron.ParametricLIFNode:
-        product = not FUNCTIONAL and (module.v_reset is None or module.v_reset == 0) and not suffix
+        product = not FUNCTIONAL and at_zero and not suffix
         return {"charge": "plif_product" if product else "plif" + suffix, "w": module.w}
     if kind is neuron.LIFNode:
         full, short = "lif" + suffix, "lif_rest_zero_decay_input" if suffix else "lif_product"
         if FUNCTIONAL:
             charge = (full, full)
         else:
-            at_zero = module.v_reset is None or module.v_reset == 0
             charge = (short if at_zero else full, short if module.v_reset is None else full)
         return {"charge": charge, "tau": module.tau}
     if FUNCTIONAL and kind is neuron.SimpleLIFNode and module.v_reset is not None:

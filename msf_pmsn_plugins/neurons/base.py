@@ -48,6 +48,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def paired_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The complex dtype of a real one. Not ``dtype.to_complex()``: torch.compile cannot trace it."""
+    return torch.complex128 if dtype == torch.float64 else torch.complex64
+
+
 def file_under_neuron(state_dict: dict[str, Any], prefix: str, neuron: nn.Module) -> None:
     """Rename, in place, the entries that a bare neuron saved to those of a node that holds it as ``neuron``."""
     for name, _ in neuron.named_parameters(recurse=False):

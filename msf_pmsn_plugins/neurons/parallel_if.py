@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..surrogate import FireFunction, Surrogate, as_surrogate
-from .base import Neuron, State, number, state_dtype
+from .base import Neuron, State, number, paired_dtype, state_dtype
 from .pmsn import BURSTS, parallel_reset, pmsn_step
 
 __all__ = ["ParallelIF"]
@@ -74,8 +74,7 @@ class ParallelIF(Neuron):
         self.check_input(x)
         (r,) = self.check_state(x, state)
         theta, burst = self._soma()
-        # not dtype.to_complex(): torch.compile cannot trace it
-        none = r.new_empty(0, dtype=torch.complex128 if r.dtype == torch.float64 else torch.complex64)
+        none = r.new_empty(0, dtype=paired_dtype(r.dtype))
         modes = none.expand(*r.shape, 0)
         s, r, _z, m = pmsn_step(
             x.to(r.dtype), r, modes, none, none, r.new_ones(()), theta, self.surrogate, burst=burst

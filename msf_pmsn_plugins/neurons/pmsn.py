@@ -36,6 +36,7 @@ from .base import (
     live_steps,
     loop_vmap,
     number,
+    paired_dtype,
     state_dtype,
 )
 
@@ -469,7 +470,7 @@ def parallel_reset(
     """
     surrogate = Surrogate("triangle", 1.0) if surrogate is None else surrogate
     r = torch.zeros_like(first_step(y_seq)) if r is None else r
-    none = r.new_empty(0, dtype=torch.complex128 if r.dtype == torch.float64 else torch.complex64)
+    none = r.new_empty(0, dtype=paired_dtype(r.dtype))
     shape = r.shape
     if not isinstance(surrogate, Surrogate):
         modes, one = none.expand(*shape, 0), r.new_ones(())
@@ -803,8 +804,7 @@ class PMSN(Neuron):
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
-        paired = torch.complex128 if dtype == torch.float64 else torch.complex64
-        return (x.shape, dtype), (torch.Size((*x.shape, self.modes)), paired)
+        return (x.shape, dtype), (torch.Size((*x.shape, self.modes)), paired_dtype(dtype))
 
     def initial_state(self, x: Tensor) -> State:
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
@@ -835,6 +835,13 @@ class PMSN(Neuron):
         factor = self.coeff * (2 if self.tied else 1)
         return a, w if factor == 1 else factor * w, d if self.coeff == 1 else self.coeff * d
 
+    def step_weights(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`weights` in shapes that broadcast against one step ``x`` [N, *], and its modes behind."""
+        axes = channel_axes(self.channel_dim, x)
+        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        a, w, d = self.weights(dtype)
+        return a.reshape(*shape, self.modes), w.reshape(*shape, self.modes), d.reshape(shape)
+
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         if self.context == "global":
             raise ValueError(
@@ -843,10 +850,7 @@ class PMSN(Neuron):
             )
         self.check_input(x)
         r, z = self.check_state(x, state)
-        axes = channel_axes(self.channel_dim, x)
-        a, w, d = self.weights(r.dtype)
-        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
-        a, w, d = a.reshape(*shape, self.modes), w.reshape(*shape, self.modes), d.reshape(shape)
+        a, w, d = self.step_weights(x, r.dtype)
         theta, reset_mode, burst, fixed = self._soma()
         s, r, z, m = pmsn_step(x.to(r.dtype), r, z, a, w, d, theta, self.surrogate, reset_mode, burst, fixed)
         return s.to(x.dtype), (r, z), m

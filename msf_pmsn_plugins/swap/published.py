@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import IO, Any
@@ -79,7 +79,7 @@ def load_published(
     """
     model = checkpoints._inner(model)
     state, path = checkpoints._unwrap(checkpoints._load(path_or_state_dict), weights)
-    targets = dict(_entries(model))
+    targets = {name: target.tensor for name, target in checkpoints._targets(model)}
     state, prefix = checkpoints._strip(state, targets)
     renamed, left_out = checkpoints._rename(state, rename or {})
     keys = _keys(recipe)
@@ -159,16 +159,6 @@ def _keys(recipe: Any) -> Mapping[str, str]:
             raise KeyError(f"unknown recipe {recipe!r}; known: {', '.join(sorted(points))}")
         recipe = points[recipe].load()
     return recipe.keys
-
-
-def _entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    # not state_dict(): that of a PMSN whose channels are not known raises, and hosts add entries
-    for path, module in model.named_modules(remove_duplicate=False):
-        owned = [*module._parameters.items()]
-        owned += [(k, v) for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set]
-        for name, tensor in owned:
-            if tensor is not None:
-                yield (f"{path}.{name}" if path else name), tensor
 
 
 def _neurons(model: nn.Module) -> dict[str, nn.Module]:
