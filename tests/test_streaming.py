@@ -522,8 +522,9 @@ def test_functional_parameters_are_never_remembered():
 
     with torch.no_grad():
         both = torch.func.vmap(rotation)(ensemble)
-        assert torch.equal(both[0], rotation(ensemble[0]))
-        assert torch.equal(both[1], rotation(ensemble[1]))
+        # The last bit of a sine depends on where in a vector it is computed; a remembered weight would be far off.
+        assert_close(both[0], rotation(ensemble[0]), "slope")
+        assert_close(both[1], rotation(ensemble[1]), "slope")
 
 
 class Weights(torch.nn.Module):
