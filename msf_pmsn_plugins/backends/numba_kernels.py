@@ -47,6 +47,7 @@ def _kernel(function: Callable[..., None]) -> Any:
 
 
 _part = njit(error_model="numpy")
+_pasted = njit(error_model="numpy", forceinline=True)  # constants among its arguments prune its branches
 
 
 # ---------------------------------------------------------------- vectors of lanes
@@ -906,18 +907,51 @@ def _read_lengths(row, lengths, per_length, start, size, padded, steps):
     return until
 
 
+@_pasted
+def _msf_forward_vector(
+    nil, unit, j, left, partly, t, start, at, scratch, lives, memory, codes, numbers, k, theta
+):
+    """One step of the ``left`` lanes from ``start + j``; ``at`` says where the step begins in x, in the outputs, and
+    where the next lies.
+    """
+    x, s, kept, rates, thetas = memory
+    keep, count, form, reset = codes
+    rest, scale, v_reset, width = numbers
+    here, there, ahead = at
+    _will_read(nil, x, ahead + j)
+    if rates != 0:
+        k = _load_part(nil, rates, start + j, left)
+    before = _load(nil, scratch, j)
+    m = _charge(form, _times(_load_part(nil, x, here + j, left), scale), before, k, rest)
+    if keep == 1:
+        _store_part(kept, there + j, _living(partly, lives, j, t, m, nil), left)
+    elif keep == 2:
+        code = _no_counts(nil)
+        for c in range(count):
+            code = _near(code, m, _load(unit, thetas, c), width)
+        code = _with_fired_bit(code, m, theta)
+        _store_bytes(kept, there + j, _living(partly, lives, j, t, code, _no_counts(nil)), left)
+    n = _fire(nil, m, unit, thetas, count)
+    _store_part(s, there + j, _living(partly, lives, j, t, n, nil), left)
+    if reset == 0:
+        m = _hard(m, theta, v_reset)
+    elif reset == 1:
+        m = _soft(m, n, theta)
+    _store(scratch, j, _living(partly, lives, j, t, m, before))
+
+
 @_kernel
 def msf_forward(first, last, scratch, unit, sizes, memory, codes, numbers):
     """All steps of blocks of lanes. ``keep``: 0 nothing, 1 membranes, 2 bytes; ``reset``: 0 hard, 1 soft, 2 none."""
     block, steps, lanes, per_length = sizes
     x, x_step, v, v_last, s, kept, rates, thetas, lengths = memory
-    keep, count, form, reset = codes
     rate, scale, rest, v_reset, width = numbers
     nil = _long_zeros(unit)
     wide = _count(nil)
     lives = scratch + 8 * block
     theta = _load(unit, thetas, 0)
     k = _plus(nil, rate)
+    of_vector = (scratch, lives, (x, s, kept, rates, thetas), codes, (rest, scale, v_reset, width), k, theta)
     for i in range(first, last):
         start = i * block
         size = min(block, lanes - start)
@@ -926,35 +960,90 @@ def msf_forward(first, last, scratch, unit, sizes, memory, codes, numbers):
             until = _read_lengths(lives, lengths, per_length, start, size, block, steps)
         for j in range(0, size, wide):
             _store(scratch, j, _load_part(nil, v, start + j, size - j))
+        whole = size - size % wide
         for t in range(steps):
             here = t * x_step + start
-            there = t * lanes + start
-            ahead = here + x_step if t + 1 < steps else start + block
-            partly = t >= until
-            for j in range(0, size, wide):
-                left = size - j
-                _will_read(nil, x, ahead + j)
-                if rates != 0:
-                    k = _load_part(nil, rates, start + j, left)
-                before = _load(nil, scratch, j)
-                m = _charge(form, _times(_load_part(nil, x, here + j, left), scale), before, k, rest)
-                if keep == 1:
-                    _store_part(kept, there + j, _living(partly, lives, j, t, m, nil), left)
-                elif keep == 2:
-                    code = _no_counts(nil)
-                    for c in range(count):
-                        code = _near(code, m, _load(unit, thetas, c), width)
-                    code = _with_fired_bit(code, m, theta)
-                    _store_bytes(kept, there + j, _living(partly, lives, j, t, code, _no_counts(nil)), left)
-                n = _fire(nil, m, unit, thetas, count)
-                _store_part(s, there + j, _living(partly, lives, j, t, n, nil), left)
-                if reset == 0:
-                    m = _hard(m, theta, v_reset)
-                elif reset == 1:
-                    m = _soft(m, n, theta)
-                _store(scratch, j, _living(partly, lives, j, t, m, before))
+            at = here, t * lanes + start, here + x_step if t + 1 < steps else start + block
+            done = 0
+            if t < until:
+                for j in range(0, whole, wide):
+                    _msf_forward_vector(nil, unit, j, wide, False, t, start, at, *of_vector)
+                done = whole
+            for j in range(done, size, wide):
+                _msf_forward_vector(nil, unit, j, size - j, t >= until, t, start, at, *of_vector)
         for j in range(0, size, wide):
             _store_part(v_last, start + j, _load(nil, scratch, j), size - j)
+
+
+@_pasted
+def _msf_backward_vector(
+    nil, unit, j, left, partly, t, start, at, scratch, lanes, sums_and_lives, memory, codes, numbers, k, theta
+):
+    """The adjoint of :func:`_msf_forward_vector`; ``at`` says where the step begins and where the next one does."""
+    rate_sums, lives = sums_and_lives
+    gs, gs_step, gm, gm_step, x, x_step, kept, v0, gx, rates, thetas, sums = memory
+    keep, count, form, learned, reset, detached, surrogate = codes
+    scale, rest, v_reset, p, q = numbers
+    there, ahead = at
+    _will_read(nil, gx, ahead + j)
+    after = _load(nil, scratch, j)
+    g = nil
+    if gs != 0:
+        _will_read(nil, gs, ahead + j)
+        g = _load_part(nil, gs, t * gs_step + start + j, left)
+    if rates != 0:
+        k = _load_part(nil, rates, start + j, left)
+
+    m = nil
+    total = nil
+    slope = nil
+    if keep == 2:
+        quiet, code = _split_code(_load_bytes(nil, kept, there + j, left))
+        if sums == 0:
+            total = _times(code, q)
+        else:
+            for c in range(1, count + 1):
+                total = _at_least(code, c, _load(unit, sums, c), total)
+    else:
+        _will_read(nil, kept, ahead + j)
+        m = _load_part(nil, kept, there + j, left)
+        quiet = _quiet(m, theta)
+        for c in range(count):
+            one = _slope(surrogate, _difference(m, _load(unit, thetas, c)), p, q)
+            total = _plus(total, one)
+            if c == 0:
+                slope = one
+
+    back = _times(after, quiet) if reset == 0 else after
+    if detached != 0 or reset == 2:
+        h = _through_detached(g, total, back)
+    elif reset == 1:
+        h = _through_soft(g, after, theta, total, back)
+    else:  # the reset looks at the first threshold only
+        h = _through_hard(g, after, v_reset, m, slope, back)
+        if count > 1:
+            h = _other_thresholds(h, g, total, slope)
+    if gm != 0:
+        h = _plus(h, _load_part(nil, gm, t * gm_step + start + j, left))
+    new, before = _charge_back(form, h, k, scale)
+
+    if learned != 0:
+        current = nil
+        if learned == 3:
+            current = _load_part(nil, x, t * x_step + start + j, left)
+        if t == 0:
+            v = _load_part(nil, v0, start + j, left)
+        else:
+            v = _load_part(nil, kept, there - lanes + j, left)
+            if reset == 0:
+                v = _hard(v, theta, v_reset)
+            elif reset == 1:
+                v = _soft(v, _fire(nil, v, unit, thetas, count), theta)
+        part = _rate_gradient(learned, h, current, v, rest)
+        part = _living(partly, lives, j, t, part, nil)
+        _store(rate_sums, j, _plus(_load(nil, rate_sums, j), part))
+    _store(scratch, j, _living(partly, lives, j, t, before, after))
+    _store_part(gx, there + j, _living(partly, lives, j, t, new, nil), left)
 
 
 @_kernel
@@ -965,7 +1054,7 @@ def msf_backward(first, last, scratch, unit, sizes, memory, codes, numbers):
     """
     block, steps, lanes, per_length = sizes
     gs, gs_step, gm, gm_step, gv, x, x_step, kept, v0, gx, gv0, grate, rates, thetas, sums, lengths = memory
-    keep, count, form, learned, reset, detached, surrogate = codes
+    learned = codes[3]
     rate, scale, rest, v_reset, p, q = numbers
     nil = _long_zeros(unit)
     wide = _count(nil)
@@ -973,6 +1062,16 @@ def msf_backward(first, last, scratch, unit, sizes, memory, codes, numbers):
     lives = scratch + 16 * block
     theta = _load(unit, thetas, 0)
     k = _plus(nil, rate)
+    of_vector = (
+        scratch,
+        lanes,
+        (rate_sums, lives),
+        (gs, gs_step, gm, gm_step, x, x_step, kept, v0, gx, rates, thetas, sums),
+        codes,
+        (scale, rest, v_reset, p, q),
+        k,
+        theta,
+    )
     for i in range(first, last):
         start = i * block
         size = min(block, lanes - start)
@@ -985,71 +1084,17 @@ def msf_backward(first, last, scratch, unit, sizes, memory, codes, numbers):
                 g = _load_part(nil, gv, start + j, size - j)
             _store(scratch, j, g)
             _store(rate_sums, j, nil)
+        whole = size - size % wide
         for t in range(steps - 1, -1, -1):
             there = t * lanes + start
-            ahead = there - lanes if t > 0 else (steps - 1) * lanes + start + block
-            partly = t >= until
-            for j in range(0, size, wide):
-                left = size - j
-                _will_read(nil, gx, ahead + j)
-                after = _load(nil, scratch, j)
-                g = nil
-                if gs != 0:
-                    _will_read(nil, gs, ahead + j)
-                    g = _load_part(nil, gs, t * gs_step + start + j, left)
-                if rates != 0:
-                    k = _load_part(nil, rates, start + j, left)
-
-                m = nil
-                total = nil
-                slope = nil
-                if keep == 2:
-                    quiet, code = _split_code(_load_bytes(nil, kept, there + j, left))
-                    if sums == 0:
-                        total = _times(code, q)
-                    else:
-                        for c in range(1, count + 1):
-                            total = _at_least(code, c, _load(unit, sums, c), total)
-                else:
-                    _will_read(nil, kept, ahead + j)
-                    m = _load_part(nil, kept, there + j, left)
-                    quiet = _quiet(m, theta)
-                    for c in range(count):
-                        one = _slope(surrogate, _difference(m, _load(unit, thetas, c)), p, q)
-                        total = _plus(total, one)
-                        if c == 0:
-                            slope = one
-
-                back = _times(after, quiet) if reset == 0 else after
-                if detached != 0 or reset == 2:
-                    h = _through_detached(g, total, back)
-                elif reset == 1:
-                    h = _through_soft(g, after, theta, total, back)
-                else:  # the reset looks at the first threshold only
-                    h = _through_hard(g, after, v_reset, m, slope, back)
-                    if count > 1:
-                        h = _other_thresholds(h, g, total, slope)
-                if gm != 0:
-                    h = _plus(h, _load_part(nil, gm, t * gm_step + start + j, left))
-                new, before = _charge_back(form, h, k, scale)
-
-                if learned != 0:
-                    current = nil
-                    if learned == 3:
-                        current = _load_part(nil, x, t * x_step + start + j, left)
-                    if t == 0:
-                        v = _load_part(nil, v0, start + j, left)
-                    else:
-                        v = _load_part(nil, kept, there - lanes + j, left)
-                        if reset == 0:
-                            v = _hard(v, theta, v_reset)
-                        elif reset == 1:
-                            v = _soft(v, _fire(nil, v, unit, thetas, count), theta)
-                    part = _rate_gradient(learned, h, current, v, rest)
-                    part = _living(partly, lives, j, t, part, nil)
-                    _store(rate_sums, j, _plus(_load(nil, rate_sums, j), part))
-                _store(scratch, j, _living(partly, lives, j, t, before, after))
-                _store_part(gx, there + j, _living(partly, lives, j, t, new, nil), left)
+            at = there, there - lanes if t > 0 else (steps - 1) * lanes + start + block
+            done = 0
+            if t < until:
+                for j in range(0, whole, wide):
+                    _msf_backward_vector(nil, unit, j, wide, False, t, start, at, *of_vector)
+                done = whole
+            for j in range(done, size, wide):
+                _msf_backward_vector(nil, unit, j, size - j, t >= until, t, start, at, *of_vector)
         for j in range(0, size, wide):
             _store_part(gv0, start + j, _load(nil, scratch, j), size - j)
             if learned != 0:
