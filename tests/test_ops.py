@@ -5,11 +5,12 @@ import types
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from helpers import ON_CPU, poisoned_empty, sequence
 from msf_pmsn_plugins.backends import BACKENDS, torch_backend
-from msf_pmsn_plugins.neurons import MSF, PMSN
+from msf_pmsn_plugins.neurons import MSF, MSN, PMSN
 from msf_pmsn_plugins.neurons.msf import msf
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS, pmsn
 from msf_pmsn_plugins.surrogate import Surrogate
@@ -293,11 +294,28 @@ def test_vmap_over_the_rate_of_msf():
     assert grads.all()
 
 
-def test_jvp_raises_instead_of_returning_a_zero_tangent():
-    for neuron in (MSF(), build(3)):
-        x = randn(4, 2, 3, dtype=F32)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("make", [MSF, lambda: build(3)], ids=["msf", "pmsn"])
+def test_jvp_raises_instead_of_returning_a_zero_tangent(make, mode):
+    """Without gradients too, where the ops run without their Functions."""
+    neuron, x = make(), randn(4, 2, 3, dtype=F32)
+    with mode():
         with pytest.raises((RuntimeError, NotImplementedError)):
-            torch.func.jvp(lambda u: neuron(u)[0], (x,), (torch.ones_like(x),))  # noqa: B023
+            torch.func.jvp(lambda u: neuron(u)[0], (x,), (torch.ones_like(x),))
+        with forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
+            neuron(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("make", [MSF, lambda: build(3)], ids=["msf", "pmsn"])
+def test_functional_transforms_work_without_gradients(make):
+    neuron, x = make(), 2 * randn(4, 2, 3, dtype=F32)
+    call = lambda u: neuron(u)[0].sum()  # noqa: E731
+    expected = torch.func.grad(call)(x)
+    with torch.no_grad():
+        assert_same(torch.func.grad(call)(x), expected)
+        both = torch.vmap(lambda u: neuron(u)[0])(torch.stack([x, -x]))
+        assert_same(both[0], neuron(x)[0])
+    assert expected.any()
 
 
 def test_jvp_over_pmsn_parameters_raises():
@@ -360,12 +378,26 @@ def test_deterministic():
             assert_same(a, b)
 
 
-def test_no_grad_and_inference_mode():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_grad_and_inference_mode(mode):
     for neuron in (MSF(), build(3)):
-        x = 2 * randn(40, 2, 3, dtype=F32)
-        with torch.inference_mode():
-            s, _ = neuron(x)
-        assert_same(s, neuron(x)[0])
+        x = 2 * randn(40, 2, 3, dtype=F32).requires_grad_()
+        with mode():
+            s, state = neuron(x)
+            s2, _ = neuron(x, state)
+        assert not any(part.requires_grad for part in (s, *state))
+        expected, state = neuron(x)
+        assert_same(s, expected)
+        assert_same(s2, neuron(x, state)[0])
+
+
+@pytest.mark.parametrize("make", [lambda: PMSN(3), lambda: MSN(3)], ids=["pmsn", "msn"])
+def test_a_neuron_made_in_inference_mode_can_be_trained(make):
+    with torch.inference_mode():
+        neuron = make()
+        neuron(torch.ones(2, 1, 3))
+    neuron(torch.ones(2, 1, 3))[0].sum().backward()
+    assert all(p.grad is not None for p in neuron.parameters() if p.requires_grad)
 
 
 # ---------------------------------------------------------------- gradients that are asked for or not

@@ -24,6 +24,7 @@ __all__ = [
     "loop_vmap",
     "number",
     "state_dtype",
+    "untracked",
 ]
 
 State = tuple[Tensor, ...]
@@ -337,6 +338,16 @@ class NoSecondDerivative(torch.autograd.Function):
             "a spiking neuron has no second derivative: its gradient comes from a surrogate. Differentiate once, or "
             "use a loop of step() with a surrogate callable that is differentiable twice"
         )
+
+
+def untracked() -> bool:
+    """True where no derivative of any kind can be asked for: an op may then be called without its Function."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:

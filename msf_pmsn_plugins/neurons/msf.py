@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from .. import backends
 from ..charges import CHARGES
 from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, NoSecondDerivative, State, channel_axes, first_step, loop_vmap, number, state_dtype
+from .base import (
+    Neuron,
+    NoSecondDerivative,
+    State,
+    channel_axes,
+    first_step,
+    loop_vmap,
+    number,
+    state_dtype,
+    untracked,
+)
 
 __all__ = ["MSF", "msf", "msf_step"]
 
@@ -276,7 +286,9 @@ def msf(
         + (detach_reset, surrogate.name, surrogate.width, _keep(membrane, windows))
         + (backends.resolve(backend, x_seq),)
     )
-    s_seq, m_seq, v = _MSFFunction.apply(x_seq, v, lengths, tensor, settings)
+    # Of a single step in a stream, autograd's bookkeeping would be a third.
+    run = _MSFFunction.forward if untracked() else _MSFFunction.apply
+    s_seq, m_seq, v = run(x_seq, v, lengths, tensor, settings)
     return s_seq, m_seq if membrane else None, v
 
 

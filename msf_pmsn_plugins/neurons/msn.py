@@ -206,7 +206,8 @@ class MSN(Neuron):
         self._start = self._starts(start or {})
         for name in PARAMETERS:
             if name in self._widths:
-                setattr(self, name, UninitializedParameter())
+                with torch.inference_mode(False):  # born in inference mode it could never be given a size
+                    setattr(self, name, UninitializedParameter())
             else:
                 self.register_parameter(name, None)
         self._freeze(*(name for name, value in self._start.items() if value.isinf().all()))

@@ -38,6 +38,7 @@ from .base import (
     number,
     paired_dtype,
     state_dtype,
+    untracked,
 )
 
 __all__ = ["INITS", "PMSN", "RESET_MODES", "Init", "discretise", "parallel_reset", "pmsn", "pmsn_step"]
@@ -416,7 +417,9 @@ def pmsn(
     backend = backends.resolve(backend, x_seq)
     keep = drive or (torch.is_grad_enabled() and backend not in backends.RECOMPUTE_DRIVE)
     settings = (v_threshold, reset_mode, burst, fixed, keep, surrogate.name, surrogate.width, backend)
-    s_seq, y_seq, r, z = _PMSNFunction.apply(x_seq, r, z, a, w, d, lengths, settings)
+    # Of a single step in a stream, autograd's bookkeeping would be a third.
+    run = _PMSNFunction.forward if untracked() else _PMSNFunction.apply
+    s_seq, y_seq, r, z = run(x_seq, r, z, a, w, d, lengths, settings)
     return s_seq, y_seq if drive else None, r, z
 
 
@@ -648,8 +651,9 @@ class PMSN(Neuron):
         self.dt_scale = dt_scale
         self.surrogate = surrogate
         self._check()
-        for name in PARAMETERS:
-            setattr(self, name, UninitializedParameter())
+        with torch.inference_mode(False):  # born in inference mode they could never be given a size
+            for name in PARAMETERS:
+                setattr(self, name, UninitializedParameter())
         if channels is not None:
             self.materialize(channels)
 
