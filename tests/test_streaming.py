@@ -1,6 +1,9 @@
 """Variable length and carried states: padded steps do nothing, states can be kept, cut, reordered and put back."""
 
 import io
+import mmap
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -534,3 +537,21 @@ class Weights(torch.nn.Module):
 
     def forward(self):
         return self.neuron.weights()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("make", [MSF, lambda: PMSN(128)], ids=["msf", "pmsn"])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_stream_of_single_steps_holds_no_more_memory_with_time(make, mode, backend):
+    neuron, x = make(), torch.randn(1, 1, 128)
+    neuron.backend = backend
+    resident = []
+    with mode():
+        state = None
+        for steps in (500, 3000):
+            for _ in range(steps):
+                _s, state = neuron(x, state)
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident.append(pages * mmap.PAGESIZE)
+    assert resident[1] - resident[0] < 3000 * 256  # half of what a step puts out
