@@ -891,6 +891,17 @@ def test_discretise_anywhere(log_dt, log_a, a_imag):
     check_discretise(log_dt, log_a, a_imag, F64)
 
 
+def test_the_weights_can_be_differentiated_twice():
+    parameters = [randn(2), randn(2, 3) - 1, randn(2, 3), *(randn(2, 3) for _ in range(4))]
+    parameters = [part.requires_grad_() for part in parameters]
+
+    def real(*parts):
+        return torch.view_as_real(torch.cat(discretise(*parts)))
+
+    assert torch.autograd.gradcheck(real, parameters)
+    assert torch.autograd.gradgradcheck(real, parameters)
+
+
 @pytest.mark.parametrize("size", [0.98, 0.9999, 1.0, 1.0001, 1.02])
 @pytest.mark.parametrize("angle", [0.5, 0.6, 0.75, 1.0])
 def test_discretise_where_its_two_formulas_meet(angle, size):

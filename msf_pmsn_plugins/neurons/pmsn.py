@@ -84,12 +84,11 @@ def eigensystem(modes: int, coupling: float, output: str) -> tuple[Tensor, Tenso
     return coupling * mu, v.conj().sum(0), v[-1] if output == "last" else v.sum(0)
 
 
-def _phi(z: Tensor) -> Tensor:
-    """``expm1(z)/z`` for complex z with its limit 1 at 0; value and derivative without cancellation."""
+def _phi_value(z: Tensor) -> Tensor:
     small = z.abs() < 0.5
     near = torch.where(small, z, 0.0)
     series = torch.ones_like(z)
-    for k in range(17 if z.dtype == torch.complex128 else 10, 1, -1):  # enough for the derivative too
+    for k in range(17 if z.dtype == torch.complex128 else 10, 1, -1):
         series = 1 + near / k * series
     far = torch.where(small, 1.0, z)
     sine = torch.sin(far.imag / 2)
@@ -98,6 +97,38 @@ def _phi(z: Tensor) -> Tensor:
         torch.exp(far.real) * torch.sin(far.imag),
     )
     return torch.where(small, series, expm1 / far)
+
+
+def _phi_slope(z: Tensor, phi: Tensor) -> Tensor:
+    """``(exp(z) - phi)/z``, near 0 its series: the sum of ``(k + 1)/(k + 2)! z**k``."""
+    small = z.abs() < 0.5
+    near, far = torch.where(small, z, 0.0), torch.where(small, 1.0, z)
+    terms = 16 if z.dtype == torch.complex128 else 9
+    series = torch.zeros_like(z)
+    for k in range(terms, -1, -1):
+        series = series * near + (k + 1) / math.factorial(k + 2)
+    return torch.where(small, series, (torch.exp(far) - phi) / far)
+
+
+class _Phi(torch.autograd.Function):
+    """``expm1(z)/z`` for complex z with its limit 1 at 0; value and derivative without cancellation.
+
+    Autograd through the series would cost more than the rest of a small network.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return _phi_value(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * torch.conj_physical(_phi_slope(*ctx.saved_tensors))
 
 
 def discretise(
@@ -114,7 +145,7 @@ def discretise(
     z = torch.complex(-torch.exp(log_A_real), A_imag) * dt
     b = torch.complex(VinvB_real, VinvB_imag)
     c = torch.complex(CV_real, CV_imag)
-    return torch.exp(z), c * b * (_phi(z) * dt)
+    return torch.exp(z), c * b * (_Phi.apply(z) * dt)
 
 
 RESET_MODES: dict[str, str] = {
