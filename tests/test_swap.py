@@ -811,6 +811,31 @@ def test_undo_gives_back_the_very_modules(x_seq):
         plan.undo()
 
 
+def test_neurons_kept_in_plain_containers_too_follow(x_seq):
+    """A net may walk over a list of its own modules: the list would go on running the old neurons."""
+    net = Small(lambda: neuron.LIFNode(step_mode="m"))
+    old = [m for m in net.modules() if isinstance(m, neuron.LIFNode)][:2]  # the third is never called
+    loop = [net.first, *old]
+    net.walk = {"all": (loop, old[0]), "self": loop}
+    loop.append(loop)
+    net.pair = net.pair_again = (old[0], 3)
+    object.__setattr__(net, "last", old[-1])
+    numbers = net.numbers = (1, [2.0, torch.ones(2)])
+    plan = swap.plan(net, x_seq, swap.MSF(D=4))
+    plan.apply()
+    new = [m for m in net.modules() if isinstance(m, MSFNode)]
+    assert net.walk["self"] is loop
+    assert net.walk["all"] == (loop, new[0])
+    assert loop[:-1] == [net.first, *new]
+    assert loop[-1] is loop
+    assert net.pair is net.pair_again
+    assert (net.pair, net.last) == ((new[0], 3), new[-1])
+    assert net.numbers is numbers
+    plan.undo()
+    assert loop[:-1] == [net.first, *old]
+    assert (net.pair, net.last) == ((old[0], 3), old[-1])
+
+
 def test_undo_of_a_model_that_is_a_neuron():
     node = neuron.LIFNode(step_mode="m")
     plan = swap.plan(node, torch.rand(4, 2, 3), swap.MSF())
