@@ -379,6 +379,33 @@ def test_two_processes_equal_one(launcher, tmp_path, fixtures):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_kill_9_of_two_processes_then_resume(tmp_path, fixtures):
+    """Each process goes on with its own order and dropout."""
+    given = ["--trainer.max_epochs=2", "--save_every=1", "--trainer.strategy=ddp", "--trainer.devices=2"]
+
+    def run(out, *more):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+        process = start("fit", *arguments("shd", out, fixtures, *given, *more), launcher=launcher)
+        said = process.communicate(timeout=600)[0]
+        return process.returncode, said
+
+    code, said = run(tmp_path / "whole")
+    assert code == 0, said
+    expected = ends(tmp_path / "whole")
+    middle = expected[2] // 2 + 1
+    assert middle < expected[2]
+    code, said = run(tmp_path / "killed", kill(middle, "on_train_batch_start", hard=True))
+    assert code != 0
+    assert "SIGKILL" in said
+    assert ends(tmp_path / "killed")[2] == middle
+    code, said = run(tmp_path / "killed", "--ckpt_path=last")
+    assert code == 0, said
+    got = ends(tmp_path / "killed")
+    assert got[1:] == expected[1:]
+    assert equal(got[0], expected[0])
+
+
 def test_processes_draw_numbers_of_their_own_and_get_them_back():
     def process(rank, world=2):
         return SimpleNamespace(global_rank=rank, world_size=world)
