@@ -213,9 +213,8 @@ class _MSFFunction(torch.autograd.Function):
             return None, None, None, None, None
         if rate_tensor is None:  # only their shapes are needed
             x_seq, v = kept, given.new_zeros(()).expand(kept.shape[1:])
-        gx, gv, grate = _MSFBackward.apply(
-            gs_seq, gm_seq, gv, x_seq, kept, v, lengths, rate_tensor, ctx.settings
-        )
+        run = _MSFBackward.forward if untracked() else _MSFBackward.apply
+        gx, gv, grate = run(gs_seq, gm_seq, gv, x_seq, kept, v, lengths, rate_tensor, ctx.settings)
         return gx, gv, None, None if rate_tensor is None else grate, None
 
 

@@ -375,7 +375,8 @@ class _PMSNFunction(torch.autograd.Function):
         gz = None if gz is None else gz.resolve_conj()
         state_grad = ctx.needs_input_grad[2]
         settings = (v_threshold, reset_mode, burst, fixed, surrogate, width, state_grad, backend)
-        gx, gr, gz, ga, gw, gd = _PMSNBackward.apply(
+        run = _PMSNBackward.forward if untracked() else _PMSNBackward.apply
+        gx, gr, gz, ga, gw, gd = run(
             gs_seq, gy_seq if keep else None, gr, gz, x_seq, y_seq, r, z, a, w, d, lengths, settings
         )
         gr = gr if reset_mode == "cumulative" else None
