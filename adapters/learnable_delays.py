@@ -13,25 +13,14 @@ def is_readout(module: Any, path: str) -> bool:
     return isinstance(threshold, float) and threshold >= 1e6
 
 
-def rebind(model: Any) -> None:
-    """Call it after a swap, and after an undo: the published forward runs through ``blocks``, nested plain lists of
-    the modules in ``model``, which no swap reaches; they get what stands in ``model`` now.
-    """
-    modules = iter(model.model)
-    for block in model.blocks:
-        for part in block:
-            part[:] = [next(modules) for _ in part]
-
-
 RECIPE = Recipe(
     name="learnable_delays",
     source="Hammouamri, Khalfaoui-Hassani and Masquelier, Learning Delays in Spiking Neural Networks using Dilated "
     "Convolutions with Learnable Spacings, ICLR 2024; github.com/Thvnvtos/SNN-delays",
     classes=("SnnDelays",),
     rules={is_readout: Keep()},
-    advice="Its forward runs through plain lists of its modules: call msf_pmsn_plugins.adapters.learnable_delays.rebind"
-    "(net) after a swap, or it goes on with the old neurons. Make the optimizers after that. Delays and the "
-    "compartments of a PMSN both carry the past: with long kernels take fewer compartments.",
+    advice="Make the optimizers after the swap. Delays and the compartments of a PMSN both carry the past: with long "
+    "kernels take fewer compartments.",
     calibration=NORMS,
     training={
         "shd": {

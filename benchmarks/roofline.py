@@ -42,7 +42,7 @@ MSF = {
 PMSN = {
     "forward": [Kernel("pmsn_forward", 8, 60, 8, 0.07e-6)],
     "backward": [
-        Kernel("pmsn_gather", 16, 140, 4, 0.12e-6),
+        Kernel("pmsn_gather", 12, 140, 4, 0.12e-6),
         Kernel("pmsn_adjoint", 8, 45, 8, 0.03e-6),
         Kernel("pmsn_parameters", 0, 0, 1, 0),
     ],

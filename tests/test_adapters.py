@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from msf_pmsn_plugins.adapters import learnable_delays, step
+from msf_pmsn_plugins.adapters import step
 from spikingjelly.activation_based import functional
 from torch import nn
 
@@ -53,10 +53,6 @@ def fresh(name):
     """A copy of the model, its input, and its recipe."""
     net, x = built(name)
     net = copy.deepcopy(net)
-    if name == "learnable_delays":
-        learnable_delays.rebind(
-            net
-        )  # deepcopy keeps the lists and the modules together; a check that it may be called
     return net, x, adapters.get(MODELS[name].recipe)
 
 
@@ -128,8 +124,6 @@ def gradients(net, x):
 def test_d1_changes_nothing(name, training):
     net, x, recipe = fresh(name)
     swapped = recipe.plan(copy.deepcopy(net), x, swap.MSF(D=1, backend="torch")).apply()
-    if name == "learnable_delays":
-        learnable_delays.rebind(swapped)
     assert any(isinstance(m, MSFNode) for m in swapped.modules())
     y, gx, grads = gradients(net.train(training), x)
     y_new, gx_new, grads_new = gradients(swapped.train(training), x)
@@ -153,8 +147,6 @@ def test_a_swapped_recipe_trains_a_step_resets_and_reloads(name, target, tmp_pat
     net, x, recipe = fresh(name)
     other = copy.deepcopy(net)
     net, other = (recipe.plan(n, x, target).apply() for n in (net, other))
-    if name == "learnable_delays":
-        learnable_delays.rebind(net), learnable_delays.rebind(other)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     y, gx, grads = gradients(net.train(), x)
     assert y.isfinite().all()
@@ -215,19 +207,21 @@ def test_counts_are_refused_where_a_block_multiplies_spikes():
     assert "binary only" in {s.verdict for s in plan.sites}
 
 
-def test_learnable_delays_go_on_with_the_old_neurons_unless_rebound():
+def test_learnable_delays_run_through_lists_that_follow():
+    """Its forward walks over ``blocks``, nested plain lists of the modules in ``model``."""
     net, x, recipe = fresh("learnable_delays")
     plan = recipe.plan(net, x, swap.MSF(D=4))
     before = [*net.blocks[0][1]]
     plan.apply()
-    assert net.blocks[0][1][0] is before[0]  # the trap
-    learnable_delays.rebind(net)
     assert net.blocks[0][1][0] is net.model[2]
     assert isinstance(net.model[2], MSFNode)
     assert net(4 * x).isfinite().all()
     plan.undo()
-    learnable_delays.rebind(net)
     assert net.blocks[0][1] == before
+    recipe.plan(net, x, swap.MSF(D=4)).apply()
+    swap.lif(net, lossy=True)
+    assert net.blocks[0][1][0] is net.model[2]
+    assert not isinstance(net.model[2], MSFNode)
 
 
 # STEP: the neuron is an argument -------------------------------------------------------------------------------------

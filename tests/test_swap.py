@@ -836,6 +836,16 @@ def test_neurons_kept_in_plain_containers_too_follow(x_seq):
     assert (net.pair, net.last) == ((old[0], 3), old[-1])
 
 
+def test_a_shared_neuron_that_is_kept_at_one_place_stays_in_lists(x_seq):
+    net = Small(lambda: neuron.LIFNode(step_mode="m"))
+    net.unused = shared = net.first[1]
+    net.walk = [shared]
+    swap.plan(net, x_seq, swap.MSF(D=4), rules={"unused": swap.Keep()}).apply()
+    assert isinstance(net.first[1], MSFNode)
+    assert net.unused is shared
+    assert net.walk == [shared]
+
+
 def test_undo_of_a_model_that_is_a_neuron():
     node = neuron.LIFNode(step_mode="m")
     plan = swap.plan(node, torch.rand(4, 2, 3), swap.MSF())

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .probe import arguments, rest, seeds_kept, undisturbed
+from .replace import replace
 from .sites import is_ours, load
 from .spec import SwapError
 
@@ -81,10 +82,7 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
 
 
 def _put(model: nn.Module, found: dict[str, nn.Module], new: dict[nn.Module, nn.Module]) -> nn.Module:
-    for path, node in found.items():
-        parent, _, name = path.rpartition(".")
-        if name:
-            setattr(model.get_submodule(parent), name, new[node])
+    replace(model, {path: new[node] for path, node in found.items()})
     result = new[found[""]] if "" in found else model
     for host in {host_of(node) for node in found.values()}:
         assert host is not None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .around import Around
+from .replace import replace
 from .spec import MSF, PMSN, Reading, Rule, SwapError, Target, named
 
 __all__ = ["RESOLVED", "SWAPPED", "Layout", "Plan", "Site", "around", "build", "plain", "short"]
@@ -201,15 +202,7 @@ class Plan:
     def _put(self, todo: list[Site], new: dict[nn.Module, nn.Module]) -> nn.Module:
         """Set ``new[site.module]`` at every site's path."""
         model = next((new[s.module] for s in todo if not s.path), self.model)
-        followed = {}
-        for site in todo:
-            parent, _, name = site.path.rpartition(".")
-            if name:
-                holder = model.get_submodule(parent)
-                followed[getattr(holder, name)] = new[site.module]
-                setattr(holder, name, new[site.module])
-        for module in model.modules():
-            _follow(vars(module), followed, {})
+        replace(model, {site.path: new[site.module] for site in todo})
         for host in {s.host for s in todo if s.host is not None}:
             host.after_swap(model)
         return model
@@ -316,24 +309,6 @@ def _moved(old: nn.Module, new: nn.Module) -> nn.Module:
                 old.to(its.device)
             return old.train(new.training)
     return old.train(new.training)
-
-
-def _follow(value: Any, new: dict[nn.Module, nn.Module], done: dict[int, Any]) -> Any:
-    """``value`` with modules replaced by ``new``, in plain lists, dicts and tuples too: some nets loop over those."""
-    if isinstance(value, nn.Module):
-        return new.get(value, value)
-    if type(value) not in (list, dict, tuple):
-        return value
-    if id(value) not in done:
-        done[id(value)] = value  # one that holds itself
-        parts = list(value.items() if type(value) is dict else enumerate(value))
-        changed = {key: after for key, part in parts if (after := _follow(part, new, done)) is not part}
-        if type(value) is tuple and changed:
-            done[id(value)] = tuple(changed.get(key, part) for key, part in parts)
-        else:
-            for key, after in changed.items():
-                value[key] = after
-    return done[id(value)]
 
 
 def _by_reason(sites: Iterable[Site]) -> dict[str, list[str]]:
