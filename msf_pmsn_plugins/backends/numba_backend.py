@@ -443,14 +443,15 @@ def pmsn_fwd(
     lanes, modes = math.prod(shape), a.shape[1]
     tiles = _Tiles.of(x_seq.shape, modes, dtype.itemsize, kernels.FORWARD_ROWS, 0, lengths is not None)
     x, x_step = _steps(x_seq, dtype)
-    r, z, a, w, d = _weights(r, z, a, w, d, dtype)
+    r, a, w, d = _weights(r, a, w, d, dtype)
+    z, z_at = _modes(z, dtype)
     lengths, lengths_at = _given(lengths, torch.int64)
     args = (
         number(1),
         tiles.sizes,
         (lanes, steps, modes),
         (
-            *(x.data_ptr(), x_step, r.data_ptr(), z.data_ptr(), a.data_ptr(), w.data_ptr(), d.data_ptr()),
+            *(x.data_ptr(), x_step, r.data_ptr(), z_at, a.data_ptr(), w.data_ptr(), d.data_ptr()),
             *(
                 s_seq.data_ptr(),
                 y_seq.data_ptr() if keep else 0,
@@ -466,9 +467,17 @@ def pmsn_fwd(
     return s_seq, y_seq, r_last, z_last
 
 
-def _weights(r: Tensor, z: Tensor, a: Tensor, w: Tensor, d: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _weights(r: Tensor, a: Tensor, w: Tensor, d: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     both = dtype.to_complex()
-    return _plain(r, dtype), _plain(z, both), _plain(a, both), _plain(w, both), _plain(d, dtype)
+    return _plain(r, dtype), _plain(a, both), _plain(w, both), _plain(d, dtype)
+
+
+def _modes(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """The tensor to keep alive and its address: 0 for modes at rest, where one zero stands for all."""
+    if z.numel() > 1 and not any(z.stride()) and z[(0,) * z.dim()].item() == 0:
+        return z, 0
+    z = _plain(z, dtype.to_complex())
+    return z, z.data_ptr()
 
 
 def pmsn_bwd(
@@ -514,7 +523,8 @@ def pmsn_bwd(
     _gy, gy_at, gy_step = _given_steps(gy_seq, dtype)
     gr, gr_at = _given(gr if cumulative else None, dtype)
     gz, gz_at = _given(gz, dtype.to_complex())
-    r, z, a, w, d = _weights(r, z, a, w, d, dtype)
+    r, a, w, d = _weights(r, a, w, d, dtype)
+    z, z_at = _modes(z, dtype)
     lengths, lengths_at = _given(lengths, torch.int64)
     args = (
         number(1),
@@ -522,7 +532,7 @@ def pmsn_bwd(
         (lanes, steps, modes, tiles.slots),
         (
             *(gs_at, gs_step, gy_at, gy_step, gr_at, gz_at, x.data_ptr(), x_step),
-            *(r.data_ptr(), z.data_ptr(), a.data_ptr(), w.data_ptr(), d.data_ptr()),
+            *(r.data_ptr(), z_at, a.data_ptr(), w.data_ptr(), d.data_ptr()),
             *(
                 gx_seq.data_ptr(),
                 gr0.data_ptr(),

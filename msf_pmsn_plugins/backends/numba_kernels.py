@@ -1352,7 +1352,7 @@ def _coefficients(nil, unit, states, rows, gains, modes, most, tile, a, w, d, of
 def _read_modes(nil, states, rows, modes, size, z, start, clean, poison):
     """Gather z of a unit, and zero p and the sums where there are such rows; return whether it is conjugate pairs.
 
-    ``clean``: zero what is not finite, and poison its lane.
+    Without z (0) they are at rest. ``clean``: zero what is not finite, and poison its lane.
     """
     wide = _count(nil)
     vector = wide * _nbytes(nil)
@@ -1361,7 +1361,10 @@ def _read_modes(nil, states, rows, modes, size, z, start, clean, poison):
         base = states + j // wide * modes * rows * vector
         lost = nil
         for m in range(modes):
-            re, im = _load_complex(nil, z, (start + j) * modes + m, modes, size - j)
+            re = nil
+            im = nil
+            if z != 0:
+                re, im = _load_complex(nil, z, (start + j) * modes + m, modes, size - j)
             if clean:
                 re, im, lost = _only_finite(re, im, lost)
             _store(base, (m * rows + 4) * wide, re)

@@ -182,6 +182,10 @@ class Neuron(PropertiesFirst, nn.Module):
         """The state before the first step, for one step ``x`` of shape [N, *]."""
         raise NotImplementedError
 
+    def _rest(self, x: Tensor) -> State:
+        """``initial_state``, to start a sequence from: one number may stand for all of a tensor."""
+        return self.initial_state(x)
+
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         """Shape and dtype of each state tensor for one step ``x``; override to know them without making one."""
         return tuple((tensor.shape, tensor.dtype) for tensor in self.initial_state(x))
@@ -274,7 +278,7 @@ class Neuron(PropertiesFirst, nn.Module):
             )
         x = first_step(x_seq)
         self.check_input(x)
-        return self.initial_state(x) if state is None else self.check_state(x, state)
+        return self._rest(x) if state is None else self.check_state(x, state)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -319,6 +323,7 @@ class Neuron(PropertiesFirst, nn.Module):
             m_seq.append(m)
         if not s_seq:
             m_empty = torch.empty_like(x_seq, dtype=state_dtype(x_seq.dtype))
+            state = tuple(part.contiguous() for part in state)
             return torch.empty_like(x_seq), state, m_empty if membrane else None
         return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
 

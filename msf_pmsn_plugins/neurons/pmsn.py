@@ -845,6 +845,12 @@ class PMSN(Neuron):
     def initial_state(self, x: Tensor) -> State:
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
 
+    def _rest(self, x: Tensor) -> State:
+        # In short sequences the hidden state is larger than all else: kernels need not read zeros.
+        (r_shape, r_dtype), (z_shape, z_dtype) = self.state_spec(x)
+        r = torch.zeros(r_shape, dtype=r_dtype, device=x.device)
+        return r, torch.zeros((), dtype=z_dtype, device=x.device).expand(z_shape)
+
     def weights(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
         """``a, w`` (complex [channels, modes]) and ``d`` ([channels]) of the recurrence, in ``dtype``.
 
@@ -892,9 +898,14 @@ class PMSN(Neuron):
         return s.to(x.dtype), (r, z), m
 
     def _begin(self, x_seq: Tensor, state: State | None) -> State:
-        state = super()._begin(x_seq, state)
+        given, state = state, super()._begin(x_seq, state)
         # A whole sequence ends at rest again; what else comes in was left by a local neuron.
-        if self.context == "global" and not torch.compiler.is_compiling() and any(map(torch.any, state)):
+        if (
+            self.context == "global"
+            and given is not None
+            and not torch.compiler.is_compiling()
+            and any(map(torch.any, state))
+        ):
             raise ValueError(
                 "context='global' uses the mean input over all steps: a state cannot be carried into it. "
                 "Give whole sequences with state=None, or set context='local'"
