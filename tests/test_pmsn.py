@@ -17,7 +17,7 @@ from helpers import DTYPES, ON_CPU, PATHS, chunks, examples, golden, loop, poiso
 from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.neurons import PMSN
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS, PER_CHANNEL, discretise, membranes, pmsn, pmsn_step
-from msf_pmsn_plugins.surrogate import Surrogate
+from msf_pmsn_plugins.surrogate import Custom, Surrogate
 from tolerances import F32, F64, assert_close, assert_flips_proved, assert_same
 
 TRIANGLE = Surrogate("triangle", 1.0)
@@ -1374,3 +1374,50 @@ def test_a_lowered_matmul_precision_is_left_as_it_is():
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
+
+
+# ---------------------------------------------------------------- a state at rest
+
+
+@all_backends
+@pytest.mark.parametrize("value", [0.0, 0.5 - 0.25j])
+@pytest.mark.parametrize("compartments", [2, 5])
+def test_one_number_may_stand_for_a_whole_state(backend, value, compartments):
+    neuron = build(3, compartments, backend=backend)
+    x = 2 * randn(9, 2, 3, 4)
+    r = torch.zeros(2, 3, 4)
+    z = torch.full((), value, dtype=torch.complex64).expand(2, 3, 4, compartments - 1)
+    results = []
+    for state in ((r, z), (r, z.contiguous()), *([None] if value == 0 else [])):
+        u = x.clone().requires_grad_()
+        s, after, m = neuron.sequence(u, state, membrane=True)
+        grads = torch.autograd.grad((s + m).sum() + after[1].abs().sum(), [u, *neuron.parameters()])
+        results.append([s, m, *after, *grads])
+    assert results[0][0].any()
+    assert not results[0][0].all()
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same(a, b)
+
+
+def test_a_sequence_of_no_steps_gives_a_state_of_its_own():
+    """Not the one number that stood for it: it may be written to."""
+    for surrogate in (None, Custom(lambda u: (u >= 0).float())):
+        _s, (r, z) = PMSN(3, surrogate=surrogate)(torch.zeros(0, 2, 3))
+        r += 1
+        z[0] += 1
+        assert not z[1].any()
+
+
+@pytest.mark.skipif("numba" not in ON_CPU, reason="Numba is not installed")
+def test_short_sequences_keep_no_state_for_the_backward():
+    x = torch.randn(4, 8, 16, 8, 8).requires_grad_()
+    kept = {}
+
+    def pack(part):
+        kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        return part
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part):
+        PMSN(16, backend="numba")(x)
+    assert sum(kept.values()) < 1.5 * x.nbytes  # the input, the residual, parameters
