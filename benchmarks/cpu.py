@@ -544,7 +544,7 @@ def page(report: dict[str, Any]) -> str:
             for row in report["streaming"]
         ],
         "",
-        *first_call_section(report["first calls"]),
+        *first_call_section(report.get("first calls", [])),
         *(over_time(report["scaling"]) if report["scaling"] else []),
         "## All cases",
         "",
@@ -597,7 +597,7 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     if chosen.malloc == "kept" and sys.platform == "linux" and not KEPT.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEPT)
     if chosen.page:
         report = json.loads(REPORT.read_text())
         PAGE.write_text(page(report))

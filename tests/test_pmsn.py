@@ -891,7 +891,7 @@ def test_discretise_anywhere(log_dt, log_a, a_imag):
     check_discretise(log_dt, log_a, a_imag, F64)
 
 
-def test_the_weights_can_be_differentiated_twice():
+def test_the_weights_can_be_differentiated_twice_and_forward():
     parameters = [randn(2), randn(2, 3) - 1, randn(2, 3), *(randn(2, 3) for _ in range(4))]
     parameters = [part.requires_grad_() for part in parameters]
 
@@ -900,6 +900,7 @@ def test_the_weights_can_be_differentiated_twice():
 
     assert torch.autograd.gradcheck(real, parameters)
     assert torch.autograd.gradgradcheck(real, parameters)
+    assert torch.autograd.gradcheck(real, parameters, check_forward_ad=True, check_backward_ad=False)
 
 
 @pytest.mark.parametrize("size", [0.98, 0.9999, 1.0, 1.0001, 1.02])
@@ -1398,6 +1399,24 @@ def test_one_number_may_stand_for_a_whole_state(backend, value, compartments):
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert_same(a, b)
+
+
+def test_a_subclass_may_start_elsewhere():
+    class Charged(PMSN):
+        def initial_state(self, x):
+            r, z = super().initial_state(x)
+            return r + 0.5, z + 1
+
+    neuron, x = Charged(3), torch.zeros(2, 1, 3)
+    for a, b in zip(neuron(x)[1], neuron(x, neuron.initial_state(x[0]))[1], strict=True):
+        assert_same(a, b)
+    assert neuron(x)[1][1].any()
+
+
+def test_a_global_neuron_leaves_a_state_of_its_own():
+    _s, state = PMSN(3, context="global")(torch.randn(5, 2, 3))
+    for part in state:
+        part += 1
 
 
 def test_a_sequence_of_no_steps_gives_a_state_of_its_own():

@@ -125,10 +125,15 @@ class _Phi(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0] * torch.conj_physical(_phi_slope(*ctx.saved_tensors))
+        return grads[0] * _phi_slope(*ctx.saved_tensors).conj()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] * _phi_slope(*ctx.saved_tensors)
 
 
 def discretise(
@@ -846,6 +851,8 @@ class PMSN(Neuron):
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
 
     def _rest(self, x: Tensor) -> State:
+        if self.context == "global" or type(self).initial_state is not PMSN.initial_state:
+            return self.initial_state(x)
         # In short sequences the hidden state is larger than all else: kernels need not read zeros.
         (r_shape, r_dtype), (z_shape, z_dtype) = self.state_spec(x)
         r = torch.zeros(r_shape, dtype=r_dtype, device=x.device)

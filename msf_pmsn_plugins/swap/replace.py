@@ -24,27 +24,29 @@ def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             setattr(holder, name, module)
     for module in model.modules():
         new.pop(module, None)
-    for module in model.modules():
-        attributes, done = vars(module), {id(module._modules): module._modules}
+    done: dict[int, tuple[Any, Any]] = {}
+    for module in model.modules() if new else ():
+        attributes = vars(module)
+        done[id(module._modules)] = module._modules, module._modules  # the rules chose what is there
         for name, value in list(attributes.items()):
             after = _follow(value, new, done)
             if after is not value:
                 attributes[name] = after
 
 
-def _follow(value: Any, new: Mapping[nn.Module, nn.Module], done: dict[int, Any]) -> Any:
-    """``value`` with the modules in it replaced; ``done``: what became of containers, by their id."""
+def _follow(value: Any, new: Mapping[nn.Module, nn.Module], done: dict[int, tuple[Any, Any]]) -> Any:
+    """``value`` with the modules in it replaced; ``done``: containers, kept alive, and what became of them, by id."""
     if isinstance(value, nn.Module):
         return new.get(value, value)
     if type(value) not in (list, dict, tuple):
         return value
     if id(value) not in done:
-        done[id(value)] = value  # one may hold itself
+        done[id(value)] = value, value  # one may hold itself
         parts = list(value.items() if type(value) is dict else enumerate(value))
         changed = {key: after for key, part in parts if (after := _follow(part, new, done)) is not part}
         if type(value) is tuple and changed:
-            done[id(value)] = tuple(changed.get(key, part) for key, part in parts)
+            done[id(value)] = value, tuple(changed.get(key, part) for key, part in parts)
         else:
             for key, after in changed.items():
                 value[key] = after
-    return done[id(value)]
+    return done[id(value)][1]
