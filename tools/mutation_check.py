@@ -165,7 +165,7 @@ MUTANTS = [
         "z, late = a * z + x.unsqueeze(-1), z\n    y = (w * late)",
         PMSN_TESTS,
     ),
-    Mutant("PMSN: missing zero-order hold", PMSN, "c * b * (_Phi.apply(z) * dt)", "c * b * dt", PMSN_TESTS),
+    Mutant("PMSN: missing zero-order hold", PMSN, "c * b * (phi * dt)", "c * b * dt", PMSN_TESTS),
     Mutant(
         "PMSN: cancelling zero-order hold", PMSN, "small = z.abs() < 0.5", "small = z.abs() < 0.0", PMSN_TESTS
     ),

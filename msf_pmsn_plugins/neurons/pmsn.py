@@ -150,7 +150,8 @@ def discretise(
     z = torch.complex(-torch.exp(log_A_real), A_imag) * dt
     b = torch.complex(VinvB_real, VinvB_imag)
     c = torch.complex(CV_real, CV_imag)
-    return torch.exp(z), c * b * (_Phi.apply(z) * dt)
+    phi = _phi_value(z) if torch.compiler.is_compiling() else _Phi.apply(z)  # a compiler fuses the series
+    return torch.exp(z), c * b * (phi * dt)
 
 
 RESET_MODES: dict[str, str] = {
