@@ -58,16 +58,6 @@ def interleaved(
     return {name: (median(found), min(found)) for name, found in times.items()}
 
 
-def copy_bandwidth(bytes_moved: int, rounds: int = 9) -> dict[str, float]:
-    """Bytes per second of a copy of a tensor of half that size: into a fresh tensor, as an op's output is, and into
-    one that is there already.
-    """
-    source = torch.ones(bytes_moved // 8)
-    target = torch.empty_like(source)
-    calls: dict[str, Call] = {"fresh": source.clone, "there already": lambda: target.copy_(source)}
-    return {name: bytes_moved / best for name, (best, _) in interleaved(calls, rounds, 5.0).items()}
-
-
 def saved_bytes(run: Callable[[], Tensor]) -> int:
     """Bytes that the forward keeps for the backward, each storage once."""
     seen: dict[int, int] = {}

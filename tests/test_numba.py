@@ -746,7 +746,10 @@ def test_four_threads_may_call_at_once():
             assert_same(ours, theirs)
 
 
-def test_the_pool_covers_every_piece_once_and_raises_what_a_piece_raised():
+@pytest.mark.parametrize("own", [False, True], ids=["torch's", "ours"])
+def test_the_threads_cover_every_piece_once_and_raise_what_a_piece_raised(own, monkeypatch):
+    if own:
+        monkeypatch.setattr(numba_pool, "_openmp", lambda: None)
     for count, threads in ((1, 4), (3, 8), (100, 3), (7, 1)):
         seen = []
         numba_pool.run(lambda first, last, seen=seen: seen.extend(range(first, last)), count, threads)
@@ -772,7 +775,32 @@ def test_the_pool_covers_every_piece_once_and_raises_what_a_piece_raised():
     assert numba_pool._pool.threads <= 8
 
 
-# OpenMP, unlike our pool, does not survive a fork: torch's own operations are on one thread throughout.
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for GNU OpenMP")
+def test_threads_are_those_of_torch():
+    """The wheels of torch on Linux run on an OpenMP that we find; a region of ours starts no others."""
+    assert numba_pool._openmp() is not None
+    seen = set()
+
+    def work(first, last):
+        time.sleep(0.02)
+        seen.add(threading.get_native_id())
+
+    before = numba_pool._pool.threads
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1 << 20).add_(1)  # starts torch's own
+        numba_pool.run(work, 40, 2)
+        count = len(os.listdir("/proc/self/task"))
+        numba_pool.run(work, 40, 2)
+        torch.ones(1 << 20).add_(1)
+        assert len(os.listdir("/proc/self/task")) == count
+    finally:
+        torch.set_num_threads(1)
+    assert len(seen) == 2
+    assert numba_pool._pool.threads == before
+
+
+# OpenMP does not survive a fork: there our own pool computes, and torch's operations are on one thread throughout.
 FORKS = """
 import os, sys
 sys.path.insert(0, {tests!r})
@@ -795,7 +823,7 @@ class Items(Dataset):
         return flat()
 
 expected = flat()
-assert pool._pool.threads == 1
+assert pool._pool.threads == (pool._openmp() is None)
 for _ in range(2):
     child = os.fork()
     if child == 0:

@@ -1,4 +1,8 @@
-"""Threads of our own for kernels that release the GIL.
+"""Threads for kernels that release the GIL: torch's own, or ours where those cannot be had.
+
+After each of its operations an OpenMP runtime lets its threads spin for milliseconds, in the hope of more work. Other
+threads would compete with them for the cores; on torch's they start at once. After a fork OpenMP's threads are gone
+and its runtime does not know: then, and where torch has no GNU OpenMP interface, a pool of ours does it.
 
 Numba's own layers are no choice: one kills a child forked after its first use, another aborts the process when two
 threads enter it.
@@ -6,12 +10,19 @@ threads enter it.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
+
+import torch
 
 __all__ = ["run"]
 
@@ -68,12 +79,30 @@ class _Pool:
 
 
 _pool = _Pool()
+_forked = False
 
 
 def _after_fork() -> None:
     """A child has none of its parent's threads, and maybe a lock that one of them held."""
-    global _pool
-    _pool = _Pool()
+    global _pool, _forked
+    _pool, _forked = _Pool(), True
+
+
+_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """``GOMP_parallel`` of the OpenMP runtime that torch runs on, or None: (task, its argument, threads, flags)."""
+    if sys.platform != "linux" or not torch.backends.openmp.is_available():
+        return None
+    try:
+        # A symbol is looked up in the library and then in those that it was linked with.
+        found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    found.argtypes, found.restype = (_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return found
 
 
 if hasattr(os, "register_at_fork"):
@@ -86,12 +115,16 @@ def run(work: Work, count: int, threads: int) -> None:
     if threads <= 1:
         work(0, count)
         return
-    pool = _pool
-    pool.grow(threads - 1)
     job = _Job(work, count, min(count, PIECES * threads))
-    for _ in range(threads - 1):
-        pool.jobs.put(job)
-    job.help()
-    job.done.wait()
+    parallel = None if _forked else _openmp()
+    if parallel is not None:
+        parallel(_Task(lambda _: job.help()), None, threads, 0)
+    else:
+        pool = _pool
+        pool.grow(threads - 1)
+        for _ in range(threads - 1):
+            pool.jobs.put(job)
+        job.help()
+        job.done.wait()
     if job.error is not None:
         raise job.error
