@@ -1,5 +1,6 @@
 """The benchmarks that no other step of CI runs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,16 @@ def run(script, *args):
 
 def test_the_page_holds_the_predictions():
     assert run("roofline.py").strip() in (ROOT / "docs" / "kernels.md").read_text()
+
+
+def test_the_page_of_the_cpu_is_written_from_its_report():
+    """The benchmark writes both; nothing on the page is typed."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import cpu
+    finally:
+        sys.path.pop(0)
+    assert cpu.page(json.loads(cpu.REPORT.read_text())) == cpu.PAGE.read_text()
 
 
 @pytest.mark.slow

@@ -58,6 +58,13 @@ class _Job:
                 if self.left == 0:
                     self.done.set()
 
+    def task(self, _: Any) -> None:
+        """``help`` for a caller that would swallow an interruption."""
+        try:
+            self.help()
+        except BaseException as error:
+            self.error = error
+
 
 class _Pool:
     """Daemon threads that wait for jobs; more are started when a call asks for more."""
@@ -118,7 +125,7 @@ def run(work: Work, count: int, threads: int) -> None:
     job = _Job(work, count, min(count, PIECES * threads))
     parallel = None if _forked else _openmp()
     if parallel is not None:
-        parallel(_Task(lambda _: job.help()), None, threads, 0)
+        parallel(_Task(job.task), None, threads, 0)
     else:
         pool = _pool
         pool.grow(threads - 1)
