@@ -183,11 +183,9 @@ def measure(case: Case, counts: list[int], rounds: int, budget: float) -> dict[s
     copies: dict[str, Call] = {"fresh": source.clone, "there already": lambda: target.copy_(source)}
     for count in counts:
         with threads(count):
-            # The copy takes turns, too: its caches are as cold as everybody's.
-            forward: dict[str, Call] = {}
-            for name, run in runs.items():
-                forward[name] = run.forward
-                forward |= copies if not forward.keys() & copies.keys() and name != "ours" else {}
+            # The copy takes turns, too, behind the first rival: its caches are as cold as everybody's.
+            first, second, *others = ((name, run.forward) for name, run in runs.items())
+            forward: dict[str, Call] = dict([first, second, *copies.items(), *others])
             times = interleaved(forward, rounds, budget)
             result.setdefault("copy", {})[count] = {n: 8 * numel / times.pop(n)[0] for n in copies}
             result["times"][count] = {
