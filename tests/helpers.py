@@ -17,7 +17,8 @@ from msf_pmsn_plugins.backends import BACKENDS, NEEDS
 from msf_pmsn_plugins.neurons import Neuron
 from msf_pmsn_plugins.neurons.base import State
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]  # of the repository
+GOLDEN = ROOT / "tests" / "golden"
 ON_CPU = [name for name in BACKENDS if name not in NEEDS or NEEDS[name][0] == "cpu"]  # backends
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 

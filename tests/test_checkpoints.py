@@ -809,7 +809,7 @@ def test_snntorch_neurons():
 
 
 def test_the_page_prints_what_stands_in_it():
-    page = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
     shown = re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)
     namespace, printed = {}, []
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):

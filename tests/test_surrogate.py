@@ -501,7 +501,7 @@ def test_wider_is_flatter_on_an_endless_row_and_a_narrow_one_is_a_row_of_peaks(n
 
 
 def test_the_page_prints_what_stands_in_it():
-    page = (Path(__file__).parent.parent / "docs" / "surrogates.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "surrogates.md").read_text()
     shown = re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)
     namespace, printed = {}, []
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):

@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MSF, PMSN = "neurons/msf.py", "neurons/pmsn.py"
 TORCH = "backends/torch_backend.py"
-MSF_TESTS = "tests/test_msf.py tests/test_variants.py"
-PMSN_TESTS = "tests/test_pmsn.py tests/test_variants.py"
-BOTH = "tests/test_msf.py tests/test_pmsn.py tests/test_variants.py tests/test_streaming.py"
+MSF_TESTS = "tests/neurons/test_msf.py tests/neurons/test_variants.py"
+PMSN_TESTS = "tests/neurons/test_pmsn.py tests/neurons/test_variants.py"
+BOTH = MSF_TESTS + " tests/neurons/test_pmsn.py tests/neurons/test_streaming.py"
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ MUTANTS = [
         "state.py",
         "lambda tensor: tensor[index.to(tensor.device)]",
         "lambda tensor: tensor[: len(index)]",
-        "tests/test_streaming.py",
+        "tests/neurons/test_streaming.py",
     ),
 ]
 

@@ -24,7 +24,7 @@ IN_SDIST = (
     "adapters/__init__.py",
     "examples/quickstart.py",
     "msf_pmsn_plugins/py.typed",
-    "tests/test_packaging.py",
+    "tests/project/test_packaging.py",
 )
 
 # Runs in the throwaway environment.

@@ -14,7 +14,7 @@ from msf_pmsn_plugins.neurons import PMSN as BarePMSN
 from tolerances import assert_same
 
 pytest.importorskip("spikingjelly")
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from recipes import neurons
 from recipes.models import ColumnNet, MHSANet, SequenceNet, SEWResNet, SHDNet, SineNet, count_parameters
@@ -125,7 +125,7 @@ def filled(model):
     return model.eval()
 
 
-GOLDEN = Path(__file__).parent / "golden" / "mhsanet.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "mhsanet.npz"
 
 
 @pytest.mark.parametrize("name", ["29", "29-wide", "29-dvs", "50"])

@@ -15,7 +15,7 @@ pytest.importorskip(
     "spikingjelly.activation_based.distributed", reason="the example is written for SpikingJelly 2.0.0"
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -329,13 +329,13 @@ def test_an_adapter_is_complete(name):
 
 
 def test_every_adapter_is_registered_as_an_entry_point():
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     points = tomllib.loads(text)["project"]["entry-points"]["msf_pmsn_plugins.recipes"]
     assert points == {name: f"{module}:RECIPE" for name, module in adapters.RECIPES.items()}
 
 
 def test_the_page_on_recipes_prints_what_stands_in_it():
-    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     namespace: dict = {}
     torch.manual_seed(0)
     for code, shown in re.findall(r"```python\n(.*?)```\n(?:\s*```text\n(.*?)```)?", page, flags=re.DOTALL):

@@ -13,7 +13,7 @@ import torch
 
 for needed in ("spikingjelly", "sklearn", "mnist1d", "lightning"):
     pytest.importorskip(needed)
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "experiments")]
 
 import common

@@ -10,7 +10,7 @@ from torch import nn
 
 for needed in ("spikingjelly", "sklearn"):
     pytest.importorskip(needed)
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "experiments")]
 
 import common

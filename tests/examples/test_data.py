@@ -13,7 +13,7 @@ import torch
 for name in ("lightning", "spikingjelly", "tonic", "torchvision", "timm", "h5py"):
     pytest.importorskip(name)
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from PIL import Image  # noqa: E402
 from recipes import RecipeError  # noqa: E402

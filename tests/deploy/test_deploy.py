@@ -23,7 +23,7 @@ from helpers import examples
 from msf_pmsn_plugins import deploy
 from msf_pmsn_plugins.neurons import MSF, PMSN
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 UNARY = ("channels", "substeps")
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 for name in ("lightning", "torchmetrics", "spikingjelly", "tonic", "torchvision", "timm"):
     pytest.importorskip(name)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
 import train  # noqa: E402

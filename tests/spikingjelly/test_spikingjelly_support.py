@@ -10,7 +10,7 @@ import pytest
 
 from msf_pmsn_plugins import spikingjelly as face
 
-PAGE = (Path(__file__).parents[1] / "docs" / "spikingjelly.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "spikingjelly.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## What works on which version")[1]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]

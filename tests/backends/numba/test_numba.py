@@ -853,7 +853,7 @@ def python(script, **environment):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_children_forked_after_the_first_use_compute():
     """By hand and by two workers of a DataLoader, each with threads of its own."""
-    done = python(FORKS.format(tests=str(Path(__file__).parent)))
+    done = python(FORKS.format(tests=str(Path(__file__).parents[2])))
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDED = {
     "swap_spikformer": ("sklearn", "spikingjelly.activation_based.model.spikformer"),
     "swap_sew_resnet": ("sklearn", "spikingjelly"),

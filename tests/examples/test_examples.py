@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDED = ("spikingjelly", "mnist1d", "sklearn", "matplotlib", "rich")
 
 

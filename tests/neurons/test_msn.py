@@ -24,7 +24,7 @@ from msf_pmsn_plugins.neurons.msn import PARAMETERS, Weights, msn_step, zero_ord
 from msf_pmsn_plugins.surrogate import Surrogate
 from tolerances import F32, F64, assert_close, assert_same
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRIANGLE = Surrogate("triangle", 1.0)
 both_dtypes = pytest.mark.parametrize("p", DTYPES)
 all_paths = pytest.mark.parametrize("how", PATHS)

@@ -469,7 +469,7 @@ def test_the_onnx_example_of_the_docs_runs(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "pytorch.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "pytorch.md").read_text()
     before, block = re.search(
         r"```python\n(from msf_pmsn_plugins.export.*?)```.*?```py\n(.*?)```", page, re.DOTALL
     ).groups()

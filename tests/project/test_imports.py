@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = "msf_pmsn_plugins"
 
 # What each part may import of the package, at any level. Imports point left only:
