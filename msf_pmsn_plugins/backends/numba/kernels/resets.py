@@ -1,0 +1,160 @@
+"""What MSF does after its charge: it counts thresholds, and it resets. Forward and backward of each reset, by name.
+
+``m`` is the membrane before the reset, ``n`` the count of thresholds it has reached, ``theta`` the first of them,
+``amount`` what a soft reset subtracts for each.
+Backward, ``g`` is the gradient of the count, ``after`` that of the membrane after the reset, and ``total`` the slope
+of the surrogate summed over the thresholds, ``slope`` that at the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .lanes import INT, formula, one, one_of, part, where
+from .memory import load
+
+# ---------------------------------------------------------------- resets
+
+
+def _hard(m, n, theta, v_reset, amount):
+    return where(m >= theta, v_reset, m)
+
+
+def _soft(m, n, theta, v_reset, amount):
+    return m - n * amount
+
+
+def _none(m, n, theta, v_reset, amount):
+    return m
+
+
+def _past_hard(after, quiet):
+    return after * quiet
+
+
+def _past_others(after, quiet):
+    return after
+
+
+def _through_hard(g, after, total, slope, m, v_reset, amount):
+    # of the counts' slopes that at the first threshold only, for the reset looks at no other
+    return (g + after * (v_reset - m)) * slope
+
+
+def _through_soft(g, after, total, slope, m, v_reset, amount):
+    return (g - after * amount) * total
+
+
+def _through_none(g, after, total, slope, m, v_reset, amount):
+    return g * total
+
+
+class Reset(NamedTuple):
+    """The membrane after it, and what of the gradients reaches the membrane before: past it, and through spikes."""
+
+    forward: Callable[..., Any]
+    past: Callable[..., Any]
+    through: Callable[..., Any]
+
+
+RESETS: dict[str, Reset] = {
+    "hard": Reset(_hard, _past_hard, _through_hard),
+    "soft": Reset(_soft, _past_others, _through_soft),
+    "none": Reset(_none, _past_others, _through_none),
+}
+RESET_CODES = {name: code for code, name in enumerate(RESETS)}
+HARD, NONE = RESET_CODES["hard"], RESET_CODES["none"]
+
+reset = one_of(known.forward for known in RESETS.values())  # (code, m, n, theta, v_reset)
+past_reset = one_of(known.past for known in RESETS.values())  # (code, after, quiet)
+through_reset = one_of(known.through for known in RESETS.values())  # (code, g, after, ...)
+
+# ---------------------------------------------------------------- counts
+
+# Counts are integers until they are stored: a true comparison is -1.
+
+
+def _one_more(n, mask):
+    return n - n.make(n.b.sext(mask.value, n.value.type))
+
+
+@formula
+def no_counts(nil):
+    return nil.constant(0, INT)
+
+
+@formula
+def _reached(n, m, theta):
+    """One more where the membrane has reached the threshold."""
+    return _one_more(n, m >= theta)
+
+
+@formula
+def _near(n, m, theta, width):
+    """One more where the membrane is nearer to the threshold than ``width``."""
+    return _one_more(n, abs(m - theta) < width)
+
+
+@formula
+def _in_numbers(n, like):
+    """Counts in the dtype of ``like``."""
+    return like.make(n.b.sitofp(n.value, like.value.type))
+
+
+@part
+def fire(nil, m, unit, thetas, count):
+    """How many thresholds each lane has reached."""
+    n = no_counts(nil)
+    for i in range(count):
+        n = _reached(n, m, load(unit, thetas, i))
+    return _in_numbers(n, nil)
+
+
+@formula
+def quiet_lanes(m, theta):
+    """1 where the neuron did not fire, else 0."""
+    return 1.0 - one(m >= theta, m)
+
+
+# ---------------------------------------------------------------- one byte an element
+
+# Where the surrogate is a rectangle, a byte says all that the backward must know of a membrane: how many thresholds
+# are nearer than the width, and, by 128 more, whether the neuron fired.
+
+
+@formula
+def _with_fired_bit(n, m, theta):
+    return n + where(m >= theta, n.constant(128), 0)
+
+
+@part
+def encode(nil, m, unit, thetas, count, width, theta):
+    code = no_counts(nil)
+    for i in range(count):
+        code = _near(code, m, load(unit, thetas, i), width)
+    return _with_fired_bit(code, m, theta)
+
+
+@formula
+def decode(code):
+    """A byte -> 1 where the neuron was quiet, else 0; and the number of thresholds nearer than the width."""
+    quiet = one(code < 128.0, code)
+    return quiet, code - 128.0 * (1.0 - quiet)
+
+
+@formula
+def _at_least(near, count, yes, no):
+    count = near.make(near.b.sitofp(count.value, near.element))
+    return where(near >= count, yes, no)
+
+
+@part
+def window_slopes(nil, near, unit, sums, count, height):
+    """The slopes of ``near`` windows: products with their height, or ``sums`` of it where those have other bits."""
+    if sums == 0:
+        return near * height
+    total = nil
+    for i in range(1, count + 1):
+        total = _at_least(near, i, load(unit, sums, i), total)
+    return total
