@@ -59,7 +59,7 @@ def _warm_msf(dtype: torch.dtype, train: bool) -> None:
     settings = MSFSettings("decay", (1.0,), 0.5)
     _, kept, _ = msf_forward(x, v, MSFParameters(), None, settings)
     if train:
-        msf_backward(MSFGrads(x, None, None), x, kept, v, MSFParameters(), None, settings)
+        msf_backward(MSFGrads(x, None, None), x, kept, v, MSFParameters(), None, None, settings)
 
 
 def _warm_pmsn(dtype: torch.dtype, train: bool) -> None:
@@ -70,4 +70,4 @@ def _warm_pmsn(dtype: torch.dtype, train: bool) -> None:
     state, weights = PMSNState(x[0], z), PMSNWeights(z[0, 0], z[0, 0], d)
     pmsn_forward(x, state, weights, None, PMSNSettings())
     if train:
-        pmsn_backward(PMSNGrads(x, None, None, None, None), x, x, state, weights, None, PMSNSettings())
+        pmsn_backward(PMSNGrads(x, None, None, None, None), x, x, state, weights, None, None, PMSNSettings())

@@ -52,3 +52,4 @@ def launch(kernel: Kernel, record: Any, work: Work, memory: Memory) -> None:
     """Run a kernel to its end, on as many threads as torch has and the work is worth."""
     threads = 1 if work.lane_steps < SMALL else min(torch.get_num_threads(), work.count)
     pool.run(_Job(kernel, record, work, threads, memory), threads)
+    memory.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +11,20 @@ import torch
 from torch import Tensor
 
 from ...settings import PMSNSettings
-from ...tensors import PMSNGrads, PMSNState, PMSNWeights
+from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from . import kernels
 from .kernels.calls import PMSNBackward, PMSNForward
 from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
-from .kernels.somas import BURST_CODES, SOMA_CODES
-from .kernels.surrogates import Slope, exact_inverse
+from .kernels.somas import BURST_CODES, SOMA_CODES, SOMAS
+from .kernels.surrogates import SURROGATES, Slope, exact_inverse
 from .launch import Work, launch
 from .memory import Memory, ceil, check, plain
 
-__all__ = ["pmsn_backward", "pmsn_forward"]
+__all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
+
+KNOWS = frozenset(
+    [*(f"reset {name!r}" for name in SOMAS), *(f"surrogate {name!r}" for name in SURROGATES), "membranes out"]
+)
 
 FAST_BYTES = 28 << 10  # of the first-level cache, for the scratch
 FEW_TASKS = 4  # smaller tiles rather than fewer tasks
@@ -66,6 +69,9 @@ class _Tiles:
     def tasks(self) -> int:
         return self.tiles * self.groups
 
+    def work(self, memory: Memory) -> Work:
+        return Work(self.tasks, memory.lanes * memory.steps, self.scratch)
+
     @property
     def slots(self) -> int:
         """The most channels that a tile meets."""
@@ -96,46 +102,45 @@ def _plain(weights: PMSNWeights, dtype: torch.dtype) -> PMSNWeights:
 
 
 def pmsn_forward(
-    x_seq: Tensor,
-    state: PMSNState,
-    weights: PMSNWeights,
-    lengths: Tensor | None,
-    settings: PMSNSettings,
-) -> tuple[Tensor, Tensor, PMSNState]:
-    """Spikes [T, L, C, K], the drives of the soma if they are kept, and the final state."""
+    x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
+) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
+    """Spikes [T, L, C, K], the drive of the soma, its membrane and the final state, for the op in
+    ``neurons/pmsn/op.py``.
+    """
     check(x_seq)
-    steps, *shape = x_seq.shape
-    memory = Memory(x_seq.dtype)
+    memory = Memory(x_seq.shape, x_seq.dtype)
     weights = _plain(weights, x_seq.dtype)
-    s_seq = memory.new(x_seq.shape)
-    y_seq = memory.new(x_seq.shape if settings.keep_drive else (0,))
+    s_seq = memory.like(x_seq)
+    y_seq = memory.like(x_seq) if settings.keep_drive else memory.new((0,))
+    m_seq = memory.like(x_seq) if settings.keep_membrane else memory.new((0,))
     last = PMSNState(memory.new(state.r.shape), memory.new(state.z.shape, x_seq.dtype.to_complex()))
     if x_seq.numel() == 0:
-        return s_seq, y_seq, PMSNState(last.r.copy_(state.r), last.z.copy_(state.z))
-    lanes, modes = math.prod(shape), weights.w.shape[1]
-    tiles = _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, FORWARD_ROWS, 0, lengths is not None)
-    x, x_step = memory.steps(x_seq)
+        return s_seq, y_seq, m_seq, PMSNState(last.r.copy_(state.r), last.z.copy_(state.z))
+    sequences = {**memory.sequence("x", x_seq), **memory.written(s_seq)}
+    modes = weights.w.shape[1]
+    apart = memory.apart or lengths is not None
+    tiles = _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, FORWARD_ROWS, 0, apart)
     call = PMSNForward(
         **tiles.sizes,
-        lanes=lanes,
-        steps=steps,
+        **sequences,
+        **_soma(settings),
+        lanes=memory.lanes,
+        steps=memory.steps,
         modes=modes,
-        x=x,
-        x_step=x_step,
         r=memory.at(state.r),
-        z=memory.modes(state.z),
-        a=memory.complex_at(weights.e),
+        z=memory.modes_at(state.z),
+        e=memory.complex_at(weights.e),
         w=memory.complex_at(weights.w),
         d=memory.at(weights.d),
-        s=memory.at(s_seq),
-        y_seq=memory.at(y_seq if settings.keep_drive else None),
-        r_last=memory.at(last.r),
-        z_last=memory.complex_at(last.z),
+        s=memory.to_sequence(s_seq),
+        y=memory.to_sequence(y_seq),
+        m=memory.to_sequence(m_seq),
+        r_last=memory.to(last.r),
+        z_last=memory.to(last.z),
         lengths=memory.at(lengths, torch.int64),
-        **_soma(settings),
     )
-    launch(kernels.pmsn_forward, call, Work(tiles.tasks, lanes * steps, tiles.scratch), memory)
-    return s_seq, y_seq, last
+    launch(kernels.pmsn_forward, call, tiles.work(memory), memory)
+    return s_seq, y_seq, m_seq, last
 
 
 def pmsn_backward(
@@ -145,60 +150,62 @@ def pmsn_backward(
     state: PMSNState,
     weights: PMSNWeights,
     lengths: Tensor | None,
+    slopes: Slopes | None,
     settings: PMSNSettings,
 ) -> tuple[Tensor, PMSNState, PMSNWeights]:
-    """Gradients to ``x_seq``, the state and the weights; the residual has one in mode ``"cumulative"`` only."""
+    """Gradients to ``x_seq``, the state and the weights; the residual has one in mode ``"cumulative"`` only.
+
+    Without ``settings.state_grad`` that of ``z`` is empty.
+    """
     check(x_seq)
-    steps, *shape = x_seq.shape
-    memory = Memory(x_seq.dtype)
+    memory = Memory(x_seq.shape, x_seq.dtype)
     weights = _plain(weights, x_seq.dtype)
-    surrogate = Slope.of(settings.surrogate, settings.width)
+    surrogate = Slope.of(settings.surrogate if slopes is None else "", settings.width)
     cumulative = settings.reset_mode == "cumulative"
-    gx_seq = memory.new(x_seq.shape)
+    gx_seq = memory.like(x_seq)
     gz0 = memory.new(state.z.shape if settings.state_grad else (0,), x_seq.dtype.to_complex())
     gr0 = memory.new(state.r.shape) if cumulative else torch.zeros(state.r.shape, dtype=x_seq.dtype)
     if x_seq.numel() == 0:
         gr0 = gr0.copy_(grads.r) if cumulative and grads.r is not None else gr0.zero_()
         gz0 = gz0.zero_() if grads.z is None or not settings.state_grad else gz0.copy_(grads.z)
         return gx_seq, PMSNState(gr0, gz0), PMSNWeights(*map(torch.zeros_like, weights))
-    lanes, modes = math.prod(shape), weights.w.shape[1]
-    tiles = _Tiles.of(
-        x_seq.shape, modes, x_seq.dtype.itemsize, BACKWARD_ROWS, 6 * modes + 1, lengths is not None
-    )
+    sequences = {
+        **memory.sequence("gs", grads.s),
+        **memory.sequence("gy", grads.y),
+        **memory.sequence("gm", grads.m),
+        **memory.sequence("x", x_seq),
+        **memory.sequence("slope", None if slopes is None else slopes.total),
+        **memory.written(gx_seq),
+    }
+    modes = weights.w.shape[1]
+    apart = memory.apart or lengths is not None
+    tiles = _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, BACKWARD_ROWS, 6 * modes + 1, apart)
     sums = torch.zeros(tiles.tasks, tiles.slots, 6 * modes + 1, dtype=torch.float64)
-    x, x_step = memory.steps(x_seq)
-    gs, gs_step = memory.steps(grads.s)
-    gy, gy_step = memory.steps(grads.y)
     call = PMSNBackward(
         **tiles.sizes,
-        lanes=lanes,
-        steps=steps,
+        **sequences,
+        **_soma(settings),
+        lanes=memory.lanes,
+        steps=memory.steps,
         modes=modes,
         slots=tiles.slots,
-        gs=gs,
-        gs_step=gs_step,
-        gy=gy,
-        gy_step=gy_step,
         gr=memory.at(grads.r if cumulative else None),
         gz=memory.complex_at(grads.z),
-        x=x,
-        x_step=x_step,
         r=memory.at(state.r),
-        z=memory.modes(state.z),
-        a=memory.complex_at(weights.e),
+        z=memory.modes_at(state.z),
+        e=memory.complex_at(weights.e),
         w=memory.complex_at(weights.w),
         d=memory.at(weights.d),
-        gx=memory.at(gx_seq),
-        gr0=memory.at(gr0),
-        gz0=memory.complex_at(gz0 if settings.state_grad else None),
-        sums=memory.at(sums, sums.dtype),
+        gx=memory.to_sequence(gx_seq),
+        gr0=memory.to(gr0),
+        gz0=memory.to(gz0),
+        sums=memory.to(sums),
         lengths=memory.at(lengths, torch.int64),
         surrogate=surrogate.code,
         p=surrogate.p,
         q=surrogate.q,
-        **_soma(settings),
     )
-    launch(kernels.pmsn_backward, call, Work(tiles.tasks, lanes * steps, tiles.scratch), memory)
+    launch(kernels.pmsn_backward, call, tiles.work(memory), memory)
     return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), tiles, weights)
 
 
@@ -216,10 +223,10 @@ def _weight_gradients(sums: Any, tiles: _Tiles, weights: PMSNWeights) -> PMSNWei
         total[:, :-1].reshape(channels, modes, 3, 2).view(np.complex128)[..., 0], 2, 0
     )
     with np.errstate(all="ignore"):  # a gradient scaler that overflows is not news
-        # dL/da = sum conj(w p) g + conj(p) dL/dz_last, dL/dw = sum conj(z) g, dL/dd = sum x g
-        ga = np.conj(weights.w.detach().numpy().astype(np.complex128) * gp) + gz_last
+        # dL/de = sum conj(w p) g + conj(p) dL/dz_last, dL/dw = sum conj(z) g, dL/dd = sum x g
+        ge = np.conj(weights.w.detach().numpy().astype(np.complex128) * gp) + gz_last
     return PMSNWeights(
-        torch.from_numpy(ga).to(weights.w.dtype),
+        torch.from_numpy(ge).to(weights.w.dtype),
         torch.from_numpy(np.conj(gz)).to(weights.w.dtype),
         torch.from_numpy(total[:, -1].copy()).to(weights.d.dtype),
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.core.ccallback import CFunc
 
 from ..cache import Cache
@@ -37,7 +37,7 @@ class Kernel:
     def _compile(self, dtype: str) -> CFunc:
         # No Python runs in here, so no interrupt falls into a parallel region; nor is an address a constant, for
         # code that holds one cannot be kept on disk.
-        do, unit = pasted(self._text), np.dtype(dtype).type(1)
+        do, unit = njit(inline="always")(self._text), np.dtype(dtype).type(1)
         read_share, read_call, head = reader(Share), reader(self._record), SHARE.size
 
         def work(address):

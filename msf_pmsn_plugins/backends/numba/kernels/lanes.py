@@ -27,8 +27,10 @@ ir = cgutils.ir  # the instruction builder of llvmlite, as numba itself uses it
 BIT, BYTE, INT, LONG = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 
-part = njit(error_model="numpy")
-pasted = njit(error_model="numpy", forceinline=True)  # constants among its arguments prune its branches
+_options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+part = njit(**_options)
+once = njit(**_options, inline="always")
+pasted = njit(**_options, forceinline=True)  # constants among its arguments prune its branches
 
 
 # ---------------------------------------------------------------- types

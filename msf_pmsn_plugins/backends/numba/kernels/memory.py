@@ -234,13 +234,13 @@ def _put_int(base, index, value):
 
 
 @part
-def read_lengths(lives, lengths, per_length, start, size, padded, steps):
-    """Valid steps of each lane as int32 at ``lives``, 0 beyond ``size``; return the step from which one lane is over."""
-    until = steps
-    for i in range(padded):
+def read_lengths(call, lives, start, size):
+    """Valid steps of each lane of a block as int32 at ``lives``, 0 beyond ``size``; return when one lane is over."""
+    until = call.steps
+    for i in range(call.block):
         length = 0
         if i < size:
-            length = load(start, lengths, (start + i) // per_length)
+            length = load(start, call.lengths, (start + i) // call.per_length)
             until = min(until, length)
         _put_int(lives, i, length)
     return until

@@ -2,7 +2,7 @@
 
 A tile is a run of lanes whose channels are the same in every unit (a leading lane, or a few of them where they are
 short): their coefficients are gathered once, and sums over lanes are kept for all units of a task. Of each vector and
-mode the scratch holds its rows one after the other: a, w, z and, backward, p = dz/da and the sums of g z and g p, each
+mode the scratch holds its rows one after the other: e, w, z and, backward, p = dz/da and the sums of g z and g p, each
 with its real and imaginary part.
 
 Modes are added in pairs, m with modes - 1 - m. Where all pairs are conjugate (so PMSN is initialised), one of the two
@@ -17,36 +17,37 @@ from .somas import only_finite
 
 FORWARD_ROWS = 6  # of a mode
 BACKWARD_ROWS = 12
-A, W, Z, P, GZ, GP = range(0, 12, 2)  # first row of each; the next is its imaginary part
+E, W, Z, P, GZ, GP = range(0, 12, 2)  # first row of each; the next is its imaginary part
 
 
 # ---------------------------------------------------------------- one step
 
 
-@formula
-def step(base, x):
-    """One step of a mode: ``z <- a z + x``; return ``Re(w z)``."""
-    ar, ai, wr, wi, zr, zi = (row(x, base, i) for i in range(6))
-    re = fma(ar, zr, fnma(ai, zi, x))
-    im = fma(ar, zi, ai * zr)
+def _advance(x, base):
+    """``z <- z + (e z + x)``, that is ``a z + x`` with ``a = 1 + e``: beside 1 the digits of e would be rounded off."""
+    er, ei, wr, wi, zr, zi = (row(x, base, i) for i in range(6))
+    re = zr + fma(er, zr, fnma(ei, zi, x))
+    im = zi + fma(er, zi, ei * zr)
     put_row(re, base, Z)
     put_row(im, base, Z + 1)
     return fnma(wi, im, wr * re)
+
+
+@formula
+def step(base, x):
+    """One step of a mode; return ``Re(w z)``."""
+    return _advance(x, base)
 
 
 @formula
 def step_and_sums(base, x, g):
-    """The same with the sensitivity ``p <- a p + z``; before that, the sums take ``g`` times the last z and p."""
-    ar, ai, wr, wi, zr, zi, pr, pi = (row(x, base, i) for i in range(8))
+    """The same with ``p = dz/da``, ``p <- a p + z``; before that, the sums take ``g`` times the last z and p."""
+    er, ei, zr, zi, pr, pi = (row(x, base, i) for i in (E, E + 1, Z, Z + 1, P, P + 1))
     for i, last in enumerate((zr, zi, pr, pi)):
         put_row(fma(g, last, row(x, base, GZ + i)), base, GZ + i)
-    put_row(fma(ar, pr, fnma(ai, pi, zr)), base, P)
-    put_row(fma(ar, pi, fma(ai, pr, zi)), base, P + 1)
-    re = fma(ar, zr, fnma(ai, zi, x))
-    im = fma(ar, zi, ai * zr)
-    put_row(re, base, Z)
-    put_row(im, base, Z + 1)
-    return fnma(wi, im, wr * re)
+    put_row(pr + fma(er, pr, fnma(ei, pi, zr)), base, P)
+    put_row(pi + fma(er, pi, fma(ei, pr, zi)), base, P + 1)
+    return _advance(x, base)
 
 
 @formula
@@ -58,12 +59,12 @@ def last_sums(base, g):
 
 @formula
 def adjoint(base, g):
-    """``lam = conj(w) g + c``, ``c <- conj(a) lam``, with c in the rows of p; return ``Re(lam)``."""
-    ar, ai, wr, wi = (row(g, base, i) for i in range(4))
+    """``lam = conj(w) g + c``, ``c <- lam + conj(e) lam``, with c in the rows of p; return ``Re(lam)``."""
+    er, ei, wr, wi = (row(g, base, i) for i in range(4))
     re = fma(wr, g, row(g, base, P))
     im = fnma(wi, g, row(g, base, P + 1))
-    put_row(fma(ar, re, ai * im), base, P)
-    put_row(fnma(ai, re, ar * im), base, P + 1)
+    put_row(re + fma(er, re, ei * im), base, P)
+    put_row(im + fnma(ei, re, er * im), base, P + 1)
     return re
 
 
@@ -104,7 +105,7 @@ def computed(m, modes, folded):
 
 @part
 def gather_weights(nil, unit, call, states, rows, gains, offset):
-    """Gather a, w and d for the tile at ``offset`` of a unit, zeros beyond; return whether modes are conjugate pairs."""
+    """Gather e, w and d for the tile at ``offset`` of a unit, zeros beyond; return whether modes are conjugate pairs."""
     wide = width(nil)
     modes = call.modes
     most = min(call.tile, call.leap - offset)
@@ -119,7 +120,7 @@ def gather_weights(nil, unit, call, states, rows, gains, offset):
         for m in range(modes):
             here = 2 * (c * modes + m)
             there = 2 * (c * modes + modes - 1 - m)
-            for source, first in ((call.a, A), (call.w, W)):
+            for source, first in ((call.e, E), (call.w, W)):
                 re = unit - unit
                 im = unit - unit
                 if i < most:
@@ -167,10 +168,11 @@ def read_modes(nil, call, states, rows, start, size, poison):
 
 
 @part
-def write_modes(nil, states, rows, first, modes, target, start, size, folded):
+def write_modes(nil, call, states, rows, first, target, start, size, folded):
     """Scatter the complex rows ``first``, z or the gradient of z, to complex [lanes, modes]."""
     wide = width(nil)
     vector = rows * wide * nbytes(nil)
+    modes = call.modes
     for j in range(0, size, wide):
         base = states + j // wide * modes * vector
         for m in range(modes):

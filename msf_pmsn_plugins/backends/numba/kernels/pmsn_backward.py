@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .calls import PMSNBackward
 from .kernel import kernel
-from .lanes import nbytes, part, pasted, rounded, width, zeros
+from .lanes import nbytes, part, once, pasted, rounded, width, zeros
 from .memory import add_to, load, load_complex, load_part, store, store_part, will_read, will_write
 from .modes import (
     BACKWARD_ROWS,
@@ -27,9 +27,9 @@ from .modes import (
     step_and_sums,
     write_modes,
 )
-from .pmsn_forward import steps_ahead, valid_steps
+from .pmsn_forward import place, place_ahead, span_of
 from .somas import CUMULATIVE, FIXED, FLOOR, argument, lost_and_clean, multiply_add, soma, where_positive
-from .surrogates import slope
+from .surrogates import GIVEN, slope
 
 FLUSH = 64  # steps summed in the dtype of the kernel before they go to a double
 
@@ -44,15 +44,6 @@ class Scratch(NamedTuple):
     gain_sums: int
     pending: int  # g of the step before
     poison: int  # NaN for a lane that is lost
-
-
-class Span(NamedTuple):
-    """The lanes of a tile in one unit."""
-
-    start: int
-    size: int
-    until: int  # steps before the padding
-    ahead: int
 
 
 @pasted
@@ -98,32 +89,36 @@ def _drive_gradient(call, nil, unit, at, span, j, t, y):
     left = span.size - j
     g = nil
     if call.gs != 0:
-        g = load_part(nil, call.gs, t * call.gs_step + span.start + j, left)
-        u = argument(call.burst, v, theta)
-        g = g * slope(call.surrogate, u, rounded(call.p, unit), rounded(call.q, unit))
-        if call.soma == FLOOR or call.soma == FIXED:  # they clamp the drive
-            g = where_positive(y, g)
+        g = load_part(nil, call.gs, place(span, t, call.gs_step, call.gs_row) + j, left)
+        if call.surrogate == GIVEN:
+            index = place(span, t, call.slope_step, call.slope_row) + j
+            g = g * load_part(nil, call.slope, index, left)
+        else:
+            u = argument(call.burst, v, theta)
+            g = g * slope(call.surrogate, u, rounded(call.p, unit), rounded(call.q, unit))
+    if call.gm != 0:
+        g = g + load_part(nil, call.gm, place(span, t, call.gm_step, call.gm_row) + j, left)
+    if call.soma == FLOOR or call.soma == FIXED:  # they clamp the drive
+        g = where_positive(y, g)
     if call.gy != 0 and call.soma != CUMULATIVE:
-        g = g + load_part(nil, call.gy, t * call.gy_step + span.start + j, left)
+        g = g + load_part(nil, call.gy, place(span, t, call.gy_step, call.gy_row) + j, left)
     return g
 
 
-@pasted
+@once
 def _walk_forward(call, nil, unit, at, span, folded, sweep, sweeps):
     """The first of the ``sweeps`` makes the gradients of the drives, the last sums them with what they met."""
     for t in range(span.until):
-        # some steps on, or at the beginning of the next unit
-        soon = t + span.ahead
-        then = span.start
-        if soon >= call.steps:
-            soon -= call.steps
-            then += call.leap
+        x = place(span, t, call.x_step, call.x_row)
+        out = place(span, t, call.out_step, call.out_row)
+        x_ahead = place_ahead(call, span, t, call.x_step, call.x_row)
+        out_ahead = place_ahead(call, span, t, call.out_step, call.out_row)
+        gs_ahead = place_ahead(call, span, t, call.gs_step, call.gs_row)
         for j in range(0, span.size, width(nil)):
             left = span.size - j
-            there = t * call.lanes + span.start + j
-            will_read(nil, call.x, soon * call.x_step + then + j)
-            will_write(nil, call.gx, soon * call.lanes + then + j)
-            lost, current = lost_and_clean(load_part(nil, call.x, t * call.x_step + span.start + j, left))
+            will_read(nil, call.x, x_ahead + j)
+            will_write(nil, call.gx, out_ahead + j)
+            lost, current = lost_and_clean(load_part(nil, call.x, x + j, left))
             if call.modes != 0:
                 lost = lost + load(nil, at.poison, j)
                 store(at.poison, j, lost)
@@ -131,11 +126,11 @@ def _walk_forward(call, nil, unit, at, span, folded, sweep, sweeps):
             g = nil
             if sweep == 0:
                 if call.gs != 0:
-                    will_read(nil, call.gs, soon * call.gs_step + then + j)
+                    will_read(nil, call.gs, gs_ahead + j)
                 g = _drive_gradient(call, nil, unit, at, span, j, t, y + lost)
-                store_part(call.gx, there, g, left)
+                store_part(call.gx, out + j, g, left)
             else:
-                g = load_part(nil, call.gx, there, left)
+                g = load_part(nil, call.gx, out + j, left)
             if sweep == sweeps - 1:
                 store(at.pending, j, g)
                 store(at.gain_sums, j, multiply_add(g, current, load(nil, at.gain_sums, j)))
@@ -163,7 +158,7 @@ def _flush(nil, modes, tile, at, size, folded):
         store(at.gain_sums, j, nil)
 
 
-@pasted
+@once
 def _sum_from_the_end(call, nil, unit, at, span):
     """Mode cumulative, where a drive moves all later residuals: the gradient of each is that of its own spike and the
     sum of those after it, from that of the last residual on.
@@ -175,13 +170,14 @@ def _sum_from_the_end(call, nil, unit, at, span):
             last = load_part(nil, call.gr, span.start + j, span.size - j)
         store(at.pending, j, last / theta)
     for t in range(span.until - 1, -1, -1):
+        out = place(span, t, call.out_step, call.out_row)
+        gy = place(span, t, call.gy_step, call.gy_row)
         for j in range(0, span.size, width(nil)):
-            there = t * call.lanes + span.start + j
-            g = load(nil, at.pending, j) + load_part(nil, call.gx, there, span.size - j)
+            g = load(nil, at.pending, j) + load_part(nil, call.gx, out + j, span.size - j)
             store(at.pending, j, g)
             if call.gy != 0:
-                g = g + load_part(nil, call.gy, t * call.gy_step + span.start + j, span.size - j)
-            store_part(call.gx, there, g, span.size - j)
+                g = g + load_part(nil, call.gy, gy + j, span.size - j)
+            store_part(call.gx, out + j, g, span.size - j)
     for j in range(0, span.size, width(nil)):
         g = load(nil, at.pending, j) * theta
         if span.until == 0 and call.gr != 0:  # the same, without a rounding
@@ -225,16 +221,16 @@ def _turn(nil, call, at, start, size, folded):
     return paired
 
 
-@pasted
+@once
 def _walk_back(call, nil, at, span, folded):
     """Gradients of the drives -> gradients of x, in place."""
     vector = BACKWARD_ROWS * width(nil) * nbytes(nil)
     for t in range(span.until - 1, -1, -1):
+        out = place(span, t, call.out_step, call.out_row)
         for j in range(0, span.size, width(nil)):
-            there = t * call.lanes + span.start + j
             left = span.size - j
-            will_write(nil, call.gx, there - span.ahead * call.lanes)
-            g = load_part(nil, call.gx, there, left)
+            will_write(nil, call.gx, out - span.ahead * call.out_step + j)
+            g = load_part(nil, call.gx, out + j, left)
             total = load(nil, at.gains, j) * g
             base = _modes_of(call, nil, at, j)
             other = base + (call.modes - 1) * vector
@@ -245,7 +241,7 @@ def _walk_back(call, nil, at, span, folded):
                 total = total + share
                 base += vector
                 other -= vector
-            store_part(call.gx, there, total, left)
+            store_part(call.gx, out + j, total, left)
 
 
 # ---------------------------------------------------------------- the kernel
@@ -263,7 +259,7 @@ def _sum_lanes(call, totals, offset, task):
             store(call.sums, index, load(1.0, call.sums, index) + load(1.0, totals, k * call.tile + i))
 
 
-@pasted
+@once
 def _one_unit(call, nil, unit, at, span, paired):
     """The lanes of a tile in one unit: forward, and back."""
     wide = width(nil)
@@ -280,8 +276,9 @@ def _one_unit(call, nil, unit, at, span, paired):
             store(at.pending, j, nil)
         _walk_forward(call, nil, unit, at, span, folded, sweep, sweeps)
     for t in range(span.until, call.steps):
+        out = place(span, t, call.out_step, call.out_row)
         for j in range(0, span.size, wide):
-            store_part(call.gx, t * call.lanes + span.start + j, nil, span.size - j)
+            store_part(call.gx, out + j, nil, span.size - j)
     for j in range(0, span.size, wide):
         for m in range(modes):
             mode = _modes_of(call, nil, at, j) + m * BACKWARD_ROWS * wide * nbytes(nil)
@@ -290,7 +287,7 @@ def _one_unit(call, nil, unit, at, span, paired):
     folded = _turn(nil, call, at, span.start, span.size, folded) and paired
     _walk_back(call, nil, at, span, folded)
     if call.gz0 != 0:
-        write_modes(nil, at.states, BACKWARD_ROWS, P, modes, call.gz0, span.start, span.size, folded)
+        write_modes(nil, call, at.states, BACKWARD_ROWS, P, call.gz0, span.start, span.size, folded)
 
 
 @kernel(PMSNBackward)
@@ -301,14 +298,9 @@ def pmsn_backward(first, last, scratch, unit, call):
     for task in range(first, last):
         offset = task // call.groups * call.tile
         group = task % call.groups
-        most = min(call.tile, call.leap - offset)
         paired = gather_weights(nil, unit, call, at.states, BACKWARD_ROWS, at.gains, offset)
         for j in range((6 * call.modes + 1) * call.tile):
             store(at.totals, j, 0.0)
         for i in range(group * call.units // call.groups, (group + 1) * call.units // call.groups):
-            start = i * call.leap + offset
-            span = Span(
-                start, min(most, call.lanes - start), valid_steps(call, i), steps_ahead(call, most)
-            )
-            _one_unit(call, nil, unit, at, span, paired)
+            _one_unit(call, nil, unit, at, span_of(call, i, offset), paired)
         _sum_lanes(call, at.totals, offset, task)

@@ -1,9 +1,8 @@
 """What MSF does after its charge: it counts thresholds, and it resets. Forward and backward of each reset, by name.
 
 ``m`` is the membrane before the reset, ``n`` the count of thresholds it has reached, ``theta`` the first of them,
-``amount`` what a soft reset subtracts for each.
-Backward, ``g`` is the gradient of the count, ``after`` that of the membrane after the reset, and ``total`` the slope
-of the surrogate summed over the thresholds, ``slope`` that at the first.
+``amount`` what a soft reset subtracts for each. Backward, ``g`` is the gradient of the count, ``after`` that of the
+membrane after the reset, ``total`` the slope of the surrogate summed over the thresholds, ``first`` at the first.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .lanes import INT, formula, one, one_of, part, where
+from .lanes import INT, formula, one, one_of, pasted, where
 from .memory import load
 
 # ---------------------------------------------------------------- resets
@@ -37,16 +36,16 @@ def _past_others(after, quiet):
     return after
 
 
-def _through_hard(g, after, total, slope, m, v_reset, amount):
+def _through_hard(g, after, total, first, m, v_reset, amount):
     # of the counts' slopes that at the first threshold only, for the reset looks at no other
-    return (g + after * (v_reset - m)) * slope
+    return (g + after * (v_reset - m)) * first
 
 
-def _through_soft(g, after, total, slope, m, v_reset, amount):
+def _through_soft(g, after, total, first, m, v_reset, amount):
     return (g - after * amount) * total
 
 
-def _through_none(g, after, total, slope, m, v_reset, amount):
+def _through_none(g, after, total, first, m, v_reset, amount):
     return g * total
 
 
@@ -56,17 +55,18 @@ class Reset(NamedTuple):
     forward: Callable[..., Any]
     past: Callable[..., Any]
     through: Callable[..., Any]
+    before_charge: bool = True  # where a delayed one acts
 
 
 RESETS: dict[str, Reset] = {
     "hard": Reset(_hard, _past_hard, _through_hard),
-    "soft": Reset(_soft, _past_others, _through_soft),
+    "soft": Reset(_soft, _past_others, _through_soft, before_charge=False),
     "none": Reset(_none, _past_others, _through_none),
 }
 RESET_CODES = {name: code for code, name in enumerate(RESETS)}
-HARD, NONE = RESET_CODES["hard"], RESET_CODES["none"]
+HARD, SOFT, NONE = (RESET_CODES[name] for name in ("hard", "soft", "none"))
 
-reset = one_of(known.forward for known in RESETS.values())  # (code, m, n, theta, v_reset)
+reset = one_of(known.forward for known in RESETS.values())  # (code, m, n, theta, v_reset, amount)
 past_reset = one_of(known.past for known in RESETS.values())  # (code, after, quiet)
 through_reset = one_of(known.through for known in RESETS.values())  # (code, g, after, ...)
 
@@ -102,13 +102,17 @@ def _in_numbers(n, like):
     return like.make(n.b.sitofp(n.value, like.value.type))
 
 
-@part
-def fire(nil, m, unit, thetas, count):
-    """How many thresholds each lane has reached."""
-    n = no_counts(nil)
-    for i in range(count):
-        n = _reached(n, m, load(unit, thetas, i))
-    return _in_numbers(n, nil)
+@pasted
+def fire(call, unit, m, first):
+    """How many thresholds each lane has reached. ``first``: the lanes' own first thresholds, if they have any."""
+    n = no_counts(m)
+    if call.firsts == 0:
+        for i in range(call.count):
+            n = _reached(n, m, load(unit, call.thetas, i))
+    else:
+        for i in range(call.count):
+            n = _reached(n, m, first + load(unit, call.thetas, i))
+    return _in_numbers(n, m)
 
 
 @formula
@@ -119,8 +123,8 @@ def quiet_lanes(m, theta):
 
 # ---------------------------------------------------------------- one byte an element
 
-# Where the surrogate is a rectangle, a byte says all that the backward must know of a membrane: how many thresholds
-# are nearer than the width, and, by 128 more, whether the neuron fired.
+# Where the surrogate is a rectangle and nothing is learned, a byte says all that the backward must know of a membrane:
+# how many thresholds are nearer than the width, and, by 128 more, whether the neuron fired.
 
 
 @formula
@@ -128,12 +132,12 @@ def _with_fired_bit(n, m, theta):
     return n + where(m >= theta, n.constant(128), 0)
 
 
-@part
-def encode(nil, m, unit, thetas, count, width, theta):
-    code = no_counts(nil)
-    for i in range(count):
-        code = _near(code, m, load(unit, thetas, i), width)
-    return _with_fired_bit(code, m, theta)
+@pasted
+def encode(call, unit, m, width):
+    code = no_counts(m)
+    for i in range(call.count):
+        code = _near(code, m, load(unit, call.thetas, i), width)
+    return _with_fired_bit(code, m, load(unit, call.thetas, 0))
 
 
 @formula
@@ -149,12 +153,12 @@ def _at_least(near, count, yes, no):
     return where(near >= count, yes, no)
 
 
-@part
-def window_slopes(nil, near, unit, sums, count, height):
-    """The slopes of ``near`` windows: products with their height, or ``sums`` of it where those have other bits."""
-    if sums == 0:
+@pasted
+def window_slopes(call, unit, near, height):
+    """The slopes of ``near`` windows: products with their height, or sums of it where those have other bits."""
+    if call.sums == 0:
         return near * height
-    total = nil
-    for i in range(1, count + 1):
-        total = _at_least(near, i, load(unit, sums, i), total)
+    total = near - near
+    for i in range(1, call.count + 1):
+        total = _at_least(near, i, load(unit, call.sums, i), total)
     return total

@@ -96,10 +96,14 @@ _SLOPES = [known.slope for known in SURROGATES.values()]
 _SLOPES += [known.dyadic for known in SURROGATES.values() if known.dyadic]
 
 slope = one_of(_SLOPES)  # (code, u, p, q)
+GIVEN = len(_SLOPES)  # no formula of ours: the kernel is given the slopes
 
 
 class Slope(NamedTuple):
-    """What a kernel is told of a surrogate: the number of its formula, and the two numbers of that."""
+    """What a kernel is told of a surrogate: the number of its formula, and the two numbers of that.
+
+    A surrogate without a name is one whose slopes are given.
+    """
 
     code: int
     p: float
@@ -107,6 +111,8 @@ class Slope(NamedTuple):
 
     @classmethod
     def of(cls, name: str, width: float) -> Slope:
+        if not name:
+            return cls(GIVEN, 0.0, 0.0)
         if name not in SURROGATES:
             raise ValueError(f"the numba backend has no surrogate {name!r}; known: {', '.join(SURROGATES)}")
         known = SURROGATES[name]
