@@ -71,7 +71,7 @@ def refuse_newer(
 
 def first_step(x_seq: Tensor) -> Tensor:
     """One step [N, *] of a sequence [T, N, *], to read shapes from; of an empty sequence, an empty one."""
-    return x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
+    return x_seq[0] if x_seq.shape[0] else x_seq.new_empty(x_seq.shape[1:])
 
 
 def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
 
     So do the hosts' neurons return it, and a layer in front that sums in memory order adds in the same order.
     """
-    if like is None or len(like) == 0 or (like.is_contiguous() and g_seq.is_contiguous()):
+    if like is None or like.shape[0] == 0 or (like.is_contiguous() and g_seq.is_contiguous()):
         return g_seq
     step = like[0]
     if not any(step.stride()):  # one number for all: nothing to follow

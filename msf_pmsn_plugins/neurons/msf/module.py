@@ -280,8 +280,8 @@ class MSF(Neuron):
             rate = self.w.sigmoid().to(dtype)
         threshold = self._against(x, self.v_threshold, dtype, "threshold")
         reset = self._against(x, self.reset_step, dtype, "reset_step")
-        if self.reset_step is None:
-            reset = threshold
+        if self.reset_step is None and threshold is not None:
+            reset = threshold.view_as(threshold)  # torch.compile takes no tensor twice
         return MSFParameters(rate, threshold, reset if self.reset_mode == "soft" else None)
 
     def _against(

@@ -59,25 +59,22 @@ def _(x_seq: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     f"Tensor? rate_tensor, Tensor? threshold, Tensor? reset, Tensor? lengths, Tensor? total, Tensor? first, "
     f"{schema(MSFSettings)}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _msf_backward_op(
-    gs_seq: Tensor | None,
-    gm_seq: Tensor | None,
-    gv: Tensor | None,
-    x_seq: Tensor,
-    kept: Tensor,
-    v: Tensor,
-    *others: Any,
-) -> Any:
-    rate, threshold, reset, lengths, total, first, *values, backend = others
+def _msf_backward_op(*args: Any) -> Any:
+    *tensors_and_values, backend = args
+    return _backward(*tensors_and_values[:12], restore(MSFSettings, tensors_and_values[12:]), backend)
+
+
+def _backward(*args: Any) -> Any:
+    gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first, settings, backend = args
     gx, gv, grads = backends.load(backend, "msf").msf_backward(
-        MSFGrads(gs_seq, gm_seq, gv),
+        MSFGrads(gs, gm, gv),
         x_seq,
         kept,
         v,
         MSFParameters(rate, threshold, reset),
         lengths,
         None if total is None else Slopes(total, first),
-        restore(MSFSettings, values),
+        settings,
     )
     return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
 
@@ -154,31 +151,34 @@ class _MSFFunction(torch.autograd.Function):
         if surrogate is not None:
             slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
         run = _MSFBackward.forward if no_autograd() else _MSFBackward.apply
-        gx, gv, *grads = run(
-            gs_seq, gm_seq, gv, x_seq, kept, v, *parameters, lengths, *slopes, (settings, backend)
-        )
+        forward = (x_seq, kept, v, *parameters, lengths)
+        gx, gv, *grads = run(gs_seq, gm_seq, gv, *forward, *slopes, (settings, backend))
         grads = [None if p is None else g for p, g in zip(parameters, grads, strict=True)]
         return as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq), gv, *grads, None, None
 
 
 class _MSFBackward(NoSecondDerivative):
+    # Named one by one: torch.compile would put its context among *args.
     @staticmethod
-    def forward(*args: Any) -> Any:
-        *tensors, (settings, backend) = args
+    def forward(
+        gs: Tensor | None,
+        gm: Tensor | None,
+        gv: Tensor | None,
+        x_seq: Tensor,
+        kept: Tensor,
+        v: Tensor,
+        rate: Tensor | None,
+        threshold: Tensor | None,
+        reset: Tensor | None,
+        lengths: Tensor | None,
+        total: Tensor | None,
+        first: Tensor | None,
+        call: tuple[MSFSettings, str],
+    ) -> Any:
+        settings, backend = call
+        tensors = (gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first)
         if no_dispatch(*tensors):
-            gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first = tensors
-            slopes = None if total is None else Slopes(total, first)
-            gx, gv, grads = backends.load(backend, "msf").msf_backward(
-                MSFGrads(gs, gm, gv),
-                x_seq,
-                kept,
-                v,
-                MSFParameters(rate, threshold, reset),
-                lengths,
-                slopes,
-                settings,
-            )
-            return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
+            return _backward(*tensors, settings, backend)
         return _msf_backward_op(*tensors, *flatten(settings), backend)
 
 

@@ -382,7 +382,7 @@ class PMSN(Neuron):
         if lengths is not None and shape[1]:
             lane_lengths = lengths.repeat_interleave(lanes[0] // shape[1])
         weights = self._weights(dtype, state)
-        x_lanes = x_seq.to(dtype).reshape(len(x_seq), *lanes)
+        x_lanes = x_seq.to(dtype).reshape(shape[0], *lanes)
         if self.context == "global":
             drive = global_drive(x_lanes, weights, lane_lengths, self.backend).reshape(shape)
             s_seq, _r, m_seq = parallel_reset(

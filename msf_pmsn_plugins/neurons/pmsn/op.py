@@ -147,17 +147,35 @@ class _PMSNFunction(torch.autograd.Function):
             slopes = slope_of(surrogate, slope_argument(m_seq / settings.v_threshold, settings))
         run = _PMSNBackward.forward if no_autograd() else _PMSNBackward.apply
         tensors = (gs_seq, gy_seq, gm_seq, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
-        gx, gr, gz, ge, gw, gd = run(*tensors, settings, backend)
+        gx, gr, gz, ge, gw, gd = run(*tensors, (settings, backend))
         gr = gr if settings.reset_mode == "cumulative" else None
         return as_steps_of(gx, gs_seq), gr, gz if settings.state_grad else None, ge, gw, gd, None, None
 
 
 class _PMSNBackward(NoSecondDerivative):
+    # Named one by one: torch.compile would put its context among *args.
     @staticmethod
-    def forward(*args: Any) -> Any:
-        *tensors, settings, backend = args
+    def forward(
+        gs: Tensor | None,
+        gy: Tensor | None,
+        gm: Tensor | None,
+        gr: Tensor | None,
+        gz: Tensor | None,
+        x_seq: Tensor,
+        y_seq: Tensor,
+        r: Tensor,
+        z: Tensor,
+        e: Tensor,
+        w: Tensor,
+        d: Tensor,
+        lengths: Tensor | None,
+        slopes: Tensor | None,
+        call: tuple[PMSNSettings, str],
+    ) -> Any:
+        settings, backend = call
+        tensors = (gs, gy, gm, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
         if no_dispatch(*tensors):
-            return _backward(*args)
+            return _backward(*tensors, settings, backend)
         return _pmsn_backward_op(*tensors, *flatten(settings), backend)
 
 
