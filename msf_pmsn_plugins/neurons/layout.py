@@ -20,7 +20,7 @@ def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
     strides = [x.stride(d) for d in axes]
     if not all(type(stride) is int and stride > 0 for stride in strides):
         return None
-    order = sorted(axes, key=lambda d: -x.stride(d))
+    order = sorted(axes, key=x.stride, reverse=True)
     if order == axes:
         return None
     single = [d for d in range(first, x.dim()) if x.shape[d] == 1]

@@ -150,7 +150,7 @@ class _MSFFunction(torch.autograd.Function):
         slopes: Slopes | tuple[None, None] = (None, None)
         if surrogate is not None:
             slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
-        run = _MSFBackward.forward if no_autograd() else _MSFBackward.apply
+        run: Any = _MSFBackward.forward if no_autograd() else _MSFBackward.apply
         forward = (x_seq, kept, v, *parameters, lengths)
         gx, gv, *grads = run(gs_seq, gm_seq, gv, *forward, *slopes, (settings, backend))
         grads = [None if p is None else g for p, g in zip(parameters, grads, strict=True)]
@@ -281,7 +281,7 @@ def run(
         x_seq, v = permuted(x_seq, order), permuted(v, order)
         parameters = MSFParameters(*(_along(p, order) for p in parameters))
     # Of a single step in a stream, autograd's bookkeeping would be a third.
-    function = _MSFFunction.forward if no_autograd() else _MSFFunction.apply
+    function: Any = _MSFFunction.forward if no_autograd() else _MSFFunction.apply
     s_seq, m_seq, v = function(x_seq, v, *parameters, lengths, call)
     if order is not None:
         s_seq, v = permuted(s_seq, order, back=True), permuted(v, order, back=True)

@@ -119,6 +119,7 @@ class PMSN(Neuron):
         dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
         if not dims or any(type(d) is not int for d in dims):
             raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
+        self._kept_weights = Weights()
         self.compartments = compartments
         self.tied = bool(tied)
         self.channel_dim = channel_dim
@@ -324,9 +325,7 @@ class PMSN(Neuron):
         self._require_channels("the weights")
         parameters = [getattr(self, name) for name in PARAMETERS]
         settings = (dtype, self.dt_scale, self.coeff, self.tied)
-        return self.__dict__.setdefault("_kept_weights", Weights()).get(
-            self._discretise, parameters, settings, state
-        )
+        return self._kept_weights.get(self._discretise, parameters, settings, state)
 
     def _discretise(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> PMSNWeights:
         log_dt, log_a, a_imag, b_re, b_im, c_re, c_im, d = (parameter.to(dtype) for parameter in parameters)

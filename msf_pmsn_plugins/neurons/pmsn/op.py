@@ -145,7 +145,7 @@ class _PMSNFunction(torch.autograd.Function):
         slopes = None
         if surrogate is not None and gs_seq is not None:
             slopes = slope_of(surrogate, slope_argument(m_seq / settings.v_threshold, settings))
-        run = _PMSNBackward.forward if no_autograd() else _PMSNBackward.apply
+        run: Any = _PMSNBackward.forward if no_autograd() else _PMSNBackward.apply
         tensors = (gs_seq, gy_seq, gm_seq, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
         gx, gr, gz, ge, gw, gd = run(*tensors, (settings, backend))
         gr = gr if settings.reset_mode == "cumulative" else None
@@ -230,7 +230,7 @@ def pmsn(
     if inside and lengths is not None:
         lengths = lengths.repeat_interleave(x_seq.shape[3])
     # Of a single step in a stream, autograd's bookkeeping would be a third.
-    run = _PMSNFunction.forward if no_autograd() else _PMSNFunction.apply
+    run: Any = _PMSNFunction.forward if no_autograd() else _PMSNFunction.apply
     s_seq, y_seq, m_seq, r, z = run(*tensors, *weights, lengths, (settings, backend, surrogate))
     if inside:
         shape = x_seq.shape
