@@ -16,7 +16,7 @@ from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import PMSNState, PMSNWeights
 from ..base import Neuron, State, channel_axes, first_step, number, paired_dtype, state_dtype
 from .discretise import INITS, discretise, eigensystem
-from .op import pmsn
+from .op import plan, run
 from .reset import global_drive, parallel_reset
 from .step import BURSTS, RESET_MODES, pmsn_step
 from .weights import Weights
@@ -397,19 +397,18 @@ class PMSN(Neuron):
             )
             return s_seq.to(x_seq.dtype), state, m_seq
         r, z = state
-        s_seq, _y_seq, m_seq, last = pmsn(
-            x_lanes,
-            PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes)),
-            weights,
-            self._remembered(("keep", membrane), lambda: replace(self.settings(), keep_membrane=membrane)),
-            surrogate=None if isinstance(self.surrogate, Surrogate) else self.surrogate,
-            lengths=lane_lengths,
-            backend=self.backend,
+        call = self._remembered(
+            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
+            lambda: plan(
+                x_seq, replace(self.settings(), keep_membrane=membrane), self.surrogate, self.backend
+            ),
         )
+        before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
+        s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
         after = last.r.reshape(r.shape), last.z.reshape(z.shape)
         self._kept_weights.passed_on(after[1])
-        m_seq = None if m_seq is None else m_seq.reshape(shape)
-        return s_seq.reshape(shape).to(x_seq.dtype), after, m_seq
+        s_seq = s_seq.reshape(shape).to(x_seq.dtype)
+        return s_seq, after, m_seq.reshape(shape) if membrane else None
 
     def _lanes(self, x_seq: Tensor) -> tuple[int, int, int]:
         """Leading lanes, channels and positions of one step of ``x_seq``."""
