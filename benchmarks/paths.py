@@ -1,7 +1,7 @@
 """The ways in which users call the neurons, each beside the host's own neuron on the same path.
 
-Loops of single steps, stored membranes, every surrogate object of both hosts, numbers that are learned or differ between
-channels, other memory layouts. Ours is MSF with four thresholds, or PMSN; the host's neuron has one threshold.
+Loops of single steps, stored membranes, every surrogate object of both hosts, numbers that are learned or differ
+between channels, other memory layouts. Ours is MSF with four thresholds, or PMSN; the host's neuron has one threshold.
 """
 
 from __future__ import annotations
@@ -323,6 +323,13 @@ def _check(path: Path, ours: Any, host: Any, laid: Tensor) -> None:
         raise SystemExit(f"{path.name} {path.detail}: counts in the shape of the input expected")
     if path.against == "contiguous" and path.neuron == "MSF" and not torch.equal(s, host["inference"]()):
         raise SystemExit(f"{path.name} {path.detail}: other spikes than on contiguous input")
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row, to be printed while others are measured."""
+    what = ", ".join(filter(None, (row["name"], row["detail"], row["neuron"], str(row["shape"]))))
+    ratios = ", ".join(f"{mode} {row[mode]['ratio']:.2f}" for mode in ("training", "inference"))
+    return f"{what}: against {row['against']} {ratios} (aim {row['least']:g})"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
