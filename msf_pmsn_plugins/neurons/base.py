@@ -279,9 +279,12 @@ class Neuron(PropertiesFirst, nn.Module):
         if torch.compiler.is_compiling():
             return make()
         known = self.__dict__.setdefault("_made", {})
-        if key not in known:
-            known[key] = make()
-        return known[key]
+        found = known.get(key)
+        if found is None:
+            if len(known) > 100:  # inputs of ever new shapes
+                known.clear()
+            found = known[key] = make()
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop("_made", None)

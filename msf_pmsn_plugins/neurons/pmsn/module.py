@@ -283,20 +283,28 @@ class PMSN(Neuron):
 
     def check_input(self, x: Tensor) -> None:
         super().check_input(x)
-        axes = channel_axes(self.channel_dim, x)
-        width = math.prod([x.shape[d] for d in axes])  # a list: torch.compile traces no generator here
+        self._lanes(x)
+
+    def _lanes(self, x: Tensor) -> tuple[int, int, int]:
+        """Leading lanes, channels and positions of one step ``x``; raise if its channels are not ours."""
+        return self._remembered(("lanes", x.shape), lambda: self._count_lanes(x))
+
+    def _count_lanes(self, x: Tensor) -> tuple[int, int, int]:
+        axes, shape = channel_axes(self.channel_dim, x), x.shape
+        width = math.prod([shape[d] for d in axes])  # a list: torch.compile traces no generator here
         if self.channels is None:
             if width == 0:
                 raise ValueError(
-                    f"cannot take the channel count from an input of shape {tuple(x.shape)} per step"
+                    f"cannot take the channel count from an input of shape {tuple(shape)} per step"
                 )
             self.materialize(width)
         elif width != self.channels:
             raise ValueError(
                 f"this PMSN has {self.channels} channels, but axis {self.channel_dim} of one step "
-                f"{tuple(x.shape)} has {width}: pass channels={width}, or the channel_dim that holds "
+                f"{tuple(shape)} has {width}: pass channels={width}, or the channel_dim that holds "
                 f"{self.channels}"
             )
+        return math.prod(shape[: axes[0]]), width, math.prod(shape[axes[-1] + 1 :])
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
@@ -378,7 +386,7 @@ class PMSN(Neuron):
         if self.context == "local" and not kernel:
             return self._loop(x_seq, state, membrane, lengths)
         shape, dtype = x_seq.shape, state[0].dtype
-        lanes = self._lanes(x_seq)
+        lanes = self._lanes(first_step(x_seq))
         lane_lengths = None
         if lengths is not None and shape[1]:
             lane_lengths = lengths.repeat_interleave(lanes[0] // shape[1])
@@ -409,12 +417,6 @@ class PMSN(Neuron):
         self._kept_weights.passed_on(after[1])
         s_seq = s_seq.reshape(shape).to(x_seq.dtype)
         return s_seq, after, m_seq.reshape(shape) if membrane else None
-
-    def _lanes(self, x_seq: Tensor) -> tuple[int, int, int]:
-        """Leading lanes, channels and positions of one step of ``x_seq``."""
-        shape = x_seq.shape
-        axes = [d + 1 for d in channel_axes(self.channel_dim, first_step(x_seq))]
-        return math.prod(shape[1 : axes[0]]), len(self.D), math.prod(shape[axes[-1] + 1 :])
 
     def extra_repr(self) -> str:
         special = "".join(
