@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from msf_pmsn_plugins.backends import cupy_backend, torch_backend
+from msf_pmsn_plugins.backends.cupy import geometry
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons.msf import msf_step
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
+from msf_pmsn_plugins.settings import MSFSettings, PMSNSettings
 from msf_pmsn_plugins.surrogate import Surrogate
+from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights
 from tolerances import assert_close, assert_same
+
+
+def load(backend: str, neuron: str) -> Any:
+    """The module of a backend for a neuron."""
+    if backend == "cupy":
+        return importlib.import_module(f"msf_pmsn_plugins.backends.cupy.{neuron}")
+    from msf_pmsn_plugins.backends import torch_backend as old
+
+    class Old:  # TEMPORARY: the torch backend's old signatures
+        def msf_forward(self, x, v, par, lengths, s):
+            return old.msf_fwd(x, v, lengths, par.rate, s.rate, s.input_scale, s.charge, s.thresholds, s.v_reset, s.reset_mode, s.width, s.keep)
+        def msf_backward(self, g, x, kept, v0, par, lengths, s):
+            return old.msf_bwd(g.s, g.m, g.v, x, kept, v0, lengths, par.rate, s.rate, s.input_scale, s.charge, s.thresholds, s.v_reset, s.reset_mode, s.detach_reset, s.surrogate, s.width, s.keep)
+        def pmsn_forward(self, x, state, w, lengths, s):
+            a, b, *c = old.pmsn_fwd(x, *state, *w, lengths, s.v_threshold, s.reset_mode, s.burst, s.fixed, s.keep_drive)
+            return a, b, PMSNState(*c)
+        def pmsn_backward(self, g, x, y, state, w, lengths, s, state_grad=True):
+            gx, r, z, *c = old.pmsn_bwd(g.s, g.y, g.r, g.z, x, y, *state, *w, lengths, s.v_threshold, s.reset_mode, s.burst, s.fixed, s.surrogate, s.width, state_grad)
+            return gx, PMSNState(r, z), PMSNWeights(*c)
+    return Old()
+
 
 EXPONENTIAL = ("sigmoid", "gaussian")  # whose last bit depends on the library's exp
 
@@ -69,23 +93,40 @@ def msf_problem(case: MSFCase) -> dict[str, Any]:
     }
 
 
+def msf_settings(case: MSFCase, p: dict[str, Any], keep: str) -> MSFSettings:
+    surrogate = Surrogate(case.surrogate)
+    return MSFSettings(
+        charge=case.charge,
+        thresholds=tuple(p["thresholds"]),
+        rate=p["rate"],
+        input_scale=p["input_scale"],
+        v_reset=p["v_reset"],
+        reset_mode=case.reset_mode,
+        detach_reset=case.detach,
+        surrogate=surrogate.name,
+        width=surrogate.width,
+        keep=keep,
+    )
+
+
 def msf_forward(
-    backend: Any, case: MSFCase, p: dict[str, Any], keep: str | None = None
+    backend: str, case: MSFCase, p: dict[str, Any], keep: str | None = None
 ) -> tuple[Tensor, ...]:
-    keys = ("x_seq", "v", "lengths", "rate_tensor", "rate", "input_scale")
-    width = Surrogate(case.surrogate).width
-    settings = (case.charge, p["thresholds"], p["v_reset"], case.reset_mode, width, keep or case.keep)
-    return backend.msf_fwd(*(p[key] for key in keys), *settings)
+    """Counts, what was kept, the last state."""
+    settings = msf_settings(case, p, case.keep if keep is None else keep)
+    parameters = MSFParameters(p["rate_tensor"])
+    return load(backend, "msf").msf_forward(p["x_seq"], p["v"], parameters, p["lengths"], settings)
 
 
-def msf_backward(backend: Any, case: MSFCase, p: dict[str, Any], kept: Tensor) -> tuple[Tensor, ...]:
-    gm_seq = p["gm_seq"] if case.grad_membrane else None
+def msf_backward(backend: str, case: MSFCase, p: dict[str, Any], kept: Tensor) -> tuple[Tensor, ...]:
+    """Gradients to x, v and the rate."""
+    grads = MSFGrads(p["gs_seq"], p["gm_seq"] if case.grad_membrane else None, p["gv"])
     half = case.dtype in (torch.float16, torch.bfloat16)
     x_seq = p["x_seq"] if p["rate_tensor"] is not None or half else kept
-    rest = (p["v"], p["lengths"], p["rate_tensor"], p["rate"], p["input_scale"], case.charge, p["thresholds"])
-    surrogate = Surrogate(case.surrogate)
-    settings = (p["v_reset"], case.reset_mode, case.detach, surrogate.name, surrogate.width, case.keep)
-    return backend.msf_bwd(p["gs_seq"], gm_seq, p["gv"], x_seq, kept, *rest, *settings)
+    parameters, settings = MSFParameters(p["rate_tensor"]), msf_settings(case, p, case.keep)
+    return load(backend, "msf").msf_backward(
+        grads, x_seq, kept, p["v"], parameters, p["lengths"], settings
+    )
 
 
 def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -129,23 +170,23 @@ def check_msf(case: MSFCase) -> None:
     """
     p = msf_problem(case)
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
-    s, kept, v = msf_forward(cupy_backend, case, p)
+    s, kept, v = msf_forward("cupy", case, p)
     assert_same(s, s_ref.to(case.dtype))
     assert_same(v, v_ref)
     if case.keep == "membrane":
         assert_same(kept, m_ref)
-    bare = msf_forward(cupy_backend, case, p, "none")
+    bare = msf_forward("cupy", case, p, "none")
     assert bare[1].numel() == 0
     assert_same(bare[0], s)
     assert_same(bare[2], v)
-    grads = msf_backward(cupy_backend, case, p, kept)
+    grads = msf_backward("cupy", case, p, kept)
     for grad, ref in zip(grads, grads_ref, strict=False):
         if case.dtype in (torch.float16, torch.bfloat16) and grad.dtype == case.dtype:
             torch.testing.assert_close(grad, ref.to(case.dtype), rtol=0.01, atol=1e-6)
         else:
             assert_close(grad, ref, "adjoint")
     wide = {key: p[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}
-    ref = msf_backward(torch_backend, replace(case, dtype=case.state_dtype), {**p, **wide}, kept)
+    ref = msf_backward("torch", replace(case, dtype=case.state_dtype), {**p, **wide}, kept)
     if case.surrogate in EXPONENTIAL:
         assert_close(grads[1], ref[1], "slope")
         if case.dtype == case.state_dtype:
@@ -158,8 +199,8 @@ def check_msf(case: MSFCase) -> None:
 
 def cut_time(monkeypatch: Any, device: Any) -> None:
     """Have every sequence of four steps and more cut into chunks in time."""
-    monkeypatch.setattr(cupy_backend, "LEAST_STEPS", 2)
-    monkeypatch.setattr(cupy_backend, "LEAST_CHUNKS", 2)
+    monkeypatch.setattr(geometry, "LEAST_STEPS", 2)
+    monkeypatch.setattr(geometry, "LEAST_CHUNKS", 2)
     monkeypatch.setattr(device, "size", 132)
 
 
@@ -215,18 +256,36 @@ def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
 INPUTS = ("x_seq", "r", "z", "a", "w", "d")
 
 
-def pmsn_forward(backend: Any, case: PMSNCase, p: dict[str, Any], keep: bool = True) -> tuple[Tensor, ...]:
-    settings = (p["lengths"], case.threshold, case.reset_mode, case.burst, case.fixed, keep)
-    return backend.pmsn_fwd(*(p[key] for key in INPUTS), *settings)
-
-
-def pmsn_backward(backend: Any, case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor, ...]:
-    gr = p["gr"] if case.reset_mode == "cumulative" else None
-    x_seq, *rest = (p[key] for key in INPUTS)
+def pmsn_settings(case: PMSNCase, keep: bool = True) -> PMSNSettings:
     surrogate = Surrogate(case.surrogate)
-    settings = (p["lengths"], case.threshold, case.reset_mode, case.burst, case.fixed)
-    grads = p["gs_seq"], p["gy_seq"], gr, p["gz"]
-    return backend.pmsn_bwd(*grads, x_seq, y_seq, *rest, *settings, surrogate.name, surrogate.width)
+    return PMSNSettings(
+        v_threshold=case.threshold,
+        reset_mode=case.reset_mode,
+        burst=case.burst,
+        fixed=case.fixed,
+        surrogate=surrogate.name,
+        width=surrogate.width,
+        keep_drive=keep,
+    )
+
+
+def pmsn_forward(backend: str, case: PMSNCase, p: dict[str, Any], keep: bool = True) -> tuple[Tensor, ...]:
+    """Spikes, drives, last r and z."""
+    state, weights = PMSNState(p["r"], p["z"]), PMSNWeights(p["a"], p["w"], p["d"])
+    settings = pmsn_settings(case, keep)
+    s, y, last = load(backend, "pmsn").pmsn_forward(p["x_seq"], state, weights, p["lengths"], settings)
+    return s, y, *last
+
+
+def pmsn_backward(backend: str, case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor, ...]:
+    """Gradients to x, r, z, a, w and d."""
+    gr = p["gr"] if case.reset_mode == "cumulative" else None
+    grads = PMSNGrads(s=p["gs_seq"], y=p["gy_seq"], m=None, r=gr, z=p["gz"])
+    state, weights = PMSNState(p["r"], p["z"]), PMSNWeights(p["a"], p["w"], p["d"])
+    gx, gstate, gweights = load(backend, "pmsn").pmsn_backward(
+        grads, p["x_seq"], y_seq, state, weights, p["lengths"], pmsn_settings(case)
+    )
+    return gx, *gstate, *gweights
 
 
 def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -262,20 +321,20 @@ def check_pmsn(case: PMSNCase) -> None:
     """
     p = pmsn_problem(case)
     double = {key: _double(value) for key, value in p.items()}
-    s, y, r, z = pmsn_forward(cupy_backend, case, p)
-    _, y_ref, _, z_ref = pmsn_forward(torch_backend, case, double)
+    s, y, r, z = pmsn_forward("cupy", case, p)
+    _, y_ref, _, z_ref = pmsn_forward("torch", case, double)
     assert_close(y, y_ref, "drive", case.dtype)
     assert_close(z, z_ref, "drive", case.dtype)
     s_soma, r_soma = soma_loop(case, p, y)
     assert_same(s, s_soma)
     assert_same(r, r_soma)
     assert s.any() or s.numel() < 50
-    bare = pmsn_forward(cupy_backend, case, p, keep=False)
+    bare = pmsn_forward("cupy", case, p, keep=False)
     assert bare[1].numel() == 0
     for one, other in zip((bare[0], *bare[2:]), (s, r, z), strict=True):
         assert_same(one, other)
-    grads = pmsn_backward(cupy_backend, case, p, y.new_empty(0))
-    for grad, ref in zip(grads, pmsn_backward(torch_backend, case, double, y.double()), strict=True):
+    grads = pmsn_backward("cupy", case, p, y.new_empty(0))
+    for grad, ref in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
         assert_close(grad, ref, "pmsn_adjoint", case.dtype)
     if case.dtype == torch.float64:
         without = replace(case, grad_drive=False)
@@ -283,7 +342,7 @@ def check_pmsn(case: PMSNCase) -> None:
         assert_same(s, s_ref)
         assert_close(r, r_ref, "residual")
         assert_close(z, z_ref, "drive")
-        grads = pmsn_backward(cupy_backend, without, {**p, "gy_seq": None}, y)
+        grads = pmsn_backward("cupy", without, {**p, "gy_seq": None}, y)
         for grad, ref in zip(grads, grads_ref, strict=True):
             assert_close(grad, ref, "pmsn_adjoint")
 

@@ -36,7 +36,7 @@ F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat1
 @pytest.fixture(autouse=True)
 def shim(monkeypatch):
     device = ShimDevice()
-    monkeypatch.setattr(cupy_backend, "device", device)
+    monkeypatch.setattr(launch, "device", device)
     with poisoned_empty():
         yield device
 
@@ -119,11 +119,11 @@ def test_nan_and_inf_do_as_in_the_oracle():
     case = MSFCase("lif", "soft", "triangle", detach=False, shape=(4, 8))
     p = msf_problem(case)
     p["x_seq"][1, 0], p["x_seq"][2, 1, :4], p["x_seq"][0, 2] = torch.nan, torch.inf, -torch.inf
-    (s, kept, v), expected = msf_forward(cupy_backend, case, p), msf_oracle(case, p)
+    (s, kept, v), expected = msf_forward("cupy", case, p), msf_oracle(case, p)
     for actual, ref in zip((s, kept, v), expected[:3], strict=True):
         assert_same(actual, ref)
     for grad, ref in zip(
-        msf_backward(cupy_backend, case, p, kept), msf_backward(torch_backend, case, p, kept), strict=True
+        msf_backward("cupy", case, p, kept), msf_backward("torch", case, p, kept), strict=True
     ):
         assert_same(grad, ref)
 
@@ -136,10 +136,10 @@ def test_padding_may_hold_anything():
     dirty = dict(p)
     for key in ("x_seq", "gs_seq", "gm_seq"):
         dirty[key] = torch.where(padded, torch.nan, p[key])
-    kept = msf_forward(cupy_backend, case, p)[1]
+    kept = msf_forward("cupy", case, p)[1]
     for clean, other in [
-        (msf_forward(cupy_backend, case, p), msf_forward(cupy_backend, case, dirty)),
-        (msf_backward(cupy_backend, case, p, kept), msf_backward(cupy_backend, case, dirty, kept)),
+        (msf_forward("cupy", case, p), msf_forward("cupy", case, dirty)),
+        (msf_backward("cupy", case, p, kept), msf_backward("cupy", case, dirty, kept)),
     ]:
         for one, two in zip(clean, other, strict=True):
             assert_same(one, two)
@@ -165,8 +165,8 @@ def test_views_of_msf(shim, view):
     plain = {key: value.clone().contiguous() if torch.is_tensor(value) else value for key, value in p.items()}
     results = []
     for given in (p, plain):
-        forward = msf_forward(cupy_backend, case, given)
-        results.append((*forward, *msf_backward(cupy_backend, case, given, forward[1])))
+        forward = msf_forward("cupy", case, given)
+        results.append((*forward, *msf_backward("cupy", case, given, forward[1])))
     for one, two in zip(*results, strict=True):
         assert_same(one, two)
     assert ("VEC", 1) in shim.launches[0].kernel.macros
@@ -219,8 +219,8 @@ def test_any_shape_of_pmsn(lanes, steps, modes):
 
 
 def test_few_rows_take_many_lanes(monkeypatch):
-    monkeypatch.setattr(cupy_backend, "FULL", 512)
-    assert cupy_backend.gather_geometry(90, 6) == cupy_backend.Geometry((8, 16), 4, 4)
+    monkeypatch.setattr(geometry, "FULL", 512)
+    assert geometry.gather_of(90, 6) == geometry.Gather((8, 16), 4, 4)
     check_pmsn(PMSNCase(lanes=(90, 3, 2), steps=4))
     check_pmsn(PMSNCase(modes=6, lanes=(90, 3, 2), steps=4))
 
@@ -260,13 +260,13 @@ def test_few_lanes_and_many_steps_are_cut(shim):
     case = PMSNCase(steps=800, lanes=(2, 3, 1))
     shim.size = 132
     p = pmsn_problem(case)
-    assert cupy_backend.chunks_of(p["x_seq"], 4, False) == cupy_backend.Chunks(12, 67)
-    assert cupy_backend.chunks_of(p["x_seq"], 4, True).count == 1
-    assert cupy_backend.chunks_of(p["x_seq"], 0, False).count == 1
-    assert cupy_backend.chunks_of(p["x_seq"][:767], 4, False).count == 1
-    assert cupy_backend.chunks_of(p["x_seq"].double(), 9, False).count == 1
+    assert geometry.chunks_of(p["x_seq"], 4, False) == geometry.Chunks(12, 67)
+    assert geometry.chunks_of(p["x_seq"], 4, True).count == 1
+    assert geometry.chunks_of(p["x_seq"], 0, False).count == 1
+    assert geometry.chunks_of(p["x_seq"][:767], 4, False).count == 1
+    assert geometry.chunks_of(p["x_seq"].double(), 9, False).count == 1
     many = torch.empty(800, 10_000, 1, 1, device="meta")
-    assert cupy_backend.chunks_of(many, 4, False).count == 1
+    assert geometry.chunks_of(many, 4, False).count == 1
     check_pmsn(case)
     assert any(launch.kernel.name == "pmsn_carry" for launch in shim.launches)
 
@@ -287,20 +287,20 @@ def check_lost_lanes(case):
     p = pmsn_problem(case)
     lost = {**p, "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
     lost["x_seq"][4, 0], lost["z"][1, 0] = torch.inf, torch.nan
-    s, y, r, z = pmsn_forward(cupy_backend, case, lost)
-    s_ref, y_ref, r_ref, z_ref = pmsn_forward(torch_backend, case, lost)
+    s, y, r, z = pmsn_forward("cupy", case, lost)
+    s_ref, y_ref, r_ref, z_ref = pmsn_forward("torch", case, lost)
     assert_same(s, s_ref)
     for one, two in ((y, y_ref), (r, r_ref), (z.real, z_ref.real)):
         assert_same(one.isnan(), two.isnan())
     assert y[4:, 0].isnan().all()
     assert y[:, 1, 0].isnan().all()
     assert torch.isfinite(y[:, 2:]).all()
-    grads = pmsn_backward(cupy_backend, case, lost, y)
+    grads = pmsn_backward("cupy", case, lost, y)
     # What the parameters get is what the other lanes, and the steps before, give.
     live = {**p, "gs_seq": p["gs_seq"].clone(), "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
     live["gs_seq"][4:, 0], live["gs_seq"][:, 1, 0] = 0, 0
     live["x_seq"][4, 0], live["z"][1, 0] = 0, 0
-    ref = pmsn_backward(cupy_backend, case, live, y)
+    ref = pmsn_backward("cupy", case, live, y)
     for one, two in zip(grads[3:], ref[3:], strict=True):
         assert_same(one, two)
     assert_same(grads[0][:, 2:], ref[0][:, 2:])
@@ -313,8 +313,8 @@ def test_lengths_out_of_range_stay_in_memory():
     results = []
     for low, high in ((-7, 10**9), (0, case.steps)):
         given = {**p, "lengths": torch.tensor([low, high, 3, low, high])}
-        forward = pmsn_forward(cupy_backend, case, given)
-        results.append((*forward, *pmsn_backward(cupy_backend, case, given, forward[1])))
+        forward = pmsn_forward("cupy", case, given)
+        results.append((*forward, *pmsn_backward("cupy", case, given, forward[1])))
     for one, two in zip(*results, strict=True):
         assert_same(one, two)
 
@@ -331,8 +331,8 @@ def test_views_of_pmsn(view):
     plain = {k: v.resolve_conj() if torch.is_tensor(v) else v for k, v in plain.items()}
     results = []
     for given in (p, plain):
-        forward = pmsn_forward(cupy_backend, case, given)
-        results.append((*forward, *pmsn_backward(cupy_backend, case, given, forward[1])))
+        forward = pmsn_forward("cupy", case, given)
+        results.append((*forward, *pmsn_backward("cupy", case, given, forward[1])))
     for one, two in zip(*results, strict=True):
         assert_same(one, two)
 
@@ -340,10 +340,10 @@ def test_views_of_pmsn(view):
 def test_fixed_point_chunks_have_equal_bits():
     case = PMSNCase(fixed=True, steps=12, threshold=0.7)
     p = pmsn_problem(case)
-    whole = pmsn_forward(cupy_backend, case, p)
+    whole = pmsn_forward("cupy", case, p)
     parts, state = [], p
     for piece in p["x_seq"].split([1, 5, 6]):
-        s, y, r, z = pmsn_forward(cupy_backend, case, {**state, "x_seq": piece})
+        s, y, r, z = pmsn_forward("cupy", case, {**state, "x_seq": piece})
         parts.append((s, y))
         state = {**state, "r": r, "z": z}
     assert_same(torch.cat([s for s, _ in parts]), whole[0])

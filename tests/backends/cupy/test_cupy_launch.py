@@ -34,7 +34,7 @@ from tolerances import assert_close, assert_same
 def shim(monkeypatch):
     """backend="cupy" on CPU tensors."""
     device = ShimDevice()
-    monkeypatch.setattr(cupy_backend, "device", device)
+    monkeypatch.setattr(launch, "device", device)
     monkeypatch.delitem(backends.NEEDS, "cupy")
     return device
 
@@ -148,8 +148,8 @@ def test_nothing_to_do_launches_nothing(shim, shape):
     (s_seq.sum() + v_last.sum()).backward()
     assert x_seq.grad.shape == shape
     p = pmsn_problem(PMSNCase(steps=shape[0], lanes=(shape[1], 3, shape[2])))
-    assert_same(pmsn_forward(cupy_backend, PMSNCase(), p)[2], p["r"])
-    *_, gz0, ga, _gw, _gd = pmsn_backward(cupy_backend, PMSNCase(), p, p["x_seq"])
+    assert_same(pmsn_forward("cupy", PMSNCase(), p)[2], p["r"])
+    *_, gz0, ga, _gw, _gd = pmsn_backward("cupy", PMSNCase(), p, p["x_seq"])
     assert_same(gz0, p["gz"])
     assert not ga.any()
     assert not shim.launches
@@ -159,10 +159,10 @@ def test_nothing_to_do_launches_nothing(shim, shape):
 def test_a_missing_gradient_is_zero(shim, missing):
     case = MSFCase(shape=(2, 4), grad_membrane=missing == "gm_seq")
     p = msf_problem(case)
-    kept = msf_forward(cupy_backend, case, p)[1]
+    kept = msf_forward("cupy", case, p)[1]
     if missing in p:
         zero = {**p, missing: torch.zeros_like(p[missing])}
-        results = [msf_backward(cupy_backend, case, q, kept)[:2] for q in ({**p, missing: None}, zero)]
+        results = [msf_backward("cupy", case, q, kept)[:2] for q in ({**p, missing: None}, zero)]
         for one, two in zip(*results, strict=True):
             assert_same(one, two)
     for modes in (2, 6):
@@ -170,7 +170,7 @@ def test_a_missing_gradient_is_zero(shim, missing):
         p = pmsn_problem(case)
         if p.get(missing) is not None:
             zero = {**p, missing: torch.zeros_like(p[missing])}
-            results = [pmsn_backward(cupy_backend, case, q, p["x_seq"]) for q in ({**p, missing: None}, zero)]
+            results = [pmsn_backward("cupy", case, q, p["x_seq"]) for q in ({**p, missing: None}, zero)]
             for one, two in zip(*results, strict=True):
                 assert_same(one, two)
 
@@ -198,25 +198,25 @@ def meta(problem):
 def test_nothing_asks_for_a_value_on_the_device(monkeypatch):
     # A meta tensor raises on .item(), so this also holds for CUDA: no call waits for the device.
     device = Recorder()
-    monkeypatch.setattr(cupy_backend, "device", device)
+    monkeypatch.setattr(launch, "device", device)
     for case in (MSFCase(learned="lanes", lengths=True, grad_membrane=True), MSFCase("plif", keep="code")):
         p = meta(msf_problem(case))
-        msf_backward(cupy_backend, case, p, msf_forward(cupy_backend, case, p)[1])
+        msf_backward("cupy", case, p, msf_forward("cupy", case, p)[1])
     for case in (PMSNCase(lengths=True), PMSNCase(modes=9, reset_mode="cumulative")):
         p = meta(pmsn_problem(case))
-        pmsn_backward(cupy_backend, case, p, pmsn_forward(cupy_backend, case, p)[1])
+        pmsn_backward("cupy", case, p, pmsn_forward("cupy", case, p)[1])
     assert len(device.launches) == 4 + 4 + 5
 
 
 def test_geometry_beyond_two_to_the_31(monkeypatch):
     device = Recorder()
-    monkeypatch.setattr(cupy_backend, "device", device)
+    monkeypatch.setattr(launch, "device", device)
     lanes = 2**36 + 4
     case = MSFCase()
     p = meta(msf_problem(case))
     p["x_seq"] = p["gs_seq"] = torch.empty(3, 1, lanes, device="meta")
     p["v"] = p["gv"] = torch.empty(1, lanes, device="meta")
-    msf_backward(cupy_backend, case, p, msf_forward(cupy_backend, case, p)[1])
+    msf_backward("cupy", case, p, msf_forward("cupy", case, p)[1])
     for _name, blocks, threads, args in device.launches:
         assert threads == (256, 1)
         assert 2**31 > blocks > 0
@@ -229,7 +229,7 @@ def test_geometry_beyond_two_to_the_31(monkeypatch):
     seq, r = torch.empty(2, leads, 3, 16, device="meta"), torch.empty(leads, 3, 16, device="meta")
     z = torch.empty(leads, 3, 16, 4, device="meta", dtype=torch.complex64)
     p.update(x_seq=seq, gs_seq=seq, gy_seq=None, r=r, gr=r, z=z, gz=z)
-    pmsn_backward(cupy_backend, case, p, pmsn_forward(cupy_backend, case, p)[1])
+    pmsn_backward("cupy", case, p, pmsn_forward("cupy", case, p)[1])
     for name, blocks, _threads, args in device.launches:
         assert 2**31 > blocks > 0
         if name == "pmsn_gather":
@@ -255,7 +255,7 @@ def test_indices_beyond_two_to_the_31(shim):
     # Memory that nobody touches costs nothing: one block, the last, of 2**31 + 2048 lanes and two steps.
     lanes = 2**31 + 2048
     case = MSFCase("if", "none", levels=1, keep="none", shape=(1, 8), dtype=torch.float16)
-    msf_forward(cupy_backend, case, msf_problem(case))
+    msf_forward("cupy", case, msf_problem(case))
     kernel = shim.launches[0].kernel
     x_seq, s_seq = (torch.empty(2, lanes, dtype=torch.float16) for _ in range(2))
     v, v_last = (torch.empty(lanes) for _ in range(2))
@@ -287,31 +287,31 @@ def test_other_devices_and_dtypes_are_refused(monkeypatch):
     case, pmsn = MSFCase(), PMSNCase()
     p, q = msf_problem(case), pmsn_problem(pmsn)
     with pytest.raises(ValueError, match=r"runs on CUDA tensors, this input is on cpu.*backend='auto'"):
-        msf_forward(cupy_backend, case, p)
-    monkeypatch.setattr(cupy_backend, "device", SimpleNamespace(check=lambda x: None))
+        msf_forward("cupy", case, p)
+    monkeypatch.setattr(launch, "device", SimpleNamespace(check=lambda x: None))
     with pytest.raises(ValueError, match="all tensors on one device: the input is on cpu, v on meta"):
-        msf_forward(cupy_backend, case, {**p, "v": p["v"].to("meta")})
+        msf_forward("cupy", case, {**p, "v": p["v"].to("meta")})
     with pytest.raises(TypeError, match=r"v in torch.float32 for this input, got torch.float64"):
-        msf_forward(cupy_backend, case, {**p, "v": p["v"].double()})
+        msf_forward("cupy", case, {**p, "v": p["v"].double()})
     with pytest.raises(TypeError, match=r"no kernel for torch.float8_e4m3fn"):
-        msf_forward(cupy_backend, case, {**p, "x_seq": p["x_seq"].to(torch.float8_e4m3fn)})
+        msf_forward("cupy", case, {**p, "x_seq": p["x_seq"].to(torch.float8_e4m3fn)})
     with pytest.raises(TypeError, match=r"z in torch.complex64 for this input, got torch.complex128"):
-        pmsn_forward(cupy_backend, pmsn, {**q, "z": q["z"].to(torch.complex128)})
+        pmsn_forward("cupy", pmsn, {**q, "z": q["z"].to(torch.complex128)})
 
 
 def test_what_no_kernel_has_is_refused(monkeypatch):
-    monkeypatch.setattr(cupy_backend, "device", SimpleNamespace(check=lambda x: None))
+    monkeypatch.setattr(launch, "device", SimpleNamespace(check=lambda x: None))
     p, q = msf_problem(MSFCase()), pmsn_problem(PMSNCase(modes=17))
     settings = (None, None, 0.5, 1.0, "decay", [1.0], 0.0, "hard", True, "cosine", 1.0, "membrane")
     with pytest.raises(ValueError, match=r"no surrogate 'cosine'; known: rectangular"):
         cupy_backend.msf_bwd(p["gs_seq"], None, None, p["x_seq"], p["x_seq"], p["v"], *settings)
     with pytest.raises(ValueError, match="up to 16 modes, this PMSN has 17"):
-        pmsn_forward(cupy_backend, PMSNCase(), q)
+        pmsn_forward("cupy", PMSNCase(), q)
     with pytest.raises(ValueError, match="needs reset_mode 'floor', got 'serial'"):
-        pmsn_forward(cupy_backend, PMSNCase(reset_mode="serial", fixed=True), pmsn_problem(PMSNCase()))
+        pmsn_forward("cupy", PMSNCase(reset_mode="serial", fixed=True), pmsn_problem(PMSNCase()))
     with pytest.raises(ValueError, match="charge 'lif' has no learned rate"):
         case = MSFCase("lif", learned="one")
-        msf_backward(cupy_backend, case, msf_problem(case), p["x_seq"])
+        msf_backward("cupy", case, msf_problem(case), p["x_seq"])
     with pytest.raises(
         TypeError, match=r"no kernel for torch.float16: convert the input to one of torch.float32, "
     ):
