@@ -1,14 +1,19 @@
 """What an op and its kernels must know that is no tensor: one frozen object, from the module to the backend.
 
-``torch.library`` wants flat schemas: :func:`schema`, :func:`flatten` and :func:`restore` are the one way there and back.
+``torch.library`` wants flat schemas: :func:`schema`, :func:`flatten` and :func:`restore` are the way there and back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-__all__ = ["MSFSettings", "PMSNSettings", "flatten", "restore", "schema"]
+from torch import Tensor
+
+from .tensors import MSFParameters
+
+__all__ = ["MSFSettings", "MSFValues", "PMSNSettings", "asks", "flatten", "restore", "schema"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class MSFSettings:
 
     Args:
         charge: a key of :data:`~msf_pmsn_plugins.charges.CHARGES`.
-        thresholds: ascending, volts; where the first is a tensor (``MSFParameters.threshold``), their distances from it.
+        thresholds: ascending, volts; where the first is a tensor (``MSFParameters.threshold``), distances from it.
         rate: what the charge calls ``k``, where it is a number.
         input_scale: factor on the input (charge ``"decay"`` only).
         v_reset: potential after a hard reset, volts.
@@ -72,6 +77,18 @@ class PMSNSettings:
     state_grad: bool = True
 
 
+class MSFValues:
+    """The numbers of one step of MSF, each a float or a tensor that broadcasts against it."""
+
+    def __init__(self, settings: MSFSettings, parameters: MSFParameters) -> None:
+        rate, first, reset = parameters
+        self.rate: float | Tensor = settings.rate if rate is None else rate
+        self.reset: float | Tensor = settings.reset_amount if reset is None else reset
+        self.thresholds: Sequence[float | Tensor] = settings.thresholds
+        if first is not None:
+            self.thresholds = [first + distance for distance in settings.thresholds]
+
+
 Settings = TypeVar("Settings", MSFSettings, PMSNSettings)
 
 _SCHEMA = {"str": "str", "float": "float", "bool": "bool", "tuple[float, ...]": "float[]"}
@@ -84,9 +101,26 @@ def schema(kind: type[Any]) -> str:
 
 def flatten(settings: Any) -> tuple[Any, ...]:
     """The values of ``settings`` in the order of :func:`schema`."""
-    return tuple(vars(settings).values())
+    return tuple(getattr(settings, name) for name in type(settings).__dataclass_fields__)
 
 
-def restore(kind: type[Settings], values: tuple[Any, ...]) -> Settings:
+def restore(kind: type[Settings], values: Iterable[Any]) -> Settings:
     """The inverse of :func:`flatten`."""
-    return kind(*(tuple(value) if isinstance(value, list) else value for value in values))
+    arguments: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+    return kind(*arguments)
+
+
+def asks(settings: MSFSettings | PMSNSettings, parameters: tuple[Tensor | None, ...] = ()) -> tuple[str, ...]:
+    """What a backend must know to run these settings, as words that complete "has no ..".
+
+    A surrogate is none of them: one that a backend does not know comes to it as slopes.
+    """
+    words = [f"reset {settings.reset_mode!r}"]
+    if isinstance(settings, MSFSettings):
+        words.append(f"charge {settings.charge!r}")
+        words += ["delayed reset"] * settings.reset_delay
+    elif settings.keep_membrane:
+        words.append("membranes out")
+    fields = getattr(parameters, "_fields", ())
+    words += [f"tensor of {name}s" for name, p in zip(fields, parameters, strict=True) if p is not None]
+    return tuple(words)
