@@ -4,3 +4,14 @@
 device. Memory is torch's. Nothing here waits for the device, so after a first call with the same settings everything
 can be captured in a CUDA graph.
 """
+
+
+def unusable() -> str:
+    """Why CuPy cannot work here, ``""`` if it can: it is imported, and a small kernel compiled."""
+    from . import launch
+
+    try:
+        launch.device.probe()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    return ""

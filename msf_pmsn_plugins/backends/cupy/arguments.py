@@ -88,6 +88,14 @@ def steps_of(seq: Tensor | None, dtype: torch.dtype) -> Steps:
     return Steps(seq, seq.stride(0))
 
 
+def as_laid_out(seq: Tensor, like: Tensor) -> Tensor:
+    """The contiguous ``seq`` in the layout that ``torch.empty_like(like)`` has: outputs keep that of their inputs."""
+    if like.is_contiguous():
+        return seq
+    out = torch.empty_like(like, dtype=seq.dtype)
+    return seq if out.is_contiguous() else out.copy_(seq)
+
+
 def packed(args: Iterable[Any], dtype: torch.dtype) -> list[Any]:
     """Arguments of a launch: ints in 64 bits, floats rounded to the states' ``dtype``, all else as it is."""
     kinds = {int: np.int64, float: real(dtype)}

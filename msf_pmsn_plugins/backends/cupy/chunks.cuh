@@ -19,10 +19,10 @@ struct Chunk {
 
 // Without `starts`: x_seq -> ends, the state that each chunk ends with if it begins with 0. With them: -> y_seq.
 //
-// Backward also asks for p = dz/da (see pmsn_gather), with `starts` -> p_ends, and cleans x (see modes.cuh): without
+// Backward also asks for p = dz/de (see gather.cuh), with `starts` -> p_ends, and cleans x (see modes.cuh): without
 // them the step of the first loss of each chunk -> lost, or T; with them lost holds that of each lane.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_chunk(const io_t* __restrict__ x_seq, const real_t* __restrict__ starts, const real_t* __restrict__ a,
+    pmsn_chunk(const io_t* __restrict__ x_seq, const real_t* __restrict__ starts, const real_t* __restrict__ e,
                const real_t* __restrict__ w, const real_t* __restrict__ d, const i64* __restrict__ lengths,
                real_t* __restrict__ ends, real_t* __restrict__ p_ends, i64* __restrict__ lost,
                io_t* __restrict__ y_seq, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks,
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const i64 v = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (v >= lanes * chunks) return;
   const Chunk own(v, lengths, T, lanes, channels, positions, span);
-  const Modes<MODES> modes(a, w, own.channel, 0);
+  const Modes<MODES> modes(e, w, own.channel, 0);
   const real_t gain = d[own.channel];
   const io_t* const from = x_seq + own.first * x_step + own.lane;
   State<MODES> z;
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       if (!good && first_lost == T) first_lost = now;
 #pragma unroll
       for (int m = 0; m < MODES; ++m)
-        advance(p.re[m], p.im[m], modes.ar[m], modes.ai[m], z.re[m], z.im[m]);
+        advance(p.re[m], p.im[m], modes.er[m], modes.ei[m], z.re[m], z.im[m]);
 #else
       const real_t x = is_finite(given) ? given : given - given;
 #endif
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // lost (may be null) of each chunk -> of each lane, at the places of the first chunk; a state `given` that is lost loses
 // the lane at once.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_carry(real_t* __restrict__ parts, const real_t* __restrict__ given, const real_t* __restrict__ a,
+    pmsn_carry(real_t* __restrict__ parts, const real_t* __restrict__ given, const real_t* __restrict__ e,
                const i64* __restrict__ lengths, real_t* __restrict__ end, i64* __restrict__ lost, i64 T, i64 lanes,
                i64 channels, i64 positions, i64 span, i64 chunks, int back) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -103,11 +103,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (i64 i = 0; i < chunks; ++i) {
     const i64 v = (back ? chunks - 1 - i : i) * lanes + lane;
     const Chunk own(v, lengths, T, lanes, channels, positions, span);
-    if (own.steps != known) {  // a to the number of steps, in double: it stands for as many roundings
+    if (own.steps != known) {  // a to the number of steps, less 1: in double, it stands for as many roundings
       known = own.steps;
 #pragma unroll
       for (int m = 0; m < MODES; ++m) {
-        double sr = a[2 * (own.channel * MODES + m)], si = a[2 * (own.channel * MODES + m) + 1], pr = 1, pi = 0;
+        double sr = 1 + double(e[2 * (own.channel * MODES + m)]), si = e[2 * (own.channel * MODES + m) + 1];
+        double pr = 1, pi = 0;
         for (i64 n = known; n > 0; n >>= 1) {
           if (n & 1) {
             const double re = pr * sr - pi * si;
@@ -118,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           si = 2 * sr * si;
           sr = re;
         }
-        power.re[m] = real_t(pr);
+        power.re[m] = real_t(pr - 1);
         power.im[m] = real_t(back ? -pi : pi);
       }
     }

@@ -50,6 +50,11 @@ def variants(file: str, kind: str) -> tuple[str, ...]:
     return tuple(re.findall(rf"^struct {kind}_(\w+)", source(file), re.MULTILINE))
 
 
+def words(file: str, kind: str) -> list[str]:
+    """What a file knows, in the words of :func:`~msf_pmsn_plugins.settings.asks`."""
+    return [f"{kind} {name!r}" for name in variants(file, kind)]
+
+
 def variant(file: str, kind: str, name: str) -> str:
     """``charge_lif`` of ``"charge"`` and ``"lif"``; raise ValueError where the file has no such struct."""
     if name not in variants(file, kind):

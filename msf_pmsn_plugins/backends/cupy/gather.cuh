@@ -2,11 +2,11 @@
 
 #define AHEAD_GATHER (IO == IO_DOUBLE && (BURST::counts || RESET::on_grid) ? 1 : MODES <= 8 ? 4 : 2)
 
-// Modes that one thread of pmsn_gather takes, and its sums: gradients of their a (re, im), their w (re, im), and of d.
+// Modes that one thread of pmsn_gather takes, and its sums: gradients of their e (re, im), their w (re, im), and of d.
 #define TAKEN ((MODES + GROUPS - 1) / GROUPS)
 #define SUMS (4 * TAKEN + 1)
 
-// Sensitivities p = dz/da and what they gather over time: sum g p, sum g z.
+// Sensitivities p = dz/de and what they gather over time: sum g p, sum g z.
 struct Gathered {
   real_t pr[room(TAKEN)], pi[room(TAKEN)], gpr[room(TAKEN)], gpi[room(TAKEN)], gzr[room(TAKEN)], gzi[room(TAKEN)];
 
@@ -19,10 +19,10 @@ struct Gathered {
     }
   }
 
-  // p <- a p + z, with z before its own step
+  // p <- p + (e p + z), with z before its own step
   __device__ __forceinline__ void step(const State<TAKEN>& z, const Modes<TAKEN>& own) {
 #pragma unroll
-    for (int m = 0; m < TAKEN; ++m) advance(pr[m], pi[m], own.ar[m], own.ai[m], z.re[m], z.im[m]);
+    for (int m = 0; m < TAKEN; ++m) advance(pr[m], pi[m], own.er[m], own.ei[m], z.re[m], z.im[m]);
   }
 
   __device__ __forceinline__ void add(const State<TAKEN>& z, real_t g) {
@@ -35,7 +35,7 @@ struct Gathered {
     }
   }
 
-  // The last state, whose gradient is gz, depends on a through p of the last step.
+  // The last state, whose gradient is gz, depends on e through p of the last step.
   __device__ __forceinline__ void finish(const Modes<TAKEN>& own, const State<TAKEN>& gz, real_t* sums) const {
 #pragma unroll
     for (int m = 0; m < TAKEN; ++m) {
@@ -57,13 +57,13 @@ struct Gathered {
 // partial [rows, GROUPS, SUMS, C*K].
 // Four blocks to a multiprocessor, two in double; where bursts or the fixed point need registers of their own, one.
 extern "C" __global__ void __launch_bounds__(THREADS, BURST::counts || RESET::on_grid ? 1 : IO == IO_DOUBLE ? 2 : 4)
-    pmsn_gather(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const real_t* __restrict__ gz,
-                const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
-                const real_t* __restrict__ a, const real_t* __restrict__ w, const real_t* __restrict__ d,
-                const i64* __restrict__ lengths, const real_t* __restrict__ p0, const i64* __restrict__ lost,
-                io_t* __restrict__ g_seq, real_t* __restrict__ partial, i64 T, i64 leads, i64 channels, i64 positions,
-                i64 span, i64 chunks, i64 rows, i64 gs_step, i64 gy_step, i64 x_step, real_t theta, real_t p,
-                real_t q) {
+    pmsn_gather(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
+                const real_t* __restrict__ gz, const io_t* __restrict__ x_seq, const real_t* __restrict__ r0,
+                const real_t* __restrict__ z0, const real_t* __restrict__ e, const real_t* __restrict__ w,
+                const real_t* __restrict__ d, const i64* __restrict__ lengths, const real_t* __restrict__ p0,
+                const i64* __restrict__ lost, io_t* __restrict__ g_seq, real_t* __restrict__ partial, i64 T, i64 leads,
+                i64 channels, i64 positions, i64 span, i64 chunks, i64 rows, i64 gs_step, i64 gy_step, i64 gm_step,
+                i64 x_step, real_t theta, real_t p, real_t q) {
   __shared__ real_t given[SUMS][THREADS];
   const i64 columns = channels * positions, lanes = leads * columns;
   const i64 column_blocks = (columns + blockDim.x - 1) / blockDim.x;
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BURST::counts || RESET::on
   const i64 row = blockIdx.x / GROUPS / column_blocks, all = CHUNKED ? leads * chunks : leads;
   const i64 c = column < columns ? column / positions : 0;
   const int first = int(group) * TAKEN;
-  const Modes<TAKEN> own(a, w, c, first);
+  const Modes<TAKEN> own(e, w, c, first);
 
   for (i64 top = row * blockDim.y; top < all; top += rows * blockDim.y) {
     const i64 l = top + threadIdx.y;
@@ -117,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BURST::counts || RESET::on
           advance(z, own, x);
           real_t g = g_ahead.now[j];
 #if FUSED
-          g = drive_grad(g, drive(z, own, gain, x) + poison, r, fire);
+          g = drive_grad(g, gm_seq + t * gm_step + lane, drive(z, own, gain, x) + poison, r, fire);
           if (GRAD_DRIVE) g += gy_seq[t * gy_step + lane];
           g_seq[t * lanes + lane] = g;
 #endif
@@ -145,10 +145,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BURST::counts || RESET::on
     __syncthreads();
   }
 }
-// partial [rows, GROUPS, SUMS, C, K] -> ga, gw [C, MODES] complex, gd [C]; a block for each channel. In double, and in
+// partial [rows, GROUPS, SUMS, C, K] -> ge, gw [C, MODES] complex, gd [C]; a block for each channel. In double, and in
 // an order that depends on the shape alone.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_parameters(const real_t* __restrict__ partial, real_t* __restrict__ ga, real_t* __restrict__ gw,
+    pmsn_parameters(const real_t* __restrict__ partial, real_t* __restrict__ ge, real_t* __restrict__ gw,
                     real_t* __restrict__ gd, i64 rows, i64 channels, i64 positions) {
   __shared__ double given[THREADS];
   const i64 c = blockIdx.x;
@@ -173,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       if (n == 4 * MODES)
         gd[c] = total;
       else
-        (part < 2 ? ga : gw)[2 * (c * MODES + m) + part % 2] = total;
+        (part < 2 ? ge : gw)[2 * (c * MODES + m) + part % 2] = total;
     }
     // No barrier: only thread 0 still reads, and only where it writes next.
   }

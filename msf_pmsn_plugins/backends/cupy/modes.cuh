@@ -10,18 +10,18 @@
 // C++ has no empty arrays.
 __device__ constexpr int room(int count) { return count > 0 ? count : 1; }
 
-// a and w of COUNT modes of channel c from `first` on; modes that do not exist are 0.
+// e = a - 1 and w of COUNT modes of channel c from `first` on; modes that do not exist are 0.
 template <int COUNT>
 struct Modes {
-  real_t ar[room(COUNT)], ai[room(COUNT)], wr[room(COUNT)], wi[room(COUNT)];
+  real_t er[room(COUNT)], ei[room(COUNT)], wr[room(COUNT)], wi[room(COUNT)];
 
-  __device__ __forceinline__ Modes(const real_t* a, const real_t* w, i64 c, int first) {
+  __device__ __forceinline__ Modes(const real_t* e, const real_t* w, i64 c, int first) {
 #pragma unroll
     for (int m = 0; m < COUNT; ++m) {
       const i64 at = 2 * (c * MODES + first + m);
       const bool real = first + m < MODES;
-      ar[m] = real ? a[at] : real_t(0);
-      ai[m] = real ? a[at + 1] : real_t(0);
+      er[m] = real ? e[at] : real_t(0);
+      ei[m] = real ? e[at + 1] : real_t(0);
       wr[m] = real ? w[at] : real_t(0);
       wi[m] = real ? w[at + 1] : real_t(0);
     }
@@ -85,17 +85,17 @@ struct Stream {
   }
 };
 
-// z <- a z + x
-__device__ __forceinline__ void advance(real_t& re, real_t& im, real_t ar, real_t ai, real_t xr, real_t xi) {
-  const real_t next = fma(ar, re, fma(-ai, im, xr));
-  im = fma(ar, im, fma(ai, re, xi));
-  re = next;
+// z <- z + (e z + x): beside 1 a rounded factor a = 1 + e would have few digits.
+__device__ __forceinline__ void advance(real_t& re, real_t& im, real_t er, real_t ei, real_t xr, real_t xi) {
+  const real_t change = fma(er, re, fma(-ei, im, xr));
+  im = im + fma(er, im, fma(ei, re, xi));
+  re = re + change;
 }
 
 template <int COUNT>
 __device__ __forceinline__ void advance(State<COUNT>& z, const Modes<COUNT>& own, real_t x) {
 #pragma unroll
-  for (int m = 0; m < COUNT; ++m) advance(z.re[m], z.im[m], own.ar[m], own.ai[m], x, 0);
+  for (int m = 0; m < COUNT; ++m) advance(z.re[m], z.im[m], own.er[m], own.ei[m], x, 0);
 }
 
 // y = Re(sum w z) + d x, over all modes

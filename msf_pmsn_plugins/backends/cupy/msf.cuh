@@ -21,73 +21,73 @@ struct Thresholds {
 #endif
 };
 
-__device__ __forceinline__ real_t fire(real_t m, const Thresholds& theta) {
-  real_t s = 0;
-#pragma unroll 8
-  for (int d = 0; d < LEVELS; ++d) s += m >= theta.at[d] ? real_t(1) : real_t(0);
-  return s;
-}
-
 // The slope at the first threshold, the sum of the slopes at all, and whether the neuron fired.
 struct Slopes {
   real_t first, total;
   bool fired;
 };
 
-// In each: after, the membrane after the reset, from m and the count s; grad, the gradient of m, from those of the count
-// (gs) and of the membrane after the reset (gv), of a detached reset or not. Selects: NaN and inf must not leak out of a
-// lane that was reset.
+// The resets of resets.py. In each: after, the membrane after the reset of m with the count s; kept, what of the gradient
+// g to that reaches m where the firing is held fixed; spikes, what reaches m through its spikes, from the gradients of
+// the count (gs) and of the membrane after the reset (gv). r: reset potential; q: amount of a soft reset per spike.
 struct reset_hard {
-  FORMULA after(real_t m, real_t s, real_t v_reset, const Thresholds& theta) {
-    return m >= theta.at[0] ? v_reset : m;
-  }
-  FORMULA grad(real_t gs, real_t gv, real_t m, const Slopes& g, real_t v_reset, const Thresholds& theta, bool detach) {
-    // A product as in neurons/msf: an infinite gradient must show.
-    const real_t back = gv * (g.fired ? real_t(0) : real_t(1));
-    if (detach) return gs * g.total + back;
-    const real_t gm = (gs + gv * (v_reset - m)) * g.first + back;
-    return LEVELS > 1 ? gm + gs * (g.total - g.first) : gm;
+  static constexpr bool before_charge = true;  // a delayed reset acts on the membrane left by the last step
+  // A select: NaN and inf must not leak out of a lane that was reset.
+  FORMULA after(real_t m, real_t s, real_t r, real_t q) { return s > 0 ? r : m; }
+  // A product as in the oracle: an infinite gradient must show.
+  FORMULA kept(real_t g, bool fired) { return g * (fired ? real_t(0) : real_t(1)); }
+  FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) {
+    const real_t g = (gs + gv * (r - m)) * at.first;
+    return LEVELS > 1 ? g + gs * (at.total - at.first) : g;
   }
 };
 
 struct reset_soft {
-  FORMULA after(real_t m, real_t s, real_t v_reset, const Thresholds& theta) { return m - s * theta.at[0]; }
-  FORMULA grad(real_t gs, real_t gv, real_t m, const Slopes& g, real_t v_reset, const Thresholds& theta, bool detach) {
-    return (detach ? gs : gs - gv * theta.at[0]) * g.total + gv;
+  static constexpr bool before_charge = false;
+  FORMULA after(real_t m, real_t s, real_t r, real_t q) { return m - s * q; }
+  FORMULA kept(real_t g, bool fired) { return g; }
+  FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) {
+    return (gs - gv * q) * at.total;
   }
 };
 
 struct reset_none {
-  FORMULA after(real_t m, real_t s, real_t v_reset, const Thresholds& theta) { return m; }
-  FORMULA grad(real_t gs, real_t gv, real_t m, const Slopes& g, real_t v_reset, const Thresholds& theta, bool detach) {
-    return gs * g.total + gv;
-  }
+  static constexpr bool before_charge = true;
+  FORMULA after(real_t m, real_t s, real_t r, real_t q) { return m; }
+  FORMULA kept(real_t g, bool fired) { return g; }
+  FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) { return gs * at.total; }
 };
 
-// What backward needs of m: m itself, or for the rectangular surrogate how many windows it lies in, and did it fire.
-__device__ __forceinline__ kept_t keep(real_t m, const Thresholds& theta, real_t width) {
-#if KEEP == KEEP_CODE
-  int code = m >= theta.at[0] ? 128 : 0;
-#pragma unroll 8
-  for (int d = 0; d < LEVELS; ++d) code += fabs(m - theta.at[d]) < width ? 1 : 0;
-  return kept_t(code);
-#else
-  return m;
-#endif
-}
+// A number of the neuron: a constant, or one value (step 0) or one for each lane (step 1) in memory.
+struct Number {
+  const real_t* at;
+  i64 step;
+  real_t constant;
 
-// The rates and numbers of steps of a thread's lanes.
+  __device__ __forceinline__ real_t of(i64 lane) const { return at ? at[lane * step] : constant; }
+};
+
+// What a thread's lanes have of their own.
 struct Lanes {
-  real_t rate[VEC];
+  real_t rate[VEC], reset[VEC];
+#if THRESHOLD_TENSOR
+  real_t first[VEC];
+#endif
+#if LENGTHS
   i64 steps[VEC];
+#endif
 
-  __device__ __forceinline__ Lanes(i64 first, const real_t* rates, int rate_step, real_t constant, const i64* lengths,
-                                   i64 sample) {
+  __device__ __forceinline__ Lanes(i64 lane, const Number& rates, const Number& firsts, const Number& resets,
+                                   const i64* lengths, i64 sample) {
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
-      rate[j] = rates ? CHARGE::rate(rates[(first + j) * rate_step]) : constant;
+      rate[j] = rates.at ? CHARGE::rate(rates.of(lane + j)) : rates.constant;
+      reset[j] = resets.of(lane + j);
+#if THRESHOLD_TENSOR
+      first[j] = firsts.of(lane + j);
+#endif
 #if LENGTHS
-      steps[j] = lengths[(first + j) / sample];
+      steps[j] = lengths[(lane + j) / sample];
 #endif
     }
   }
@@ -99,6 +99,34 @@ struct Lanes {
     return true;
 #endif
   }
+
+  // Threshold d of lane j: with THRESHOLD_TENSOR the given ones are distances from the first.
+  __device__ __forceinline__ real_t threshold(int j, const Thresholds& theta, int d) const {
+#if THRESHOLD_TENSOR
+    return first[j] + theta.at[d];
+#else
+    return theta.at[d];
+#endif
+  }
+
+  __device__ __forceinline__ real_t fire(int j, const Thresholds& theta, real_t m) const {
+    real_t s = 0;
+#pragma unroll 8
+    for (int d = 0; d < LEVELS; ++d) s += m >= threshold(j, theta, d) ? real_t(1) : real_t(0);
+    return s;
+  }
 };
+
+// What backward needs of m: m itself, or for the rectangular surrogate how many windows it lies in, and did it fire.
+__device__ __forceinline__ kept_t keep(const Lanes& own, int j, real_t m, const Thresholds& theta, real_t width) {
+#if KEEP == KEEP_CODE
+  int code = m >= own.threshold(j, theta, 0) ? 128 : 0;
+#pragma unroll 8
+  for (int d = 0; d < LEVELS; ++d) code += fabs(m - own.threshold(j, theta, d)) < width ? 1 : 0;
+  return kept_t(code);
+#else
+  return m;
+#endif
+}
 
 __device__ __forceinline__ i64 first_lane() { return ((i64)blockIdx.x * blockDim.x + threadIdx.x) * VEC; }

@@ -10,45 +10,51 @@ import torch
 from torch import Tensor
 
 from ...settings import PMSNSettings
-from ...tensors import PMSNGrads, PMSNState, PMSNWeights
+from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from . import launch
-from .arguments import SLOPES, Steps, check, element, empty, packed, parts, plain, steps_of
-from .compile import Kernel, Macros, variant
+from .arguments import SLOPES, Steps, as_laid_out, check, element, empty, packed, parts, plain, steps_of
+from .compile import Kernel, Macros, variant, words
 from .geometry import THREADS, Chunks, chunks_of, gather_of
 
+__all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
+
+KNOWS = frozenset([*words("soma.cuh", "reset"), *words("surrogate.cuh", "surrogate"), "membranes out"])
 MODES = 16  # the most that the kernels keep in registers without spills
 MODES_AT_ONCE = 4  # whose sums for the parameters fit the registers beside one another
 
 
 def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
-) -> tuple[Tensor, Tensor, PMSNState]:
-    """Spikes, the drives of the soma (if kept) and the final state."""
+) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
+    """Spikes, the drives of the soma and its membranes (if kept), the final state."""
     check(x_seq, x_seq.dtype, **state._asdict(), **weights._asdict(), lengths=lengths)
     s_seq = empty(x_seq.shape, x_seq)
     y_seq = empty(x_seq.shape if settings.keep_drive else 0, x_seq)
+    m_seq = empty(x_seq.shape if settings.keep_membrane else 0, x_seq)
     last = PMSNState(
         state.r.clone(memory_format=torch.contiguous_format),
         state.z.resolve_conj().clone(memory_format=torch.contiguous_format),
     )
-    if x_seq.numel() == 0:
-        return s_seq, y_seq, last
-    x = steps_of(x_seq, x_seq.dtype)
-    state, weights = PMSNState(*map(plain, state)), PMSNWeights(*map(plain, weights))
-    call = _call("pmsn_forward.cu", x_seq, state.z.shape[-1], lengths, settings)
-    if call.chunks.count == 1:
-        drives = y_seq if settings.keep_drive else None
-        tensors = (x.seq, *state, *weights, call.lengths, s_seq, drives, *last)
-        call.each("pmsn_forward", call.lanes, *tensors, *call.shape, x.distance, settings.v_threshold)
-        return s_seq, y_seq, last
-    drives = y_seq if settings.keep_drive else s_seq
-    starts = empty((call.chunks.count, *state.z.shape), state.z)
-    call.walk(x, weights, None, ends=starts)
-    call.carry(starts, state.z, weights, end=last.z)
-    call.walk(x, weights, starts, drives=drives)
-    tensors = (drives, state.r, call.lengths, s_seq, last.r)
-    call.each("pmsn_soma", call.lanes, *tensors, *call.columns, settings.v_threshold)
-    return s_seq, y_seq, last
+    if x_seq.numel():
+        membranes = m_seq if settings.keep_membrane else None
+        x = steps_of(x_seq, x_seq.dtype)
+        state, weights = PMSNState(*map(plain, state)), PMSNWeights(*map(plain, weights))
+        call = _call("pmsn_forward.cu", x_seq, state.z.shape[-1], lengths, settings)
+        if call.chunks.count == 1:
+            drives = y_seq if settings.keep_drive else None
+            tensors = (x.seq, *state, *weights, call.lengths, s_seq, drives, membranes, *last)
+            call.each("pmsn_forward", call.lanes, *tensors, *call.shape, x.distance, settings.v_threshold)
+        else:
+            drives = y_seq if settings.keep_drive else s_seq
+            starts = empty((call.chunks.count, *state.z.shape), state.z)
+            call.walk(x, weights, None, ends=starts)
+            call.carry(starts, state.z, weights, end=last.z)
+            call.walk(x, weights, starts, drives=drives)
+            tensors = (drives, state.r, call.lengths, s_seq, membranes, last.r)
+            call.each("pmsn_soma", call.lanes, *tensors, *call.columns, settings.v_threshold)
+    y_seq = as_laid_out(y_seq, x_seq) if settings.keep_drive else y_seq
+    m_seq = as_laid_out(m_seq, x_seq) if settings.keep_membrane else m_seq
+    return as_laid_out(s_seq, x_seq), y_seq, m_seq, last
 
 
 def pmsn_backward(
@@ -58,16 +64,16 @@ def pmsn_backward(
     state: PMSNState,
     weights: PMSNWeights,
     lengths: Tensor | None,
+    slopes: Slopes | None,
     settings: PMSNSettings,
-    state_grad: bool = True,
 ) -> tuple[Tensor, PMSNState, PMSNWeights]:
     """Gradients to ``x_seq``, the state and the weights; the residual carries one in mode ``"cumulative"`` only.
 
-    ``y_seq`` is not read. The sums over lanes and steps are added in an order that depends on the shape alone.
+    Without ``settings.state_grad`` that of ``z`` is empty. ``y_seq`` is not read. The sums over lanes and steps are added in an order that depends on the shape alone.
     """
     check(x_seq, x_seq.dtype, **state._asdict(), **weights._asdict(), lengths=lengths)
     check(x_seq, x_seq.dtype, **{f"g{name}": grad for name, grad in grads._asdict().items()})
-    cumulative = settings.reset_mode == "cumulative"
+    cumulative, state_grad = settings.reset_mode == "cumulative", settings.state_grad
     gr0 = empty(state.r.shape, state.r) if cumulative else state.r.new_zeros(state.r.shape)
     gz0 = empty(state.z.shape if state_grad else 0, state.z)
     weights_grad = PMSNWeights(*(empty(weight.shape, weight) for weight in weights))
@@ -75,13 +81,13 @@ def pmsn_backward(
         gr0 = torch.zeros_like(gr0) if grads.r is None or not cumulative else gr0.copy_(grads.r)
         gz0 = torch.zeros_like(gz0) if grads.z is None or not state_grad else gz0.copy_(grads.z)
         zeros = PMSNWeights(*(grad.zero_() for grad in weights_grad))
-        return empty(x_seq.shape, x_seq), PMSNState(gr0, gz0), zeros
-    backward = _backward(grads, x_seq, state, weights, lengths, settings)
+        return torch.empty_like(x_seq), PMSNState(gr0, gz0), zeros
+    backward = _backward(grads, x_seq, state, weights, lengths, slopes, settings)
     pieces = backward.pieces(gr0, gz0 if state_grad else None)
     partial = backward.gather(pieces)
     backward.adjoint(pieces.gz_ends, gz0 if state_grad and backward.call.chunks.count == 1 else None)
     backward.parameters(partial, weights_grad)
-    return backward.gx_seq, PMSNState(gr0, gz0), weights_grad
+    return as_laid_out(backward.gx_seq, x_seq), PMSNState(gr0, gz0), weights_grad
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class _Pieces:
     """What the walks over whole lanes, or over the chunks of them, begin with."""
 
     starts: Tensor  # states
-    p_starts: Tensor | None  # their sensitivities dz/da (None: zero)
+    p_starts: Tensor | None  # their sensitivities dz/de (None: zero)
     gz_ends: Tensor | None  # gradients of the states that they end with (None: zero)
     lost: Tensor | None  # with chunks: the step from which on a lane is NaN
 
@@ -195,6 +201,7 @@ class _Backward:
     x: Steps
     gs: Steps
     gy: Steps
+    gm: Steps
     gr: Tensor | None
     gz: Tensor | None
     state: PMSNState
@@ -205,19 +212,24 @@ class _Backward:
     gx_seq: Tensor
 
     @property
+    def given(self) -> tuple[Tensor | None, ...]:
+        """The incoming gradients of the soma."""
+        return self.gs.seq, self.gy.seq, self.gm.seq
+
+    @property
     def distances(self) -> tuple[int, int, int]:
-        return self.gs.distance, self.gy.distance, self.x.distance
+        """Between the steps of them."""
+        return self.gs.distance, self.gy.distance, self.gm.distance
 
     def pieces(self, gr0: Tensor, gz0: Tensor | None) -> _Pieces:
         """Make the gradients of the drives (unless fused), and what the next walks begin with."""
         if self.call.chunks.count > 1:
             return self._chunks(gr0, gz0)
         if not self.fused:
-            given = (self.gs.seq, self.gy.seq, self.gr, self.x.seq)
-            tensors = (*given, *self.state, *self.weights, self.call.lengths, self.gx_seq, gr0)
-            self.call.each(
-                "pmsn_drive", self.call.lanes, *tensors, *self.call.shape, *self.distances, *self.fire
-            )
+            call, distances = self.call, (*self.distances, self.x.distance)
+            inputs = (*self.given, self.gr, self.x.seq, *self.state, *self.weights)
+            tensors = (*inputs, call.lengths, self.gx_seq, gr0)
+            call.each("pmsn_drive", call.lanes, *tensors, *call.shape, *distances, *self.fire)
         return _Pieces(self.state.z, None, self.gz, None)
 
     def _chunks(self, gr0: Tensor, gz0: Tensor | None) -> _Pieces:
@@ -228,9 +240,8 @@ class _Backward:
         call.carry(starts, z, self.weights, lost=lost)
         call.walk(self.x, self.weights, starts, p_ends=p_starts, lost=lost, drives=self.gx_seq)
         call.carry(p_starts, None, self.weights)
-        tensors = (self.gs.seq, self.gy.seq, self.gr, self.state.r, call.lengths, self.gx_seq, gr0)
-        distances = (self.gs.distance, self.gy.distance)
-        call.each("pmsn_soma", call.lanes, *tensors, *call.columns, *distances, *self.fire)
+        tensors = (*self.given, self.gr, self.state.r, call.lengths, self.gx_seq, gr0)
+        call.each("pmsn_soma", call.lanes, *tensors, *call.columns, *self.distances, *self.fire)
         self.adjoint(None, gz_ends)
         call.carry(gz_ends, self.gz, self.weights, end=gz0, back=True)
         return _Pieces(starts, p_starts, gz_ends, lost)
@@ -241,15 +252,11 @@ class _Backward:
         blocks = gather_of(call.leads * call.chunks.count, call.channels * call.positions)
         sums = 4 * parts(modes, self.groups) + 1
         partial = empty((blocks.rows, self.groups, sums, call.channels, call.positions), self.state.r)
-        given = (self.gs.seq, self.gy.seq, self.gz, self.x.seq, self.state.r, pieces.starts)
-        tensors = (*given, *self.weights, call.lengths, pieces.p_starts, pieces.lost, self.gx_seq, partial)
+        inputs = (*self.given, self.gz, self.x.seq, self.state.r, pieces.starts, *self.weights)
+        tensors = (*inputs, call.lengths, pieces.p_starts, pieces.lost, self.gx_seq, partial)
         counts = (call.steps, call.leads, call.channels, call.positions, *call.cut, blocks.rows)
-        call.launch(
-            "pmsn_gather",
-            blocks.blocks * self.groups,
-            blocks.threads,
-            *(*tensors, *counts, *self.distances, *self.fire),
-        )
+        numbers = (*counts, *self.distances, self.x.distance, *self.fire)
+        call.launch("pmsn_gather", blocks.blocks * self.groups, blocks.threads, *tensors, *numbers)
         return partial
 
     def adjoint(self, gz_ends: Tensor | None, gz0: Tensor | None) -> None:
@@ -271,19 +278,23 @@ def _backward(
     state: PMSNState,
     weights: PMSNWeights,
     lengths: Tensor | None,
+    slopes: Slopes | None,
     settings: PMSNSettings,
 ) -> _Backward:
     """Everything in one piece, and the macros of the backward."""
     modes, dtype = state.z.shape[-1], x_seq.dtype
     # A missing gradient is one step of zeros, read again and again.
     gs_seq = x_seq.new_zeros(state.r.shape).expand(x_seq.shape) if grads.s is None else grads.s
+    gs_seq = gs_seq if slopes is None else gs_seq * slopes.total
     groups = max(1, parts(modes, MODES_AT_ONCE))
-    surrogate = variant("surrogate.cuh", "surrogate", settings.surrogate)
+    surrogate = settings.surrogate or "rectangular"  # with slopes none is used
     chunked = chunks_of(x_seq, modes, settings.fixed).count > 1
     fused = groups == 1 and settings.reset_mode != "cumulative" and not chunked
     macros = (
-        ("SURROGATE", surrogate),
+        ("SURROGATE", variant("surrogate.cuh", "surrogate", surrogate)),
+        ("SLOPES", int(slopes is not None)),
         ("GRAD_DRIVE", int(grads.y is not None)),
+        ("GRAD_MEMBRANE", int(grads.m is not None)),
         ("GROUPS", groups),
         ("FUSED", int(fused)),
     )
@@ -292,11 +303,12 @@ def _backward(
         x=steps_of(x_seq, dtype),
         gs=steps_of(gs_seq, dtype),
         gy=steps_of(grads.y, dtype),
+        gm=steps_of(grads.m, dtype),
         gr=plain(grads.r),
         gz=plain(grads.z),
         state=PMSNState(*map(plain, state)),
         weights=PMSNWeights(*map(plain, weights)),
-        fire=(settings.v_threshold, *SLOPES[settings.surrogate](settings.width)),
+        fire=(settings.v_threshold, *SLOPES[surrogate](settings.width)),
         groups=groups,
         fused=fused,
         gx_seq=empty(x_seq.shape, x_seq),

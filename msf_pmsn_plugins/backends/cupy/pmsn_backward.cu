@@ -2,7 +2,8 @@
 //
 // Compiled for one setting at a time, with the macros of pmsn_forward.cu and these:
 //   SURROGATE      a struct of surrogate.cuh
-//   GRAD_DRIVE     0 or 1: whether the drives have gradients of their own
+//   SLOPES         0 or 1: the gradients of the spikes come multiplied by the slopes, SURROGATE is not used
+//   GRAD_DRIVE, GRAD_MEMBRANE   0 or 1: whether the drives, the membranes have gradients of their own
 //   GROUPS, FUSED  see gather.cuh
 //
 // Backward keeps nothing of forward. It walks forward in time again for the gradient g of each drive (pmsn_drive) and
@@ -21,16 +22,17 @@ struct Fire {
   real_t theta, p, q;
 };
 
-// Gradient of the drive from that of the spike; r moves on.
-__device__ __forceinline__ real_t drive_grad(real_t gs, real_t y, real_t& r, const Fire& fire) {
+// Gradient of the drive from those of the spike and of the membrane; r moves on.
+__device__ __forceinline__ real_t drive_grad(real_t gs, const io_t* gm, real_t y, real_t& r, const Fire& fire) {
   const Soma next = RESET::step(y, r, fire.theta);
   r = next.r;
-  const real_t g = gs * SURROGATE::slope(BURST::slope_argument(next.v, fire.theta), fire.p, fire.q);
+  real_t g = SLOPES ? gs : gs * SURROGATE::slope(BURST::slope_argument(next.v, fire.theta), fire.p, fire.q);
+  if (GRAD_MEMBRANE) g += *gm;
   return !RESET::clamps || y > 0 ? g : real_t(0);
 }
 
-// With RESET::cumulative each drive also moves all later membranes. The gradients of the membranes in g_seq become those of
-// the drives; gr, that of r_last, may be null.
+// With RESET::cumulative each drive also moves all later membranes. The gradients of the membranes in g_seq become those
+// of the drives; gr, that of r_last, may be null.
 __device__ __forceinline__ void accumulate(io_t* g_seq, const io_t* gy_seq, const real_t* gr, real_t* gr0, i64 lane,
                                            i64 steps, i64 lanes, i64 gy_step, real_t theta) {
   real_t later = gr ? gr[lane] / theta : real_t(0);
@@ -47,19 +49,20 @@ __device__ __forceinline__ void accumulate(io_t* g_seq, const io_t* gy_seq, cons
 
 #if !CHUNKED && !FUSED
 
-// Gradients of s_seq, of y_seq (with GRAD_DRIVE) and of r_last (gr, may be null) -> g_seq, and with
+// Gradients of s_seq, y_seq (with GRAD_DRIVE), m_seq (with GRAD_MEMBRANE) and r_last (gr, may be null) -> g_seq, and with
 // RESET::cumulative gr0.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_drive(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const real_t* __restrict__ gr,
-               const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
-               const real_t* __restrict__ a, const real_t* __restrict__ w, const real_t* __restrict__ d,
+    pmsn_drive(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
+               const real_t* __restrict__ gr, const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
+               const real_t* __restrict__ e, const real_t* __restrict__ w, const real_t* __restrict__ d,
                const i64* __restrict__ lengths, io_t* __restrict__ g_seq, real_t* __restrict__ gr0, i64 T, i64 lanes,
-               i64 channels, i64 positions, i64 gs_step, i64 gy_step, i64 x_step, real_t theta, real_t p, real_t q) {
+               i64 channels, i64 positions, i64 gs_step, i64 gy_step, i64 gm_step, i64 x_step, real_t theta, real_t p,
+               real_t q) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 c = lane / positions % channels;
   const i64 steps = valid_steps(lengths, lane / (channels * positions), T);
-  const Modes<MODES> own(a, w, c, 0);
+  const Modes<MODES> own(e, w, c, 0);
   const Fire fire = {theta, p, q};
   const real_t gain = d[c];
   real_t poison = 0, r = r0[lane];
@@ -77,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int j = 0; j < AHEAD && t < steps; ++j, ++t) {
       const real_t x = cleaned(x_ahead.now[j], poison);
       advance(z, own, x);
-      real_t g = drive_grad(gs_ahead.now[j], drive(z, own, gain, x) + poison, r, fire);
+      real_t g = drive_grad(gs_ahead.now[j], gm_seq + t * gm_step + lane, drive(z, own, gain, x) + poison, r, fire);
       if (GRAD_DRIVE && !RESET::cumulative) g += gy_seq[t * gy_step + lane];
       g_seq[t * lanes + lane] = g;
     }
@@ -95,10 +98,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 // The soma alone. Gradients as in pmsn_drive; g_seq holds the drives at first.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_soma(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const real_t* __restrict__ gr,
-              const real_t* __restrict__ r0, const i64* __restrict__ lengths, io_t* __restrict__ g_seq,
-              real_t* __restrict__ gr0, i64 T, i64 lanes, i64 columns, i64 gs_step, i64 gy_step, real_t theta, real_t p,
-              real_t q) {
+    pmsn_soma(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
+              const real_t* __restrict__ gr, const real_t* __restrict__ r0, const i64* __restrict__ lengths, io_t* __restrict__ g_seq,
+              real_t* __restrict__ gr0, i64 T, i64 lanes, i64 columns, i64 gs_step, i64 gy_step, i64 gm_step,
+              real_t theta, real_t p, real_t q) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 steps = valid_steps(lengths, lane / columns, T);
@@ -114,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     gs_ahead.fetch(gs_seq + lane, gs_step, t + AHEAD_SOMA, steps);
 #pragma unroll
     for (int j = 0; j < AHEAD_SOMA && t < steps; ++j, ++t) {
-      real_t g = drive_grad(gs_ahead.now[j], y_ahead.now[j], r, fire);
+      real_t g = drive_grad(gs_ahead.now[j], gm_seq + t * gm_step + lane, y_ahead.now[j], r, fire);
       if (GRAD_DRIVE && !RESET::cumulative) g += gy_seq[t * gy_step + lane];
       g_seq[t * lanes + lane] = g;
     }
@@ -129,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // g_seq -> gx_seq in the same memory; gz, the gradient of z_last -> gz0, that of z0. Both may be null. With CHUNKED each
 // chunk is a lane: without gz, which is then that of the state each ends with, gx_seq is not written.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_adjoint(io_t* __restrict__ gx_seq, const real_t* __restrict__ gz, const real_t* __restrict__ a,
+    pmsn_adjoint(io_t* __restrict__ gx_seq, const real_t* __restrict__ gz, const real_t* __restrict__ e,
                  const real_t* __restrict__ w, const real_t* __restrict__ d, const i64* __restrict__ lengths,
                  real_t* __restrict__ gz0, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks) {
   const i64 v = (i64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -145,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const i64 steps = valid_steps(lengths, lane / (channels * positions), T);
   const bool writes = true;
 #endif
-  const Modes<MODES> own(a, w, c, 0);
+  const Modes<MODES> own(e, w, c, 0);
   const real_t gain = d[c];
   State<MODES> after;
   if (gz) after = State<MODES>(gz, v, 0);
@@ -163,9 +166,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int m = 0; m < MODES; ++m) {
         const real_t re = fma(own.wr[m], g, after.re[m]), im = fma(-own.wi[m], g, after.im[m]);
         gx += re;
-        // times conj(a)
-        after.re[m] = fma(own.ar[m], re, own.ai[m] * im);
-        after.im[m] = fma(own.ar[m], im, -(own.ai[m] * re));
+        // times 1 + conj(e)
+        after.re[m] = re + fma(own.er[m], re, own.ei[m] * im);
+        after.im[m] = im + fma(own.er[m], im, -(own.ei[m] * re));
       }
       if (writes) last[-i * lanes] = gx;
     }
