@@ -207,6 +207,15 @@ class Neuron(PropertiesFirst, nn.Module):
     def check_state(self, x: Tensor, state: State, remedy: str = "start anew with state=None") -> State:
         """Return ``state`` in the dtypes used for ``x``; raise ValueError if it belongs to another shape."""
         name, spec = type(self).__name__, self.state_spec(x)
+        if type(state) is tuple and all(
+            isinstance(part, Tensor)
+            and part.dtype == dtype
+            and part.shape == shape
+            and part.device == x.device
+            for part, (shape, dtype) in zip(state, spec, strict=False)
+        ):
+            if len(state) == len(spec):
+                return state
         if not isinstance(state, tuple | list) or len(state) != len(spec):
             given = f"a {type(state).__name__}" if isinstance(state, Tensor) else f"{len(state)} of them"
             raise ValueError(

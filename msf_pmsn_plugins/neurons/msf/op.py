@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
 from ..layout import as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
@@ -157,6 +157,18 @@ class _MSFFunction(torch.autograd.Function):
         return as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq), gv, *grads, None, None
 
 
+class _MSFDirect(torch.autograd.Function):
+    """The same in the old form, which torch calls at a third of the cost, where nothing transforms the call."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _MSFFunction.forward(*inputs)
+        _MSFFunction.setup_context(ctx, inputs, output)
+        return output
+
+    backward = _MSFFunction.backward
+
+
 class _MSFBackward(NoSecondDerivative):
     # Named one by one: torch.compile would put its context among *args.
     @staticmethod
@@ -280,8 +292,9 @@ def run(
     if order is not None:
         x_seq, v = permuted(x_seq, order), permuted(v, order)
         parameters = MSFParameters(*(_along(p, order) for p in parameters))
-    # Of a single step in a stream, autograd's bookkeeping would be a third.
-    function: Any = _MSFFunction.forward if no_autograd() else _MSFFunction.apply
+    function: Any = _MSFFunction.apply if transformed() else _MSFDirect.apply
+    if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
+        function = _MSFFunction.forward
     s_seq, m_seq, v = function(x_seq, v, *parameters, lengths, call)
     if order is not None:
         s_seq, v = permuted(s_seq, order, back=True), permuted(v, order, back=True)

@@ -323,7 +323,9 @@ class PMSN(Neuron):
     def _weights(self, dtype: torch.dtype, state: State | None = None) -> PMSNWeights:
         """:meth:`weights`, shared: with other calls, where nothing differs, and with the step that left ``state``."""
         self._require_channels("the weights")
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        held = self._parameters
+        # Pruned or parametrised ones are computed from others.
+        parameters: list[Any] = [held[name] if name in held else getattr(self, name) for name in PARAMETERS]
         settings = (dtype, self.dt_scale, self.coeff, self.tied)
         return self._kept_weights.get(self._discretise, parameters, settings, state)
 

@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import PMSNSettings, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
 from ..layout import as_steps_of
 from .step import BURSTS, RESET_MODES, slope_argument
 
@@ -152,6 +152,18 @@ class _PMSNFunction(torch.autograd.Function):
         return as_steps_of(gx, gs_seq), gr, gz if settings.state_grad else None, ge, gw, gd, None, None
 
 
+class _PMSNDirect(torch.autograd.Function):
+    """The same in the old form, which torch calls at a third of the cost, where nothing transforms the call."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _PMSNFunction.forward(*inputs)
+        _PMSNFunction.setup_context(ctx, inputs, output)
+        return output
+
+    backward = _PMSNFunction.backward
+
+
 class _PMSNBackward(NoSecondDerivative):
     # Named one by one: torch.compile would put its context among *args.
     @staticmethod
@@ -229,8 +241,9 @@ def pmsn(
     tensors = (x_seq, *state) if not inside else (_inside(x_seq, 2), *(_inside(part, 1) for part in state))
     if inside and lengths is not None:
         lengths = lengths.repeat_interleave(x_seq.shape[3])
-    # Of a single step in a stream, autograd's bookkeeping would be a third.
-    run: Any = _PMSNFunction.forward if no_autograd() else _PMSNFunction.apply
+    run: Any = _PMSNFunction.apply if transformed() else _PMSNDirect.apply
+    if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
+        run = _PMSNFunction.forward
     s_seq, y_seq, m_seq, r, z = run(*tensors, *weights, lengths, (settings, backend, surrogate))
     if inside:
         shape = x_seq.shape
