@@ -22,6 +22,9 @@ Argument = Tensor | None | Any
 class Device(Protocol):
     """What the backend asks of a device."""
 
+    def probe(self) -> None:
+        """Raise unless kernels can be compiled."""
+
     def check(self, x: Tensor) -> None:
         """Raise unless kernels can run where ``x`` lies."""
 
@@ -56,6 +59,12 @@ class CudaDevice:
 
     def multiprocessors(self, x: Tensor) -> int:
         return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+    def probe(self) -> None:
+        """Compile the smallest kernel on torch's current device, or raise with what to do."""
+        cupy, index = load_cupy(), torch.cuda.current_device()
+        with cupy.cuda.Device(index):
+            self._function(cupy, index, Kernel("probe.cu", "probe", (("IO", "IO_HALF"),)))
 
     def launch(
         self, kernel: Kernel, where: Tensor, blocks: int, threads: tuple[int, int], args: Sequence[Argument]

@@ -194,7 +194,7 @@ class _Number:
 
 
 def _numbers(parameters: MSFParameters, settings: MSFSettings, v: Tensor) -> list[_Number]:
-    """The rate of the charge, the first threshold (in ``settings.thresholds`` where no tensor), the soft reset's amount."""
+    """The rate of the charge, the first threshold where it is a tensor, and the amount of a soft reset."""
     # The products take their one factor (charges.cuh), in double.
     factors = {"lif_product": lambda tau: 1.0 - 1.0 / tau, "plif_product": lambda q: 1.0 - q}
     rate = factors.get(settings.charge, float)(settings.rate)

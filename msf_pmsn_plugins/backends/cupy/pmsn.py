@@ -69,7 +69,8 @@ def pmsn_backward(
 ) -> tuple[Tensor, PMSNState, PMSNWeights]:
     """Gradients to ``x_seq``, the state and the weights; the residual carries one in mode ``"cumulative"`` only.
 
-    Without ``settings.state_grad`` that of ``z`` is empty. ``y_seq`` is not read. The sums over lanes and steps are added in an order that depends on the shape alone.
+    Without ``settings.state_grad`` that of ``z`` is empty. ``y_seq`` is not read. The sums over lanes and steps are
+    added in an order that depends on the shape alone.
     """
     check(x_seq, x_seq.dtype, **state._asdict(), **weights._asdict(), lengths=lengths)
     check(x_seq, x_seq.dtype, **{f"g{name}": grad for name, grad in grads._asdict().items()})

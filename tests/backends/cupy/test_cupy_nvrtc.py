@@ -100,7 +100,10 @@ def test_pmsn_everywhere(architecture, io):
     for modes in (1, 5, 8) if io == "DOUBLE" else (1, 5, 12, 16):
         for file in FILES:
             gate(pmsn("pmsn_chunk", modes, io, file, **other, CHUNKED=1), architecture, HIGH_CEILING)
-    for macros in ({"RESET": "reset_fixed", "BURST": "burst_nearest"}, {"RESET": "reset_cumulative", "GRAD_DRIVE": 1}):
+    for macros in (
+        {"RESET": "reset_fixed", "BURST": "burst_nearest"},
+        {"RESET": "reset_cumulative", "GRAD_DRIVE": 1},
+    ):
         for modes in (4, 16):
             gate(pmsn("pmsn_forward", modes, io, **macros), architecture, HIGH_CEILING)
             gate(pmsn("pmsn_gather", modes, io, **macros), architecture, HIGH_CEILING)
