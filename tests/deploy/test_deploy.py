@@ -627,7 +627,6 @@ def test_spikingjelly_sew_resnet(form):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_snntorch_loop(form, hidden):
     import snntorch as snn
-
     from msf_pmsn_plugins import snntorch as face
 
     class Net(nn.Module):

@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_msf import build as build_msf
+from test_pmsn import build as build_pmsn
+from test_pmsn import randn
 from torch import nn
 
 from helpers import DTYPES, ON_CPU, examples, loop, poisoned_empty
@@ -16,9 +19,6 @@ from msf_pmsn_plugins import state as states
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.surrogate import Custom, Soft
-from test_msf import build as build_msf
-from test_pmsn import build as build_pmsn
-from test_pmsn import randn
 from tolerances import F32, F64, assert_close, assert_same
 
 both_dtypes = pytest.mark.parametrize("p", DTYPES)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_pmsn import build
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,7 +26,6 @@ from msf_pmsn_plugins.export import RealPMSN, Streaming
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF, msf, pmsn
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS
 from msf_pmsn_plugins.surrogate import Surrogate
-from test_pmsn import build
 from tolerances import F32, F64, assert_close, assert_same
 
 

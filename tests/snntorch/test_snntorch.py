@@ -17,10 +17,10 @@ from msf_pmsn_plugins.surrogate import Surrogate
 from tolerances import assert_close, assert_same
 
 snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
-from snntorch import surrogate, utils  # noqa: E402
 from snntorch.functional import probe, quant  # noqa: E402
 
 from msf_pmsn_plugins.snntorch import MSF, PMSN, ParallelIF, SnnTorchNeuron, detach, reset  # noqa: E402
+from snntorch import surrogate, utils  # noqa: E402
 
 MECHANISMS = ("zero", "subtract", "none")
 BOTH = pytest.mark.parametrize("make", [MSF, lambda **kw: PMSN(6, **kw)], ids=["msf", "pmsn"])

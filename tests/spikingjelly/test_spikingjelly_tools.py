@@ -8,7 +8,6 @@ import types
 
 import pytest
 import torch
-from spikingjelly import activation_based
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
@@ -16,6 +15,7 @@ from msf_pmsn_plugins import deploy, energy
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins import spikingjelly_tools as tools
 from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode
+from spikingjelly import activation_based
 from tolerances import assert_close, assert_same
 
 new = pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")

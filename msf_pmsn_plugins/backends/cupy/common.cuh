@@ -1,6 +1,6 @@
 // common.cuh - what the kernels share: element types and packs of lanes.
 //
-// IO names the element type of the sequences (-DIO=IO_HALF); states and sums are real_t.
+// IO names the element type of the sequences (IO_HALF, ..); states and sums are real_t.
 
 #define IO_FLOAT 0
 #define IO_DOUBLE 1
@@ -33,6 +33,9 @@ __device__ __forceinline__ io_t narrow(real_t e) { return e; }
 #endif
 
 typedef long long i64;
+
+// The functions of the structs that a macro names: charges, surrogates, resets, bursts.
+#define FORMULA static __device__ __forceinline__ real_t
 
 // N neighbouring elements, moved in accesses of up to 128 bits.
 template <class T, int N>
