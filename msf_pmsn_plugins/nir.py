@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from . import __version__, neurons
 from .neurons import Neuron
-from .neurons.pmsn import BURSTS, PARAMETERS
+from .neurons.pmsn.module import BURSTS, PARAMETERS
 from .surrogate import Soft, Surrogate
 
 __all__ = ["export_to_nir", "import_from_nir", "nodes", "read", "registered"]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -104,9 +104,10 @@ def flatten(settings: Any) -> tuple[Any, ...]:
     return tuple(getattr(settings, name) for name in type(settings).__dataclass_fields__)
 
 
-def restore(kind: type[Settings], values: tuple[Any, ...]) -> Settings:
+def restore(kind: type[Settings], values: Iterable[Any]) -> Settings:
     """The inverse of :func:`flatten`."""
-    return kind(*(tuple(value) if isinstance(value, list) else value for value in values))
+    arguments: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+    return kind(*arguments)
 
 
 def asks(settings: MSFSettings | PMSNSettings, parameters: tuple[Tensor | None, ...] = ()) -> tuple[str, ...]:

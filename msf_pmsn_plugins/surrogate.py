@@ -36,6 +36,7 @@ from torch import Tensor
 __all__ = [
     "SURROGATES",
     "Custom",
+    "Kind",
     "Soft",
     "Surrogate",
     "as_surrogate",
@@ -94,7 +95,9 @@ def _triangle_integral(t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
+    """A surrogate: derivative ``g(u, width)``, default width, antiderivative from 0 to 1 of u over its spread."""
+
     derivative: Callable[[Tensor, float], Tensor]
     width: float
     integral: Callable[[Tensor], Tensor]
@@ -105,12 +108,12 @@ class _Kind:
         return 1 / width if self.inverse else width
 
 
-SURROGATES: dict[str, _Kind] = {
-    "rectangular": _Kind(_rectangular, 0.5, _rectangular_integral),
-    "sigmoid": _Kind(_sigmoid, 4.0, torch.sigmoid, inverse=True),
-    "atan": _Kind(_atan, 2.0, _atan_integral, inverse=True),
-    "gaussian": _Kind(_gaussian, 0.4, _gaussian_integral),
-    "triangle": _Kind(_triangle, 1.0, _triangle_integral),
+SURROGATES: dict[str, Kind] = {
+    "rectangular": Kind(_rectangular, 0.5, _rectangular_integral),
+    "sigmoid": Kind(_sigmoid, 4.0, torch.sigmoid, inverse=True),
+    "atan": Kind(_atan, 2.0, _atan_integral, inverse=True),
+    "gaussian": Kind(_gaussian, 0.4, _gaussian_integral),
+    "triangle": Kind(_triangle, 1.0, _triangle_integral),
 }
 
 

@@ -1,9 +1,9 @@
 """Backends: providers of ``msf_forward``, ``msf_backward``, ``pmsn_forward``, ``pmsn_backward`` behind the custom ops.
 
 A backend is a package and one line in :data:`BACKENDS`. It holds two modules, ``msf`` and ``pmsn``, with those
-functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has (None: all); the package itself holds
-``unusable()``, why it cannot work here (``""`` if it can). ``"auto"`` takes the first one that is installed where the
-input lies, works, and knows all that is asked; torch does. A name given explicitly is used or raises.
+functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has (None: all); the package
+holds ``unusable()``, why it cannot work here (``""`` if it can). ``"auto"`` takes the first one that is installed
+where the input lies, works, and knows all that is asked; torch does. A name given explicitly is used or raises.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Backend:
     extra: str = ""
     keeps_drive: bool = False
 
-    @functools.cached_property
     def installed(self) -> bool:
+        """Whether the module that it needs can be found; nothing is imported."""
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
@@ -69,6 +69,7 @@ def load(name: str, neuron: str) -> ModuleType:
 _loaded: dict[tuple[str, str], ModuleType] = {}
 
 
+@torch.compiler.assume_constant_result
 def knows(name: str, neuron: str, word: str) -> bool:
     """Whether a backend has what ``word`` names."""
     known = load(name, neuron).KNOWS
@@ -108,19 +109,23 @@ def resolve(name: str, x: Tensor, neuron: str, words: tuple[str, ...]) -> str:
         ValueError: an unknown backend, one that does not run where ``x`` lies, or lacks what is asked.
         ImportError: a backend whose library is not installed, or does not work.
     """
-    return _resolve(name, x.device.type, neuron, words)
+    return _constant(name, x.device.type, neuron, words)
 
 
 @torch.compiler.assume_constant_result
+def _constant(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
+    return _choose(name, device, neuron, words)
+
+
 @functools.cache
-def _resolve(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
+def _choose(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
     if check(name) != "auto":
         _require(name, device)
         if word := _lacks(name, neuron, words):
             raise ValueError(f"backend {name!r} has no {word}: set backend='auto'")
         return name
     for candidate, backend in BACKENDS.items():
-        if backend.device not in ("", device) or not backend.installed:
+        if backend.device not in ("", device) or not backend.installed():
             continue
         if reason := unusable(candidate):
             _warn_unusable(candidate, reason)
@@ -136,7 +141,7 @@ def _require(name: str, device: str) -> None:
             f"backend {name!r} runs on {backend.device!r} tensors, this input is on {device!r}: move it, or set "
             "backend='auto'"
         )
-    if not backend.installed:
+    if not backend.installed():
         extra = backend.extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
         raise ImportError(
             f'backend {name!r} needs {backend.needs}: pip install "msf-pmsn-plugins[{extra}]", '

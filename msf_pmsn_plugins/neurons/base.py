@@ -71,7 +71,7 @@ def refuse_newer(
 
 def first_step(x_seq: Tensor) -> Tensor:
     """One step [N, *] of a sequence [T, N, *], to read shapes from; of an empty sequence, an empty one."""
-    return x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
+    return x_seq[0] if x_seq.shape[0] else x_seq.new_empty(x_seq.shape[1:])
 
 
 def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]:
@@ -207,6 +207,18 @@ class Neuron(PropertiesFirst, nn.Module):
     def check_state(self, x: Tensor, state: State, remedy: str = "start anew with state=None") -> State:
         """Return ``state`` in the dtypes used for ``x``; raise ValueError if it belongs to another shape."""
         name, spec = type(self).__name__, self.state_spec(x)
+        if (
+            type(state) is tuple
+            and len(state) == len(spec)
+            and all(
+                isinstance(part, Tensor)
+                and part.dtype == dtype
+                and part.shape == shape
+                and part.device == x.device
+                for part, (shape, dtype) in zip(state, spec, strict=False)
+            )
+        ):
+            return state
         if not isinstance(state, tuple | list) or len(state) != len(spec):
             given = f"a {type(state).__name__}" if isinstance(state, Tensor) else f"{len(state)} of them"
             raise ValueError(
@@ -267,9 +279,12 @@ class Neuron(PropertiesFirst, nn.Module):
         if torch.compiler.is_compiling():
             return make()
         known = self.__dict__.setdefault("_made", {})
-        if key not in known:
-            known[key] = make()
-        return known[key]
+        found = known.get(key)
+        if found is None:
+            if len(known) > 100:  # inputs of ever new shapes
+                known.clear()
+            found = known[key] = make()
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop("_made", None)

@@ -20,7 +20,7 @@ def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
     strides = [x.stride(d) for d in axes]
     if not all(type(stride) is int and stride > 0 for stride in strides):
         return None
-    order = sorted(axes, key=lambda d: -x.stride(d))
+    order = sorted(axes, key=x.stride, reverse=True)
     if order == axes:
         return None
     single = [d for d in range(first, x.dim()) if x.shape[d] == 1]
@@ -43,7 +43,7 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
 
     So do the hosts' neurons return it, and a layer in front that sums in memory order adds in the same order.
     """
-    if like is None or len(like) == 0 or (like.is_contiguous() and g_seq.is_contiguous()):
+    if like is None or like.shape[0] == 0 or (like.is_contiguous() and g_seq.is_contiguous()):
         return g_seq
     step = like[0]
     if not any(step.stride()):  # one number for all: nothing to follow

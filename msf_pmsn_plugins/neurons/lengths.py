@@ -48,5 +48,5 @@ def valid_steps(x_seq: Tensor, lengths: Lengths) -> Tensor:
 
 def live_steps(lengths: Tensor, x_seq: Tensor) -> Tensor:
     """True where step t < lengths[n], bool [T, N, 1, ..] against ``x_seq`` [T, N, *]."""
-    live = torch.arange(len(x_seq), device=lengths.device).unsqueeze(1) < lengths
+    live = torch.arange(x_seq.shape[0], device=lengths.device).unsqueeze(1) < lengths
     return live.reshape(*live.shape, *[1] * (x_seq.dim() - 2))

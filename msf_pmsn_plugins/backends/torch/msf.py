@@ -137,7 +137,7 @@ class _Adjoint:
         gx_seq = torch.empty_like(self.kept, dtype=self.v0.dtype)
         gv = torch.zeros_like(self.v0) if grads.v is None else grads.v.clone()
         # Summed over the steps first, as the hosts do.
-        sums = [None if p is None else torch.zeros_like(self.v0) for p in self.parameters]
+        sums = [torch.zeros_like(self.v0) for _ in self.parameters]
         for t in range(len(self.kept) - 1, -1, -1):
             gs = torch.zeros_like(gv) if grads.s is None else grads.s[t]
             fired, kept = self._spikes(t, gs, gv), gv
@@ -199,9 +199,9 @@ class _Adjoint:
         return self.reset.forward(before, (s > 0).to(s.dtype), s, settings.v_reset, self.values.reset)
 
 
-def _of_lanes(g: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
     """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
-    if g is None or parameter is None:
+    if parameter is None:
         return None
     return torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape)
 

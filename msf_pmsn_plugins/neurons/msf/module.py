@@ -269,6 +269,8 @@ class MSF(Neuron):
 
     def parameters_of(self, x: Tensor, dtype: torch.dtype) -> MSFParameters:
         """What is a tensor, in ``dtype`` and in shapes that broadcast against one step ``x``."""
+        if not (self._parameters or self._buffers) or self._remembered("numbers", self._all_numbers):
+            return MSFParameters()
         rate = None
         kind = CHARGES[self.charge[0] if self.training else self.charge[1]].rate
         if kind == "decay" and (self.decay_logit is not None or isinstance(self._decay, Tensor)):
@@ -280,9 +282,13 @@ class MSF(Neuron):
             rate = self.w.sigmoid().to(dtype)
         threshold = self._against(x, self.v_threshold, dtype, "threshold")
         reset = self._against(x, self.reset_step, dtype, "reset_step")
-        if self.reset_step is None:
-            reset = threshold
+        if self.reset_step is None and threshold is not None:
+            reset = threshold.view_as(threshold)  # torch.compile takes no tensor twice
         return MSFParameters(rate, threshold, reset if self.reset_mode == "soft" else None)
+
+    def _all_numbers(self) -> bool:
+        held = [*self._parameters.values(), *self._buffers.values()]
+        return all(value is None for value in held)
 
     def _against(
         self, x: Tensor, value: float | Tensor | None, dtype: torch.dtype, what: str

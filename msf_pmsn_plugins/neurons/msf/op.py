@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
 from ..layout import as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
@@ -59,25 +59,22 @@ def _(x_seq: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     f"Tensor? rate_tensor, Tensor? threshold, Tensor? reset, Tensor? lengths, Tensor? total, Tensor? first, "
     f"{schema(MSFSettings)}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _msf_backward_op(
-    gs_seq: Tensor | None,
-    gm_seq: Tensor | None,
-    gv: Tensor | None,
-    x_seq: Tensor,
-    kept: Tensor,
-    v: Tensor,
-    *others: Any,
-) -> Any:
-    rate, threshold, reset, lengths, total, first, *values, backend = others
+def _msf_backward_op(*args: Any) -> Any:
+    *tensors_and_values, backend = args
+    return _backward(*tensors_and_values[:12], restore(MSFSettings, tensors_and_values[12:]), backend)
+
+
+def _backward(*args: Any) -> Any:
+    gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first, settings, backend = args
     gx, gv, grads = backends.load(backend, "msf").msf_backward(
-        MSFGrads(gs_seq, gm_seq, gv),
+        MSFGrads(gs, gm, gv),
         x_seq,
         kept,
         v,
         MSFParameters(rate, threshold, reset),
         lengths,
         None if total is None else Slopes(total, first),
-        restore(MSFSettings, values),
+        settings,
     )
     return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
 
@@ -153,32 +150,47 @@ class _MSFFunction(torch.autograd.Function):
         slopes: Slopes | tuple[None, None] = (None, None)
         if surrogate is not None:
             slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
-        run = _MSFBackward.forward if no_autograd() else _MSFBackward.apply
-        gx, gv, *grads = run(
-            gs_seq, gm_seq, gv, x_seq, kept, v, *parameters, lengths, *slopes, (settings, backend)
-        )
+        run: Any = _MSFBackward.forward if no_autograd() else _MSFBackward.apply
+        forward = (x_seq, kept, v, *parameters, lengths)
+        gx, gv, *grads = run(gs_seq, gm_seq, gv, *forward, *slopes, (settings, backend))
         grads = [None if p is None else g for p, g in zip(parameters, grads, strict=True)]
         return as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq), gv, *grads, None, None
 
 
-class _MSFBackward(NoSecondDerivative):
+class _MSFDirect(torch.autograd.Function):
+    """The same in the old form, which torch calls at a third of the cost, where nothing transforms the call."""
+
     @staticmethod
-    def forward(*args: Any) -> Any:
-        *tensors, (settings, backend) = args
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _MSFFunction.forward(*inputs)
+        _MSFFunction.setup_context(ctx, inputs, output)
+        return output
+
+    backward = _MSFFunction.backward
+
+
+class _MSFBackward(NoSecondDerivative):
+    # Named one by one: torch.compile would put its context among *args.
+    @staticmethod
+    def forward(
+        gs: Tensor | None,
+        gm: Tensor | None,
+        gv: Tensor | None,
+        x_seq: Tensor,
+        kept: Tensor,
+        v: Tensor,
+        rate: Tensor | None,
+        threshold: Tensor | None,
+        reset: Tensor | None,
+        lengths: Tensor | None,
+        total: Tensor | None,
+        first: Tensor | None,
+        call: tuple[MSFSettings, str],
+    ) -> Any:
+        settings, backend = call
+        tensors = (gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first)
         if no_dispatch(*tensors):
-            gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first = tensors
-            slopes = None if total is None else Slopes(total, first)
-            gx, gv, grads = backends.load(backend, "msf").msf_backward(
-                MSFGrads(gs, gm, gv),
-                x_seq,
-                kept,
-                v,
-                MSFParameters(rate, threshold, reset),
-                lengths,
-                slopes,
-                settings,
-            )
-            return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
+            return _backward(*tensors, settings, backend)
         return _msf_backward_op(*tensors, *flatten(settings), backend)
 
 
@@ -280,8 +292,9 @@ def run(
     if order is not None:
         x_seq, v = permuted(x_seq, order), permuted(v, order)
         parameters = MSFParameters(*(_along(p, order) for p in parameters))
-    # Of a single step in a stream, autograd's bookkeeping would be a third.
-    function = _MSFFunction.forward if no_autograd() else _MSFFunction.apply
+    function: Any = _MSFFunction.apply if transformed() else _MSFDirect.apply
+    if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
+        function = _MSFFunction.forward
     s_seq, m_seq, v = function(x_seq, v, *parameters, lengths, call)
     if order is not None:
         s_seq, v = permuted(s_seq, order, back=True), permuted(v, order, back=True)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..autograd import no_autograd, transformed
+
 __all__ = ["INITS", "Init", "discretise", "eigensystem"]
 
 
@@ -50,19 +52,18 @@ def eigensystem(modes: int, coupling: float, output: str) -> tuple[Tensor, Tenso
     return coupling * mu, v.conj().sum(0), v[-1] if output == "last" else v.sum(0)
 
 
-def _phi_value(z: Tensor) -> Tensor:
-    small = z.abs() < 0.5
-    near = torch.where(small, z, 0.0)
-    series = torch.ones_like(z)
-    for k in range(17 if z.dtype == torch.complex128 else 10, 1, -1):
-        series = 1 + near / k * series
-    far = torch.where(small, 1.0, z)
-    sine = torch.sin(far.imag / 2)
-    expm1 = torch.complex(
-        torch.expm1(far.real) * torch.cos(far.imag) - 2 * sine * sine,
-        torch.exp(far.real) * torch.sin(far.imag),
+def _expm1(z: Tensor) -> Tensor:
+    """``exp(z) - 1`` to the last digits, also near 0: for a leak no two parts of it cancel."""
+    sine = torch.sin(z.imag / 2)
+    return torch.complex(
+        torch.expm1(z.real) * torch.cos(z.imag) - 2 * sine * sine,
+        torch.exp(z.real) * torch.sin(z.imag),
     )
-    return torch.where(small, series, expm1 / far)
+
+
+def _phi_value(z: Tensor) -> Tensor:
+    zero = z == 0
+    return torch.where(zero, 1.0, _expm1(z) / torch.where(zero, 1.0, z))
 
 
 def _phi_slope(z: Tensor, phi: Tensor) -> Tensor:
@@ -102,6 +103,59 @@ class _Phi(torch.autograd.Function):
         return tangents[0] * _phi_slope(*ctx.saved_tensors)
 
 
+def _phi_traced(z: Tensor) -> Tensor:
+    """:class:`_Phi` for a compiler, which takes no Function with a forward derivative: a line of the right slope."""
+    fixed = z.detach()
+    phi = _phi_value(fixed)
+    return phi + _phi_slope(fixed, phi) * (z - fixed)
+
+
+def _zero_order_hold(
+    log_dt: Tensor, log_A_real: Tensor, A_imag: Tensor, b: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    dt = torch.exp(log_dt).unsqueeze(-1)
+    z = torch.complex(-torch.exp(log_A_real), A_imag) * dt
+    phi = _phi_traced(z) if torch.compiler.is_compiling() else _Phi.apply(z)
+    return z * phi, c * b * (phi * dt)
+
+
+class _ZeroOrderHold(torch.autograd.Function):
+    """:func:`_zero_order_hold` with its adjoint by hand: autograd's costs more than many steps of a small network.
+
+    With ``z = Lam dt`` and holomorphic f a gradient g to f(z) gives ``g conj(f'(z))`` to z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        log_dt, log_a, a_imag, b, c = inputs
+        dt, leak = torch.exp(log_dt).unsqueeze(-1), torch.exp(log_a)
+        z = torch.complex(-leak, a_imag) * dt
+        phi = _phi_value(z)
+        e, held = z * phi, phi * dt
+        ctx.save_for_backward(*inputs, dt, leak, z, phi, held)
+        return e, c * b * held
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        *inputs, dt, leak, z, phi, held = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            outputs = _zero_order_hold(*inputs)
+            return torch.autograd.grad(outputs, inputs, grads, create_graph=True)
+        ge, gw = grads
+        b, c = inputs[3:]
+        g_held = gw * (b * c).conj()
+        gz = ge * (1 + z * phi).conj() + g_held * (dt * _phi_slope(z, phi)).conj()
+        g_dt = (g_held * phi.conj()).real + (gz * torch.complex(-leak, inputs[2]).conj()).real
+        g_lam = gz * dt
+        return (
+            (g_dt * dt).sum(-1),
+            -g_lam.real * leak,
+            g_lam.imag,
+            gw * (c * held).conj(),
+            gw * (b * held).conj(),
+        )
+
+
 def discretise(
     log_dt: Tensor,
     log_A_real: Tensor,
@@ -115,9 +169,7 @@ def discretise(
 
     ``e = expm1(Lam dt)``, one less than the factor on the hidden state; ``w = C B e/Lam``.
     """
-    dt = torch.exp(log_dt).unsqueeze(-1)
-    z = torch.complex(-torch.exp(log_A_real), A_imag) * dt
     b = torch.complex(VinvB_real, VinvB_imag)
     c = torch.complex(CV_real, CV_imag)
-    phi = _phi_value(z) if torch.compiler.is_compiling() else _Phi.apply(z)  # a compiler fuses the series
-    return z * phi, c * b * (phi * dt)
+    hold = _zero_order_hold if no_autograd() or transformed() else _ZeroOrderHold.apply
+    return hold(log_dt, log_A_real, A_imag, b, c)

@@ -16,7 +16,7 @@ from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import PMSNState, PMSNWeights
 from ..base import Neuron, State, channel_axes, first_step, number, paired_dtype, state_dtype
 from .discretise import INITS, discretise, eigensystem
-from .op import pmsn
+from .op import plan, run
 from .reset import global_drive, parallel_reset
 from .step import BURSTS, RESET_MODES, pmsn_step
 from .weights import Weights
@@ -119,6 +119,7 @@ class PMSN(Neuron):
         dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
         if not dims or any(type(d) is not int for d in dims):
             raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
+        self._kept_weights = Weights()
         self.compartments = compartments
         self.tied = bool(tied)
         self.channel_dim = channel_dim
@@ -282,20 +283,28 @@ class PMSN(Neuron):
 
     def check_input(self, x: Tensor) -> None:
         super().check_input(x)
-        axes = channel_axes(self.channel_dim, x)
-        width = math.prod([x.shape[d] for d in axes])  # a list: torch.compile traces no generator here
+        self._lanes(x)
+
+    def _lanes(self, x: Tensor) -> tuple[int, int, int]:
+        """Leading lanes, channels and positions of one step ``x``; raise if its channels are not ours."""
+        return self._remembered(("lanes", x.shape), lambda: self._count_lanes(x))
+
+    def _count_lanes(self, x: Tensor) -> tuple[int, int, int]:
+        axes, shape = channel_axes(self.channel_dim, x), x.shape
+        width = math.prod([shape[d] for d in axes])  # a list: torch.compile traces no generator here
         if self.channels is None:
             if width == 0:
                 raise ValueError(
-                    f"cannot take the channel count from an input of shape {tuple(x.shape)} per step"
+                    f"cannot take the channel count from an input of shape {tuple(shape)} per step"
                 )
             self.materialize(width)
         elif width != self.channels:
             raise ValueError(
                 f"this PMSN has {self.channels} channels, but axis {self.channel_dim} of one step "
-                f"{tuple(x.shape)} has {width}: pass channels={width}, or the channel_dim that holds "
+                f"{tuple(shape)} has {width}: pass channels={width}, or the channel_dim that holds "
                 f"{self.channels}"
             )
+        return math.prod(shape[: axes[0]]), width, math.prod(shape[axes[-1] + 1 :])
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
@@ -322,11 +331,11 @@ class PMSN(Neuron):
     def _weights(self, dtype: torch.dtype, state: State | None = None) -> PMSNWeights:
         """:meth:`weights`, shared: with other calls, where nothing differs, and with the step that left ``state``."""
         self._require_channels("the weights")
-        parameters = [getattr(self, name) for name in PARAMETERS]
+        held = self._parameters
+        # Pruned or parametrised ones are computed from others.
+        parameters: list[Any] = [held[name] if name in held else getattr(self, name) for name in PARAMETERS]
         settings = (dtype, self.dt_scale, self.coeff, self.tied)
-        return self.__dict__.setdefault("_kept_weights", Weights()).get(
-            self._discretise, parameters, settings, state
-        )
+        return self._kept_weights.get(self._discretise, parameters, settings, state)
 
     def _discretise(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> PMSNWeights:
         log_dt, log_a, a_imag, b_re, b_im, c_re, c_im, d = (parameter.to(dtype) for parameter in parameters)
@@ -377,12 +386,12 @@ class PMSN(Neuron):
         if self.context == "local" and not kernel:
             return self._loop(x_seq, state, membrane, lengths)
         shape, dtype = x_seq.shape, state[0].dtype
-        lanes = self._lanes(x_seq)
+        lanes = self._lanes(first_step(x_seq))
         lane_lengths = None
         if lengths is not None and shape[1]:
             lane_lengths = lengths.repeat_interleave(lanes[0] // shape[1])
         weights = self._weights(dtype, state)
-        x_lanes = x_seq.to(dtype).reshape(len(x_seq), *lanes)
+        x_lanes = x_seq.to(dtype).reshape(shape[0], *lanes)
         if self.context == "global":
             drive = global_drive(x_lanes, weights, lane_lengths, self.backend).reshape(shape)
             s_seq, _r, m_seq = parallel_reset(
@@ -396,25 +405,18 @@ class PMSN(Neuron):
             )
             return s_seq.to(x_seq.dtype), state, m_seq
         r, z = state
-        s_seq, _y_seq, m_seq, last = pmsn(
-            x_lanes,
-            PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes)),
-            weights,
-            self._remembered(("keep", membrane), lambda: replace(self.settings(), keep_membrane=membrane)),
-            surrogate=None if isinstance(self.surrogate, Surrogate) else self.surrogate,
-            lengths=lane_lengths,
-            backend=self.backend,
+        call = self._remembered(
+            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
+            lambda: plan(
+                x_seq, replace(self.settings(), keep_membrane=membrane), self.surrogate, self.backend
+            ),
         )
+        before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
+        s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
         after = last.r.reshape(r.shape), last.z.reshape(z.shape)
         self._kept_weights.passed_on(after[1])
-        m_seq = None if m_seq is None else m_seq.reshape(shape)
-        return s_seq.reshape(shape).to(x_seq.dtype), after, m_seq
-
-    def _lanes(self, x_seq: Tensor) -> tuple[int, int, int]:
-        """Leading lanes, channels and positions of one step of ``x_seq``."""
-        shape = x_seq.shape
-        axes = [d + 1 for d in channel_axes(self.channel_dim, first_step(x_seq))]
-        return math.prod(shape[1 : axes[0]]), len(self.D), math.prod(shape[axes[-1] + 1 :])
+        s_seq = s_seq.reshape(shape).to(x_seq.dtype)
+        return s_seq, after, m_seq.reshape(shape) if membrane else None
 
     def extra_repr(self) -> str:
         special = "".join(

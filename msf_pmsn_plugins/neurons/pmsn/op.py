@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import PMSNSettings, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
 from ..layout import as_steps_of
 from .step import BURSTS, RESET_MODES, slope_argument
 
@@ -145,19 +145,49 @@ class _PMSNFunction(torch.autograd.Function):
         slopes = None
         if surrogate is not None and gs_seq is not None:
             slopes = slope_of(surrogate, slope_argument(m_seq / settings.v_threshold, settings))
-        run = _PMSNBackward.forward if no_autograd() else _PMSNBackward.apply
+        run: Any = _PMSNBackward.forward if no_autograd() else _PMSNBackward.apply
         tensors = (gs_seq, gy_seq, gm_seq, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
-        gx, gr, gz, ge, gw, gd = run(*tensors, settings, backend)
+        gx, gr, gz, ge, gw, gd = run(*tensors, (settings, backend))
         gr = gr if settings.reset_mode == "cumulative" else None
         return as_steps_of(gx, gs_seq), gr, gz if settings.state_grad else None, ge, gw, gd, None, None
 
 
-class _PMSNBackward(NoSecondDerivative):
+class _PMSNDirect(torch.autograd.Function):
+    """The same in the old form, which torch calls at a third of the cost, where nothing transforms the call."""
+
     @staticmethod
-    def forward(*args: Any) -> Any:
-        *tensors, settings, backend = args
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _PMSNFunction.forward(*inputs)
+        _PMSNFunction.setup_context(ctx, inputs, output)
+        return output
+
+    backward = _PMSNFunction.backward
+
+
+class _PMSNBackward(NoSecondDerivative):
+    # Named one by one: torch.compile would put its context among *args.
+    @staticmethod
+    def forward(
+        gs: Tensor | None,
+        gy: Tensor | None,
+        gm: Tensor | None,
+        gr: Tensor | None,
+        gz: Tensor | None,
+        x_seq: Tensor,
+        y_seq: Tensor,
+        r: Tensor,
+        z: Tensor,
+        e: Tensor,
+        w: Tensor,
+        d: Tensor,
+        lengths: Tensor | None,
+        slopes: Tensor | None,
+        call: tuple[PMSNSettings, str],
+    ) -> Any:
+        settings, backend = call
+        tensors = (gs, gy, gm, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
         if no_dispatch(*tensors):
-            return _backward(*args)
+            return _backward(*tensors, settings, backend)
         return _pmsn_backward_op(*tensors, *flatten(settings), backend)
 
 
@@ -188,6 +218,18 @@ def pmsn(
     Returns:
         spikes [T, L, C, K]; the drive of the soma and its membrane before the reset (volts), or None; the last state.
     """
+    call = plan(x_seq, settings, surrogate, backend)
+    s_seq, y_seq, m_seq, state = run(x_seq, state, weights, lengths, call)
+    return s_seq, y_seq if settings.keep_drive else None, m_seq if settings.keep_membrane else None, state
+
+
+Call = tuple[
+    PMSNSettings, str, FireFunction | None
+]  # settings, the backend that runs them, where slopes come from
+
+
+def plan(x: Tensor, settings: PMSNSettings, surrogate: FireFunction | None, backend: str) -> Call:
+    """What :func:`pmsn` decides before it computes; the same for all inputs on a device and in one grad mode."""
     if settings.reset_mode not in RESET_MODES or settings.burst not in BURSTS.values():
         raise ValueError(
             f"unknown reset_mode or burst: {settings.reset_mode!r}, {settings.burst!r}; known: "
@@ -195,31 +237,42 @@ def pmsn(
         )
     if isinstance(surrogate, Surrogate):
         settings, surrogate = replace(settings, surrogate=surrogate.name, width=surrogate.width), None
-    backend = backends.resolve(backend, x_seq, "pmsn", asks(settings))
-    if surrogate is None and not backends.knows(backend, "pmsn", settings.surrogate):
+    training = torch.is_grad_enabled()
+    backend = backends.resolve(backend, x, "pmsn", asks(settings))
+    if surrogate is None and not backends.knows(backend, "pmsn", f"surrogate {settings.surrogate!r}"):
         surrogate = Surrogate(settings.surrogate, settings.width)
-    drive, membrane = settings.keep_drive, settings.keep_membrane
-    if torch.is_grad_enabled():
-        settings = replace(
+    return (
+        replace(
             settings,
-            keep_drive=drive or backends.BACKENDS[backend].keeps_drive,
-            keep_membrane=membrane or surrogate is not None,
-        )
-    if surrogate is not None:
-        settings = replace(settings, surrogate="")
+            surrogate=settings.surrogate if surrogate is None else "",
+            # There the slopes of a surrogate without a name are read.
+            keep_membrane=settings.keep_membrane or (training and surrogate is not None),
+            keep_drive=settings.keep_drive or (training and backends.BACKENDS[backend].keeps_drive),
+        ),
+        backend,
+        surrogate,
+    )
+
+
+def run(
+    x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
+    """:func:`pmsn` after its plan; drive and membrane are empty where the plan does not keep them."""
+    settings, shape = call[0], x_seq.shape
     inside = _channels_inside(x_seq)
-    tensors = (x_seq, *state) if not inside else (_inside(x_seq, 2), *(_inside(part, 1) for part in state))
-    if inside and lengths is not None:
-        lengths = lengths.repeat_interleave(x_seq.shape[3])
-    # Of a single step in a stream, autograd's bookkeeping would be a third.
-    run = _PMSNFunction.forward if no_autograd() else _PMSNFunction.apply
-    s_seq, y_seq, m_seq, r, z = run(*tensors, *weights, lengths, (settings, backend, surrogate))
+    r, z = state
     if inside:
-        shape = x_seq.shape
+        x_seq, r, z = _inside(x_seq, 2), _inside(r, 1), _inside(z, 1)
+        lengths = None if lengths is None else lengths.repeat_interleave(shape[3])
+    function: Any = _PMSNFunction.apply if transformed() else _PMSNDirect.apply
+    if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
+        function = _PMSNFunction.forward
+    s_seq, y_seq, m_seq, r, z = function(x_seq, r, z, *weights, lengths, call)
+    if inside:
         s_seq, r, z = _outside(s_seq, 2, shape), _outside(r, 1, shape), _outside(z, 1, shape)
-        y_seq = _outside(y_seq, 2, shape) if drive else y_seq
-        m_seq = _outside(m_seq, 2, shape) if membrane else m_seq
-    return s_seq, y_seq if drive else None, m_seq if membrane else None, PMSNState(r, z)
+        y_seq = _outside(y_seq, 2, shape) if settings.keep_drive else y_seq
+        m_seq = _outside(m_seq, 2, shape) if settings.keep_membrane else m_seq
+    return s_seq, y_seq, m_seq, PMSNState(r, z)
 
 
 def _channels_inside(x_seq: Tensor) -> bool:

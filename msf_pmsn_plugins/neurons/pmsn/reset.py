@@ -56,7 +56,7 @@ def parallel_reset(
     shape = r.shape
     lanes = (shape[0], 1, math.prod(shape[1:]))
     s_seq, _y_seq, m_seq, (r_last, _z) = pmsn(
-        y_seq.reshape(len(y_seq), *lanes),
+        y_seq.reshape(y_seq.shape[0], *lanes),
         PMSNState(r.reshape(lanes), none.expand(*lanes, 0)),
         PMSNWeights(none.expand(1, 0), none.expand(1, 0), r.new_ones(1)),
         replace(settings, keep_drive=False, keep_membrane=membrane),

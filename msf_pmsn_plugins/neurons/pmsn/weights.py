@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,7 +51,7 @@ class Weights:
             self.made is not None
             and settings == self.settings
             and self._follows(differentiated, state)
-            and all(map(torch.equal, self.values, parameters))
+            and all(map(_same, self.values, parameters))
         ):
             return self.made
         with torch.inference_mode(False):  # usable in every mode
@@ -80,7 +81,29 @@ class Weights:
         self.made = None
 
 
+def _memcmp() -> Callable[[int, int, int], int] | None:
+    """``memcmp`` of the C library: a tenth of the time of ``torch.equal`` on the few bytes of a neuron."""
+    try:
+        found = ctypes.CDLL(None).memcmp
+    except (TypeError, OSError, AttributeError):  # Windows
+        return None
+    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
+    return found
+
+
+_compare = _memcmp()
+
+
+def _same(known: Tensor, now: Tensor) -> bool:
+    """Whether ``now`` holds the values of ``known``, its clone. Versions would not tell: ``p.data`` has its own."""
+    if known.dtype != now.dtype or known.shape != now.shape:
+        return False
+    if _compare is None or not (known.is_contiguous() and now.is_contiguous()):
+        return torch.equal(known, now)
+    return _compare(known.data_ptr(), now.data_ptr(), known.nbytes) == 0
+
+
 def _comparable(parameters: Sequence[Tensor]) -> bool:
     """Whether nothing traces or transforms the weights, and comparing values costs no waiting."""
-    plain = all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
+    plain = all(type(p) is nn.Parameter and p.is_cpu for p in parameters)
     return plain and not (transformed() or torch._C._len_torch_dispatch_stack() > 0)
