@@ -26,7 +26,7 @@ from helpers import (
 )
 from msf_pmsn_plugins.backends import BACKENDS, Backend
 from msf_pmsn_plugins.neurons import MSN
-from msf_pmsn_plugins.neurons.pmsn.module import PARAMETERS
+from msf_pmsn_plugins.neurons.msn import PARAMETERS
 from msf_pmsn_plugins.surrogate import Surrogate
 from subjects import MSN_SETTINGS, build_msn
 from tolerances import F32, F64, assert_close, assert_same

@@ -61,11 +61,12 @@ def pmsn_tensors(dtype, layout="contiguous", steps=5, lanes=(2, 3, 4), modes=2):
 def test_opcheck_msf(steps, layout, dtype, backend):
     x, v, parameters = msf_tensors(dtype, layout, steps)
     some = torch.tensor([steps, steps // 2, 0])
-    for reset_mode, delay in itertools.product(("hard", "soft", "none"), (False, True)):
-        settings = replace(PLAIN, reset_mode=reset_mode, reset_delay=delay)
-        for keep, lengths in (("membrane", None), ("code", some), ("none", None))[: 3 if steps else 1]:
-            args = (x, v, None, None, None, lengths, *flatten(replace(settings, keep=keep)), backend)
-            torch.library.opcheck(OPS.msf.default, args)
+    resets = itertools.product(("hard", "soft", "none"), (False, True))
+    keeps = itertools.cycle((("membrane", None), ("code", some), ("none", None), ("membrane", some)))
+    for (reset_mode, delay), (keep, lengths) in zip(resets, keeps, strict=False):
+        settings = replace(PLAIN, reset_mode=reset_mode, reset_delay=delay, keep=keep)
+        args = (x, v, None, None, None, lengths, *flatten(settings), backend)
+        torch.library.opcheck(OPS.msf.default, args)
     args = (x, v, *parameters, some, *flatten(GENERAL), backend)
     torch.library.opcheck(OPS.msf.default, args)
 

@@ -97,7 +97,7 @@ def test_func_grad_over_pmsn_parameters():
     grads = torch.func.grad(loss)({n: p.detach() for n, p in parameters.items()})
     expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
     for name, theirs in zip(parameters, expected, strict=True):
-        assert_same(grads[name], theirs)
+        assert_close(grads[name], theirs, "discretise_gradient")  # by autograd there, by hand in eager mode
         assert theirs.any()
 
 
