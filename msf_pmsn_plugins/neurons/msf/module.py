@@ -337,6 +337,7 @@ class MSF(Neuron):
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
+        self.settings()  # first of all what is wrong with them
         surrogate = self.surrogate
         if not self._has_kernel(surrogate):
             return self._loop(x_seq, state, membrane, lengths)
