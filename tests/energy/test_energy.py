@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from msf_pmsn_plugins import energy
+from msf_pmsn_plugins.energy.counter import MULTIPLIES
 from msf_pmsn_plugins.neurons import MSF, MSN, PMSN, ParallelIF
 
 
@@ -141,7 +142,7 @@ def test_computed_weights_of_integers_are_no_spikes(shape, bias):
 
 def test_names_of_what_multiplies():
     def found(*names):
-        return [name for name in names if energy._MULTIPLIES.search(name)]
+        return [name for name in names if MULTIPLIES.search(name)]
 
     yes = [
         "mm",
