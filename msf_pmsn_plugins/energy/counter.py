@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .counts import Counts, NeuronSums, SynapseSums
 from .layers import Unknown
+from .products import PRODUCTS
 from .rules import RULES, EnergyError, Work, measure
 from .updates import UPDATES, family, neuron_update
 
@@ -22,11 +23,21 @@ aten = torch.ops.aten
 
 # What multiplies has one of these words in its name; without a rule it is missed.
 MULTIPLIES = re.compile(
-    r"(^|_)([a-z0-9]*mm|v?dot|(add)?mv|conv(?!ert)[a-z0-9]*|(tri)?linear|matmul|einsum|attention|rnn|lstm|gru)(_|$)"
+    r"(^|_)([a-z0-9]*mm|v?dot|(add)?mv|conv(?!ert)[a-z0-9]*|(tri)?linear|matmul|einsum|attention|rnn|lstm|gru"
+    r"|fft|(addc)?mul|addcdiv|lerp|linalg_cross|cdist)(_|$)"
 )
-KNOWN = ("aten", "prim", "prims", "_c10d_functional", "c10d", "msf_pmsn_plugins")
+# Packages of operations that multiply nothing else: torch's own, its wrappers and profilers, ours (neurons alone).
+KNOWN = ("aten", "prim", "prims", "profiler", "_c10d_functional", "c10d", "fsdp", "msf_pmsn_plugins")
 LINEAR = (aten.mm.default, aten.addmm.default)
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+# Some of these are one operation and some are several, products among them: none is counted.
+NOT_COUNTED = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.dropout._DropoutNd,
+)
 
 
 @contextmanager
@@ -40,8 +51,10 @@ def counting(
 ) -> Iterator[Counts]:
     """Count what ``net`` does inside the block: synaptic operations and neuron updates of its forward passes.
 
-    Products inside a neuron (a PSN's matrix) are covered by the formula of its update. Biases, norms, pooling and the
-    additions of shortcuts are not counted, as in the papers.
+    Products inside a neuron (a PSN's matrix) are covered by the formula of its update. Biases, torch's own norms,
+    activation functions and dropout, pooling and the additions of shortcuts are not counted, as in the papers. A
+    product of single elements (a gate, a square, attention by hand) is one multiplication for each element of the
+    result, whatever its factors.
 
     Args:
         net: any module; layers and neurons are found by the operations and the class names, not by framework.
@@ -85,7 +98,7 @@ class _Counter(TorchDispatchMode):
         if isinstance(real, str) or wrong:
             raise ValueError(f"real names layers of the net; not one of them: {sorted(wrong) or repr(real)}")
         self.counts, self.updates, self.real, self.strict = counts, {**UPDATES, **updates}, set(real), strict
-        self.measure = measure(net)
+        self.measure = measure(net, PRODUCTS)
         self.running: list[nn.Module] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,8 +125,8 @@ class _Counter(TorchDispatchMode):
 
     def count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         module = self.running[-1]
-        if self.is_neuron(module):
-            return  # its formula counts
+        if self.is_neuron(module) or (func in PRODUCTS and isinstance(module, NOT_COUNTED)):
+            return  # a neuron's formula counts
         path = self.paths[module]
         space, operation = func._schema.name.split("::")
         # A weight may be computed (quantized, say) and hold integers without being a parameter.
@@ -124,6 +137,8 @@ class _Counter(TorchDispatchMode):
                 self.miss(str(func), path, f"add a rule, energy.RULES[torch.ops.{func}] = ..")
             return
         work, operands = measured
+        if func in PRODUCTS and not operands:
+            return  # of parameters alone, or no product
         if path in self.real:
             work = Work(work.dense, work.dense)
             operands = [(x, None) for x, _ in operands]

@@ -84,7 +84,8 @@ class Counts:
     def synapses(self) -> Table[Synapses]:
         """The layers with weights and the products of activations, in the order of their first call."""
         rows = (sums.row(layer, self._samples) for layer, sums in self._synapses.items())
-        return Table(rows, ["layer", "input", "largest", "rate", "dense", "macs", "accumulates"])
+        columns = ["layer", "input", "largest", "rate", "dense", "macs", "accumulates"]
+        return Table(rows, columns, note="operations per sample; rate: mean count of an input element")
 
     @property
     def neurons(self) -> Table[Neurons]:
@@ -93,7 +94,8 @@ class Counts:
             Neurons(layer, kind, **{name: value / self._samples for name, value in asdict(sums).items()})
             for (layer, kind), sums in self._neurons.items()
         )
-        return Table(rows, ["layer", "kind", "updates", "macs", "adds", "spikes"])
+        columns = ["layer", "kind", "updates", "macs", "adds", "spikes"]
+        return Table(rows, columns, note="operations per sample")
 
     @property
     def unknown(self) -> Table[Unknown]:
@@ -115,7 +117,8 @@ class Counts:
         rows = [_part(row.layer, row.macs, row.accumulates, costs) for row in self.synapses]
         rows += [_part(f"{row.layer} ({row.kind})", row.macs, row.adds, costs) for row in self.neurons]
         sums = (sum(getattr(row, name) for row in rows) for name in ("macs", "accumulates", "total"))
-        return Table([*rows, Part("total", *sums)])
+        heads = {"macs": "macs, nJ", "accumulates": "accumulates, nJ", "total": "total, nJ"}
+        return Table([*rows, Part("total", *sums)], heads=heads, note="per sample")
 
     def compare(
         self,

@@ -71,7 +71,8 @@ def machines(
         )
         for name, spent in parts.items()
     )
-    return Table(rows)
+    heads = {name: f"{name}, nJ" for name in (*Parts._fields, "total")}
+    return Table(rows, heads=heads, note="per sample; relative: to the 8-bit ANN")
 
 
 def _ann(rows: Sequence[Synapses], steps: int, bits: int, on: Hardware) -> Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -144,20 +144,20 @@ for _name in (
 
 
 def measure(
-    net: nn.Module | None = None,
+    net: nn.Module | None = None, more: Mapping[Any, Rule] | None = None
 ) -> Callable[..., tuple[Work, list[Operand]] | None]:
     """A function ``(op, args, kwargs, out, weight=None) -> (Work, operands)`` for the operations of ``net``.
 
     Operands are the tensors that are no weights, each with its spikes, or None if it is real. ``weight`` and the
-    parameters of ``net`` are never taken for spikes, even if they hold integers. An operation without a rule gives
-    None.
+    parameters of ``net`` are never taken for spikes, even if they hold integers. An operation without a rule, of its
+    own or in ``more``, gives None.
     """
     parameters = list(net.parameters()) if net is not None else []
     lazy = any(is_lazy(p) for p in parameters)
     weights = {_storage(p) for p in parameters}
 
     def measure_one(op: Any, args: tuple[Any, ...], kwargs: Any, out: Any, weight: Any = None) -> Any:
-        rule = RULES.get(op)
+        rule = RULES.get(op) or (more or {}).get(op)
         if rule is None:
             return None
         known = {_storage(p) for p in parameters} if lazy else weights
