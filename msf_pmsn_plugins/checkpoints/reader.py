@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..neurons import Neuron
 from ..neurons.pmsn import PARAMETERS, PER_CHANNEL
-from .files import load, unwrap
+from .files import read_state_dict
 from .names import Target, inner_model, places_of, published_name, rename_entries, strip_prefixes, targets_of
 from .report import Incomplete, Mismatch, Report
 from .sources import SOURCES, Source, recognise
@@ -52,10 +52,10 @@ def read(
 
     Raises:
         Incomplete: with ``strict``, a ValueError with all differences, both names each, and the report.
-        ValueError: not a checkpoint of that source, an unsafe or unknown file, a rename that renames nothing.
+        ValueError: not a checkpoint of that source, an unsafe, damaged or unknown file, a rename that renames nothing.
     """
     model = inner_model(model)
-    state, path = unwrap(load(file), weights)
+    state, path = read_state_dict(file, weights)
     targets = dict(targets_of(model))
     state, prefix = strip_prefixes(state, targets)
     source = recognise(source, state)

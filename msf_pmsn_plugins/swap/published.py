@@ -79,7 +79,7 @@ def load_published(
         KeyError: an unknown recipe.
     """
     model = names.inner_model(model)
-    state, path = files.unwrap(files.load(path_or_state_dict), weights)
+    state, path = files.read_state_dict(path_or_state_dict, weights)
     targets = {name: target.tensor for name, target in names.targets_of(model)}
     state, prefix = names.strip_prefixes(state, targets)
     renamed, left_out = names.rename_entries(state, rename or {})
