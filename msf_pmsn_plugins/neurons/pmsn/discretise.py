@@ -52,19 +52,18 @@ def eigensystem(modes: int, coupling: float, output: str) -> tuple[Tensor, Tenso
     return coupling * mu, v.conj().sum(0), v[-1] if output == "last" else v.sum(0)
 
 
-def _phi_value(z: Tensor) -> Tensor:
-    small = z.abs() < 0.5
-    near = torch.where(small, z, 0.0)
-    series = torch.ones_like(z)
-    for k in range(17 if z.dtype == torch.complex128 else 10, 1, -1):
-        series = 1 + near / k * series
-    far = torch.where(small, 1.0, z)
-    sine = torch.sin(far.imag / 2)
-    expm1 = torch.complex(
-        torch.expm1(far.real) * torch.cos(far.imag) - 2 * sine * sine,
-        torch.exp(far.real) * torch.sin(far.imag),
+def _expm1(z: Tensor) -> Tensor:
+    """``exp(z) - 1`` to the last digits, also near 0: for a leak no two parts of it cancel."""
+    sine = torch.sin(z.imag / 2)
+    return torch.complex(
+        torch.expm1(z.real) * torch.cos(z.imag) - 2 * sine * sine,
+        torch.exp(z.real) * torch.sin(z.imag),
     )
-    return torch.where(small, series, expm1 / far)
+
+
+def _phi_value(z: Tensor) -> Tensor:
+    zero = z == 0
+    return torch.where(zero, 1.0, _expm1(z) / torch.where(zero, 1.0, z))
 
 
 def _phi_slope(z: Tensor, phi: Tensor) -> Tensor:
@@ -104,12 +103,19 @@ class _Phi(torch.autograd.Function):
         return tangents[0] * _phi_slope(*ctx.saved_tensors)
 
 
+def _phi_traced(z: Tensor) -> Tensor:
+    """:class:`_Phi` for a compiler, which takes no Function with a forward derivative: a line of the right slope."""
+    fixed = z.detach()
+    phi = _phi_value(fixed)
+    return phi + _phi_slope(fixed, phi) * (z - fixed)
+
+
 def _zero_order_hold(
     log_dt: Tensor, log_A_real: Tensor, A_imag: Tensor, b: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
     dt = torch.exp(log_dt).unsqueeze(-1)
     z = torch.complex(-torch.exp(log_A_real), A_imag) * dt
-    phi = _phi_value(z) if torch.compiler.is_compiling() else _Phi.apply(z)  # a compiler fuses the series
+    phi = _phi_traced(z) if torch.compiler.is_compiling() else _Phi.apply(z)
     return z * phi, c * b * (phi * dt)
 
 
