@@ -633,9 +633,9 @@ def _different(model: nn.Module, kind: Source) -> Iterator[str]:
         yield f"the model holds no {kind.neuron.__name__}"
     differing: dict[tuple[str, str], list[str]] = {}
     for path, neuron in neurons:
-        # a node keeps what its host may change, and hands it over when it is called
-        if hand_over := getattr(holders.get(id(neuron)), "hand_over", None):
-            hand_over(torch.get_default_dtype())
+        # what stands for a host's surrogate object depends on the dtype
+        if sync_settings := getattr(holders.get(id(neuron)), "sync_settings", None):
+            sync_settings(torch.get_default_dtype())
         for name, published in kind.settings.items():
             own = getattr(neuron, name)
             if isinstance(own, Tensor) or own != published:

@@ -495,8 +495,8 @@ class _Exporter:
     # Neurons.
 
     def _neuron(self, module: Any, held: Any, shape: tuple[int, ...]) -> Any:
-        if hasattr(module, "hand_over"):  # SpikingJelly: settings live on the node
-            module.hand_over(self.dtype)
+        if hasattr(module, "sync_settings"):  # SpikingJelly: settings live on the node
+            module.sync_settings(self.dtype)
         for name, why in (
             ("inhibition", "the winner-take-all of the output"),
             ("state_quant", "a quantiser of the state, a function"),
@@ -825,14 +825,8 @@ class _Importer:
     def finish(self, net: nn.Module) -> None:
         """Settings of the whole network."""
 
-    def msf(self, node: Any) -> nn.Module:
-        raise NotImplementedError
-
-    def make(self, name: str, node: Any, **settings: Any) -> Any:
-        """The framework's neuron ``name`` with ``settings`` in our own words."""
-        raise NotImplementedError
-
-    def integrator(self, decay: float, scale: float, theta: float, v_reset: float) -> nn.Module:
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        """The framework's node around a neuron; ``node`` is None where NIR's own stood."""
         raise NotImplementedError
 
     def linear(self, node: Any) -> nn.Module:
@@ -882,17 +876,44 @@ class _Importer:
             decay, scale = 1.0, r * self.dt
         scale = 1.0 if wide(scale) == 1 or abs(scale - 1) <= 4 * np.finfo(np.float64).eps else scale
         above = float(np.nextafter(wide(theta), wide(np.inf)))
-        return self.integrator(decay, scale, above, v_reset)
+        return self.wrap(
+            neurons.MSF(D=1, decay=decay, input_scale=scale, v_threshold=above, v_reset=v_reset), None
+        )
+
+    def msf(self, node: Any) -> nn.Module:
+        first, rate = float(node.thresholds[0]), float(node.rate[0])
+        learned = torch.tensor(node.rate if node.learned == 2 else node.rate[0])
+        plif, tau = "plif" in node.charge, "lif" in node.charge and "plif" not in node.charge
+        held = neurons.MSF(
+            D=len(node.thresholds),
+            decay=learned.sigmoid() if node.learned else rate if node.charge == "decay" else 0.0,
+            learn_decay=bool(node.learned),
+            input_scale=float(node.input_scale),
+            v_threshold=first,
+            threshold_step=float(node.threshold_step) or 1.0,
+            thresholds=None if node.threshold_step else [float(theta) for theta in node.thresholds],
+            v_reset=float(node.v_reset),
+            reset_mode="soft" if node.reset == "subtract" else node.reset,
+            detach_reset=bool(node.detach_reset),
+            surrogate=_trained_with(node),
+            charge=(node.train_charge, node.charge),
+            tau=rate if tau else None,
+            w=torch.tensor(node.rate[0]) if plif else None,
+            channel_dim=_channel_dim(node.channel_dim),
+        )
+        if node.learned:  # to the bit
+            held.decay_logit = nn.Parameter(learned)
+        return self.wrap(held, node)
 
     def pmsn(self, node: Any) -> nn.Module:
         channels, modes = node.A_imag.shape
-        bursts = {word or "none": value for value, word in BURSTS.items()}
-        module = self.make(
-            "PMSN",
-            node,
+        bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
+        held = neurons.PMSN(
             channels=channels,
             compartments=modes * (2 if node.tied else 1) + 1,
             channel_dim=_channel_dim(node.channel_dim),
+            v_threshold=float(node.v_threshold),
+            surrogate=_trained_with(node),
             init=node.init,
             reset_mode=node.reset_mode,
             burst=bursts[node.burst],
@@ -902,12 +923,14 @@ class _Importer:
             context=node.context,
             dt_scale=float(node.dt_scale),
         )
-        _filled(module.neuron, **{name: getattr(node, name) for name in PARAMETERS})
-        return module
+        _filled(held, **{name: getattr(node, name) for name in PARAMETERS})
+        return self.wrap(held, node)
 
     def parallel_if(self, node: Any) -> nn.Module:
-        bursts = {word or "none": value for value, word in BURSTS.items()}
-        return self.make("ParallelIF", node, burst=bursts[node.burst])
+        bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
+        return self.wrap(
+            neurons.ParallelIF(float(node.v_threshold), _trained_with(node), bursts[node.burst]), node
+        )
 
 
 def _filled(module: Any, **arrays: Any) -> Any:
@@ -928,49 +951,26 @@ class _ToSnnTorch(_Importer):
         super().__init__(dt, dtype, {"init_hidden": True, **options})
         self.leading = 2 if options.get("sequence") else 1
 
-    def make(self, name: str, node: Any, **settings: Any) -> Any:
-        from . import snntorch as face
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        from . import snntorch as host
 
-        kind = getattr(face, name)
-        if node is not None:
-            settings |= {
-                "spike_grad": _trained_with(node),
-                "graded_spikes_factor": float(node.graded_spikes_factor),
-            }
-            if name != "MSF":
-                settings["threshold"] = float(node.v_threshold)
-        return kind(**settings, **self.options)
-
-    def integrator(self, decay: float, scale: float, theta: float, v_reset: float) -> nn.Module:
-        if v_reset != 0:
-            raise ValueError(
-                f"snnTorch resets to zero, this node to {v_reset:g}: import it into SpikingJelly"
-            )
-        module = self.make("MSF", None, beta=decay, threshold=theta, D=1)
-        module.neuron.input_scale = scale
-        return module
-
-    def msf(self, node: Any) -> nn.Module:
-        for wrong, why in (
-            (node.charge != "decay" or node.train_charge != "decay", f"charge={node.charge!r}"),
-            (node.reset == "soft", "a reset that subtracts before the decay (snnTorch's does after it)"),
-            (float(node.v_reset) != 0, f"v_reset={float(node.v_reset):g}"),
-        ):
-            if wrong:
-                raise ValueError(f"snnTorch's MSF has no {why}: import it into SpikingJelly")
-        words = {"hard": "zero", "subtract": "subtract", "none": "none"}
-        beta = torch.tensor(node.rate if node.learned == 2 else node.rate[0])
-        module = self.make(
-            "MSF",
-            node,
-            beta=beta.sigmoid() if node.learned else float(node.rate[0]),
-            learn_beta=bool(node.learned),
-            reset_mechanism=words[node.reset],
-            reset_delay=bool(node.reset_delay),
-            channel_dim=_channel_dim(node.channel_dim),
-            **_thresholds(node, "threshold"),
-        )
-        return _finish_msf(module, node)
+        if isinstance(held, neurons.MSF):
+            subtracts_before_decay = held.reset_mode == "soft" and node.reset != "subtract"
+            for wrong, why in (
+                (held.charge != ("decay", "decay"), f"charge={held.charge[1]!r}"),
+                (
+                    subtracts_before_decay,
+                    "a reset that subtracts before the decay (snnTorch's does after it)",
+                ),
+                (held.v_reset != 0, f"v_reset={held.v_reset:g}"),
+            ):
+                if wrong:
+                    raise ValueError(f"snnTorch's MSF has no {why}: import it into SpikingJelly")
+        factor = 1.0 if node is None else float(node.graded_spikes_factor)
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
+        kind = getattr(host, type(held).__name__)
+        return kind.from_neuron(held, graded_spikes_factor=factor, **options)
 
 
 class _ToSpikingJelly(_Importer):
@@ -987,76 +987,15 @@ class _ToSpikingJelly(_Importer):
 
         functional.set_step_mode(net, self.options.get("step_mode", "s"))
 
-    def make(self, name: str, node: Any, **settings: Any) -> Any:
-        from . import spikingjelly as face
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        from . import spikingjelly as host
 
-        if node is not None:
-            if float(node.graded_spikes_factor) != 1:
-                raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
-            settings["surrogate_function"] = _trained_with(node)
-            if name != "MSF":
-                settings["v_threshold"] = float(node.v_threshold)
-        return getattr(face, f"{name}Node")(**settings, **self.options)
-
-    def integrator(self, decay: float, scale: float, theta: float, v_reset: float) -> nn.Module:
-        tau = _steps(decay, _wide(self.dtype))
-        return self.make(
-            "MSF", None, D=1, tau=tau, v_threshold=theta, v_reset=v_reset, **self._scaled(scale, tau)
-        )
-
-    def _scaled(self, scale: float, tau: float) -> dict[str, bool]:
-        wide = _wide(self.dtype)
-        if scale != 1 and wide(scale) != wide(1 / tau):
-            raise ValueError(
-                f"SpikingJelly scales its input by 1 or 1/tau = {1 / tau:g}, this node by {scale:g}"
-            )
-        return {"decay_input": scale != 1}
-
-    def msf(self, node: Any) -> nn.Module:
-        if node.reset not in ("hard", "soft"):
+        if isinstance(held, neurons.MSF) and node is not None and node.reset not in ("hard", "soft"):
             raise ValueError(
                 f"SpikingJelly has no reset {node.reset!r}: 'subtract' is snnTorch's, after the decay; import it there"
             )
-        rate: Any = float(node.rate[0])
-        settings: dict[str, Any] = {"charge": (node.train_charge, node.charge)}
-        if "plif" in node.charge:
-            settings["w"] = torch.tensor(node.rate[0])
-        elif node.learned:
-            logit = torch.tensor(node.rate if node.learned == 2 else node.rate[0])
-            settings |= {"charge": "decay", "learn_tau": True, "tau": 1 / (1 - logit.sigmoid())}
-        elif node.charge == "decay":
-            tau = _steps(rate, _wide(self.dtype))
-            settings |= {"charge": "decay", "tau": tau, **self._scaled(float(node.input_scale), tau)}
-        elif "lif" in node.charge:
-            settings["tau"] = rate
-        module = self.make(
-            "MSF",
-            node,
-            v_reset=None if node.reset == "soft" else float(node.v_reset),
-            detach_reset=bool(node.detach_reset),
-            channel_dim=_channel_dim(node.channel_dim),
-            **_thresholds(node, "v_threshold"),
-            **settings,
-        )
-        return _finish_msf(module, node)
-
-
-def _thresholds(node: Any, first: str) -> dict[str, Any]:
-    values = [float(theta) for theta in node.thresholds]
-    if not node.threshold_step:
-        return {"thresholds": values}
-    return {"D": len(values), first: values[0], "threshold_step": float(node.threshold_step)}
-
-
-def _finish_msf(module: Any, node: Any) -> Any:
-    held = module.neuron
-    if node.learned:  # to the bit
-        held.decay_logit = nn.Parameter(torch.tensor(node.rate).reshape(held.decay_logit.shape))
-    if hasattr(module, "reset_delay"):
-        held.input_scale, held.detach_reset = float(node.input_scale), bool(node.detach_reset)
-    return module
-
-
-def _steps(decay: float, wide: Any) -> float:
-    """SpikingJelly's ``tau`` in steps, whose ``1 - 1/tau`` is ``decay`` to the last bit of ``wide``."""
-    return math.inf if decay == 1 else _tau(decay, 1.0, wide)
+        if node is not None and float(node.graded_spikes_factor) != 1:
+            raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
+        return getattr(host, f"{type(held).__name__}Node").from_neuron(held, **options)

@@ -40,12 +40,12 @@ KINDS = {
     ),
     "msf_learned": (
         lambda: neurons.MSF(D=3, decay=0.5, learn_decay=True),
-        lambda: MSFNode(D=3, tau=2.0, learn_tau=True, step_mode="m"),
+        lambda: MSFNode.from_neuron(neurons.MSF(D=3, decay=0.5, learn_decay=True), step_mode="m"),
         lambda: MSF(0.5, D=3, learn_beta=True, sequence=True),
     ),
     "msf_channels": (
         lambda: neurons.MSF(D=3, decay=torch.tensor(DECAYS), learn_decay=True),
-        lambda: MSFNode(D=3, tau=taus(), learn_tau=True, step_mode="m"),
+        lambda: MSFNode.from_neuron(KINDS["msf_channels"][0](), step_mode="m"),
         lambda: MSF(torch.tensor(DECAYS), D=3, learn_beta=True, sequence=True),
     ),
     "pmsn": (
@@ -55,8 +55,8 @@ KINDS = {
     ),
     "pmsn_tied": (
         lambda: neurons.PMSN(CHANNELS, tied=True, compartments=7),
-        lambda: PMSNNode(CHANNELS, tied=True, compartments=7, step_mode="m"),
-        lambda: PMSN(CHANNELS, tied=True, compartments=7, sequence=True),
+        lambda: PMSNNode.from_neuron(KINDS["pmsn_tied"][0](), step_mode="m"),
+        lambda: PMSN.from_neuron(KINDS["pmsn_tied"][0](), sequence=True),
     ),
     "parallel_if": (
         lambda: neurons.ParallelIF(0.5),
@@ -147,10 +147,8 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.fc1 = nn.Linear(CHANNELS, 8)
         options = {"step_mode": "m"} if form == "spikingjelly" else {"sequence": True, "init_hidden": True}
-        rate = (
-            {"tau": 2.0, "learn_tau": True} if form == "spikingjelly" else {"beta": 0.5, "learn_beta": True}
-        )
-        self.msf = (MSFNode if form == "spikingjelly" else MSF)(D=3, **rate, **options)
+        held = neurons.MSF(D=3, decay=0.5, learn_decay=True)
+        self.msf = (MSFNode if form == "spikingjelly" else MSF).from_neuron(held, **options)
         self.fc2 = nn.Linear(8, 5)
         self.pmsn = (PMSNNode if form == "spikingjelly" else PMSN)(5, **options)
 

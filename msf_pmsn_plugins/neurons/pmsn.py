@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -633,6 +633,17 @@ class PMSN(Neuron):
             has another size.
     """
 
+    VARIANTS: ClassVar[
+        dict[str, Any]
+    ] = {  # arguments of the constructor that are seldom given: their usual values
+        "reset_mode": "floor",
+        "burst": False,
+        "coeff": 1.0,
+        "residual": "float",
+        "tied": False,
+        "context": "local",
+        "dt_scale": 1.0,
+    }
     state_names = ("r", "z")
     log_dt: nn.Parameter
     log_A_real: nn.Parameter
@@ -785,14 +796,8 @@ class PMSN(Neuron):
             v_threshold=self.v_threshold,
             surrogate=self.surrogate,
             init=self.init,
-            reset_mode=self.reset_mode,
-            burst=self.burst,
-            coeff=self.coeff,
-            residual=self.residual,
-            tied=True,
-            context=self.context,
-            dt_scale=self.dt_scale,
             backend=self.backend,
+            **{name: getattr(self, name) for name in self.VARIANTS} | {"tied": True},
         ).to(self.D.device, self.D.dtype)
         order = self.A_imag.argsort(1)
         for name in PARAMETERS:
@@ -976,18 +981,9 @@ class PMSN(Neuron):
         return s_seq.reshape(shape).to(x_seq.dtype), (r_last.reshape(r.shape), z_last.reshape(z.shape)), m_seq
 
     def extra_repr(self) -> str:
-        settings = {
-            "reset_mode": "floor",
-            "burst": False,
-            "coeff": 1.0,
-            "residual": "float",
-            "tied": False,
-            "context": "local",
-            "dt_scale": 1.0,
-        }
         special = "".join(
             f"{name}={getattr(self, name)!r}, "
-            for name, usual in settings.items()
+            for name, usual in self.VARIANTS.items()
             if getattr(self, name) != usual
         )
         return (

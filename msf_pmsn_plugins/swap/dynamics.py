@@ -166,7 +166,7 @@ def _quantiser(site: Site) -> dict[str, Any]:
     if site.device.type == "meta":
         raise ValueError(f"{site.old} cannot be tried on the meta device")
     thresholds, scale, divisor = levels(site.module, site.device)
-    common = {"tau": 1.0, "step_mode": "s", "backend": target.backend}
+    common = {"charge": "decay", "tau": 1.0, "step_mode": "s", "backend": target.backend}
     if thresholds:
         site.around |= {"scale": scale, "divisor": divisor}
         own: dict[str, Any] = {"thresholds": thresholds}

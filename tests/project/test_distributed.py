@@ -57,7 +57,10 @@ def network(face, seed=0):
     if face == "spikingjelly":
         from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
-        nodes = MSFNode(tau=1 / (1 - DECAY), learn_tau=True, step_mode="m"), PMSNNode(CHANNELS, step_mode="m")
+        nodes = (
+            MSFNode.from_neuron(MSF(decay=DECAY, learn_decay=True), step_mode="m"),
+            PMSNNode(CHANNELS, step_mode="m"),
+        )
     else:
         from msf_pmsn_plugins import snntorch
 

@@ -689,7 +689,8 @@ def test_a_new_neuron_works_through_the_generic_skin():
 
 
 def test_without_snntorch_the_import_names_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "msf_pmsn_plugins.snntorch")
+    for name in [name for name in sys.modules if name.startswith("msf_pmsn_plugins.snntorch")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "snntorch", None)
     with pytest.raises(ImportError, match=r"msf-pmsn-plugins\[snntorch\]"):
         importlib.import_module("msf_pmsn_plugins.snntorch")

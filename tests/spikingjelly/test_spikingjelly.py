@@ -16,6 +16,7 @@ from helpers import golden, tensor
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from msf_pmsn_plugins.surrogate import Surrogate
 from tolerances import assert_close, assert_same
 
@@ -269,9 +270,9 @@ def test_settings_take_effect_after_construction(x_seq):
 def test_pmsn_refuses_what_it_does_not_have(x_seq):
     for name, value in (("v_reset", 0.0), ("detach_reset", False)):
         node = PMSNNode(5, step_mode="m")
-        setattr(node, name, value)
         with pytest.raises(ValueError, match="whole thresholds"):
-            node(x_seq)
+            setattr(node, name, value)
+        node(x_seq)
 
 
 def test_surrogate_objects_of_both_sides(x_seq):
@@ -471,7 +472,7 @@ def test_d1_with_the_hosts_charge_is_the_host_to_the_bit(name, detach, mode):
             hosts.append(neuron.LIFNode(tau, decay_input, *common, step_mode=mode))
             hosts.append(neuron.ParametricLIFNode(tau, decay_input, *common, step_mode=mode))
         for host in hosts:
-            ours = MSFNode(D=1, backend="torch", **face.site_dynamics(host))
+            ours = MSFNode(D=1, backend="torch", **host_of_nodes.site_dynamics(host))
             results = []
             for node in (host.train(training), ours.train(training)):
                 x = x0.to(dtype, copy=True).requires_grad_()
@@ -491,7 +492,7 @@ def test_d1_with_the_hosts_charge_is_the_host_to_the_bit(name, detach, mode):
 
 def test_plif_learns_its_w_like_the_host():
     host = neuron.ParametricLIFNode(init_tau=2.0, detach_reset=True, step_mode="m")
-    ours = MSFNode(D=1, **face.site_dynamics(host))
+    ours = MSFNode(D=1, **host_of_nodes.site_dynamics(host))
     x = torch.randn(8, 4, 6)
     for node in (host, ours):
         node(x).sum().backward()
@@ -565,15 +566,15 @@ def test_settings_are_handed_over_at_once():
 @pytest.mark.parametrize(
     ("name", "value"), [("tau", 0.5), ("v_threshold", float("nan")), ("v_reset", float("inf")), ("D", 0)]
 )
-def test_bad_values_set_later_raise_at_the_call(name, value, x_seq):
+def test_bad_values_set_later_raise_at_the_call_at_the_latest(name, value, x_seq):
     node = MSFNode(step_mode="m")
-    setattr(node, name, value)
     with pytest.raises(ValueError, match=name):
+        setattr(node, name, value)
         node(x_seq)
     if name == "v_threshold":
         node = PMSNNode(5, step_mode="m")
-        node.v_threshold = value
         with pytest.raises(ValueError, match=name):
+            node.v_threshold = value
             node(x_seq)
 
 
@@ -607,7 +608,7 @@ def test_more_bad_arguments(make, error, message):
 def test_a_site_that_does_not_spike_is_refused():
     host = neuron.LIFNode(surrogate_function=surrogate.Sigmoid(spiking=False))
     with pytest.raises(ValueError, match="spiking=False"):
-        face.site_dynamics(host)
+        host_of_nodes.site_dynamics(host)
 
 
 def test_plif_keeps_dtype_and_requires_grad():
@@ -615,7 +616,7 @@ def test_plif_keeps_dtype_and_requires_grad():
     with torch.no_grad():
         host.w += 1 / 3
     host.w.requires_grad_(False)
-    held = MSFNode(D=1, **face.site_dynamics(host)).neuron
+    held = MSFNode(D=1, **host_of_nodes.site_dynamics(host)).neuron
     assert held.w.dtype == F64
     assert held.w.item() == host.w.item()
     assert not held.w.requires_grad
@@ -650,7 +651,7 @@ def test_any_neutral_neuron_becomes_a_node():
             total = state[0] + x
             return (total >= 1).to(x.dtype), (total,), total
 
-    node = face.SpikingJellyNode(Counter(), 1.0, None, None, True, "m", False)
+    node = face.SpikingJellyNode(Counter(), "m")
     x = torch.full((4, 2, 3), 0.5)
     assert_same(node(x).mean((1, 2)), torch.tensor([0.0, 1, 1, 1]))
     assert_same(node.total, torch.full((2, 3), 2.0))

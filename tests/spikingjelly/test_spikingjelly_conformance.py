@@ -738,6 +738,7 @@ def test_a_missing_framework_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "spikingjelly.activation_based", None)
-    monkeypatch.delitem(sys.modules, "msf_pmsn_plugins.spikingjelly")
+    for name in [name for name in sys.modules if name.startswith("msf_pmsn_plugins.spikingjelly")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"needs SpikingJelly 2\.0\.0 or 0\.0\.0\.0\.14: pip install"):
         importlib.import_module("msf_pmsn_plugins.spikingjelly")

@@ -14,8 +14,9 @@ from torch import nn
 
 from msf_pmsn_plugins import deploy, energy
 from msf_pmsn_plugins import spikingjelly as face
-from msf_pmsn_plugins import spikingjelly_tools as tools
-from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode
+from msf_pmsn_plugins.neurons import MSF, PMSN
+from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode, tools
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from tolerances import assert_close, assert_same
 
 new = pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
@@ -366,7 +367,7 @@ def test_chunked_checkpointing_is_exact(name, chunks, compressor):
         "msf": lambda: MSFNode(D=4, tau=2.0),
         "msf_soft": lambda: MSFNode(D=4, tau=2.0, v_reset=None),
         "pmsn": lambda: PMSNNode(5),
-        "pmsn_fixed": lambda: PMSNNode(5, residual="fixed"),
+        "pmsn_fixed": lambda: PMSNNode.from_neuron(PMSN(5, residual="fixed")),
         "parallel_if": lambda: ParallelIFNode(burst=True),
     }[name]
     x = torch.randint(0, 5, (7, 3, 4), generator=torch.Generator().manual_seed(0)).float()
@@ -452,7 +453,9 @@ def test_own_expansion_of_a_net_of_nodes(form):
 
 def like(kind, *args, **kwargs):
     """An MSF with the dynamics of a stock node."""
-    return MSFNode(D=1, **face.site_dynamics(kind(*args, surrogate_function=surrogate.ATan(), **kwargs)))
+    return MSFNode(
+        D=1, **host_of_nodes.site_dynamics(kind(*args, surrogate_function=surrogate.ATan(), **kwargs))
+    )
 
 
 EXACT = {
@@ -503,7 +506,7 @@ def test_shared_nodes_stay_shared():
         (lambda: MSFNode(D=1, tau=2.0, decay_input=True), None, "decay_input=True"),
         (lambda: MSFNode(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, they leak to v_reset=0.3"),
         (lambda: MSFNode(D=1, tau=1.0), None, "without memory"),
-        (lambda: MSFNode(D=1, tau=2.0, learn_tau=True), None, "learned"),
+        (lambda: MSFNode.from_neuron(MSF(D=1, decay=0.5, learn_decay=True)), None, "learned"),
         (lambda: MSFNode(D=1, tau=2.0, v_reset=None), "lava", "v_reset=0, decay_input=False; this has None, False"),
         (
             lambda: like(neuron.LIFNode, 2.0),

@@ -19,6 +19,7 @@ from msf_pmsn_plugins import adapters, swap
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins.neurons import PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from tolerances import assert_same
 
 new_zoo = pytest.mark.skipif(not face.FUNCTIONAL, reason="Spikformer came with SpikingJelly 2.0.0")
@@ -763,7 +764,7 @@ def test_nothing_is_replaced_if_one_cannot_be(small, x_seq, monkeypatch):
 
     plan = swap.plan(small, x_seq, swap.MSF())
     with monkeypatch.context() as patch:
-        patch.setitem(face.NODES, "msf", Failing)
+        patch.setitem(host_of_nodes.NODES, "msf", Failing)
         with pytest.raises(swap.SwapError, match=r"second\.1: no second one"):
             plan.apply()
     assert type(small.first[1]) is neuron.LIFNode
