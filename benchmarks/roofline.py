@@ -13,7 +13,7 @@ import torch
 from cpu import Case
 from gpu import CASES
 
-from msf_pmsn_plugins.backends import cupy_backend
+from msf_pmsn_plugins.backends.cupy import geometry, launch
 
 BANDWIDTH = 3e12  # bytes a second
 MULTIPROCESSORS = 132
@@ -84,19 +84,19 @@ class _H100:
         return MULTIPROCESSORS
 
 
-def chunks(case: Case) -> cupy_backend.Chunks:
+def chunks(case: Case) -> geometry.Chunks:
     """How the backend cuts time on such a device."""
-    before, cupy_backend.device = cupy_backend.device, _H100()  # type: ignore[assignment]
+    before, launch.device = launch.device, _H100()  # type: ignore[assignment]
     try:
-        return cupy_backend.chunks_of(_Shape(case.shape), MODES, False)  # type: ignore[arg-type]
+        return geometry.chunks_of(_Shape(case.shape), MODES, False)  # type: ignore[arg-type]
     finally:
-        cupy_backend.device = before
+        launch.device = before
 
 
 def predict(case: Case) -> Iterator[tuple[str, float, str]]:
     """(direction, seconds, what takes most of them) of a training step."""
     steps, lanes = case.shape[0], math.prod(case.shape[1:])
-    cut = chunks(case) if case.neuron == "PMSN" else cupy_backend.Chunks(1, steps)
+    cut = chunks(case) if case.neuron == "PMSN" else geometry.Chunks(1, steps)
     kernels = MSF if case.neuron == "MSF" else PMSN if cut.count == 1 else CHUNKED
     state = 8 if case.neuron == "MSF" else 8 + 16 * MODES
     for direction, launches in kernels.items():

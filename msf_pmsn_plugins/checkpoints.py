@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .neurons import MSF, PMSN, Neuron
-from .neurons.pmsn import PARAMETERS, PER_CHANNEL
+from .neurons.pmsn.module import PARAMETERS, PER_CHANNEL
 
 __all__ = ["SOURCES", "Incomplete", "Mismatch", "Report", "Source", "read"]
 

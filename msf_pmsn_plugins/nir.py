@@ -29,14 +29,15 @@ from torch import Tensor, nn
 
 from . import __version__, neurons
 from .neurons import Neuron
-from .neurons.pmsn import BURSTS, PARAMETERS
+from .neurons.pmsn import BURSTS
+from .neurons.pmsn.module import PARAMETERS
 from .surrogate import Soft, Surrogate
 
 __all__ = ["export_to_nir", "import_from_nir", "nodes", "read", "registered"]
 
 FORMAT = 1  # of the nodes below: raise it when a field changes its meaning
 HOSTS = ("snntorch", "spikingjelly")
-OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf", "neurons.pmsn", "neurons.parallel_if")}
+OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")}
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -620,7 +621,8 @@ class _Exporter:
         decay = held.decay
         if isinstance(decay, Tensor):
             like = torch.empty((1, *shape))
-            decay = held._learned_decay(like, _torch(wide)).expand(like.shape)[0] if decay.dim() else decay
+            rate = held.parameters_of(like, _torch(wide)).rate
+            decay = rate.expand(like.shape)[0] if decay.dim() else decay
             decay = _array(decay)
         # NIR fires above its threshold, MSF at it: the same, one number below.
         below = np.nextafter(wide(held.thresholds[0]), wide(-np.inf))
@@ -798,6 +800,7 @@ class _Importer:
 
     layers: Any
     leading = 1
+    delays = False  # whether the framework resets at the next step
 
     def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
         self.dt = dt
@@ -884,6 +887,7 @@ class _Importer:
         first, rate = float(node.thresholds[0]), float(node.rate[0])
         learned = torch.tensor(node.rate if node.learned == 2 else node.rate[0])
         plif, tau = "plif" in node.charge, "lif" in node.charge and "plif" not in node.charge
+        detached = bool(node.detach_reset)
         held = neurons.MSF(
             D=len(node.thresholds),
             decay=learned.sigmoid() if node.learned else rate if node.charge == "decay" else 0.0,
@@ -894,7 +898,8 @@ class _Importer:
             thresholds=None if node.threshold_step else [float(theta) for theta in node.thresholds],
             v_reset=float(node.v_reset),
             reset_mode="soft" if node.reset == "subtract" else node.reset,
-            detach_reset=bool(node.detach_reset),
+            detach_reset=detached,
+            reset_delay=self.delays and detached and bool(node.reset_delay),
             surrogate=_trained_with(node),
             charge=(node.train_charge, node.charge),
             tau=rate if tau else None,
@@ -946,6 +951,7 @@ def _trained_with(node: Any) -> Surrogate | None:
 
 class _ToSnnTorch(_Importer):
     layers = nn
+    delays = True
 
     def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
         super().__init__(dt, dtype, {"init_hidden": True, **options})

@@ -407,7 +407,8 @@ def _pick(held: PMSN, channel: int | None) -> slice:
 @torch.no_grad()
 def _weights(held: PMSN, channel: int | None) -> tuple[Tensor, Tensor, Tensor]:
     pick = _pick(held, channel)
-    a, w, d = (part.detach().cpu()[pick] for part in held.weights(torch.float64))
+    e, w, d = (part.detach().cpu()[pick] for part in held.weights(torch.float64))
+    a = 1 + e
     return a, w, d
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .neurons import Neuron
-from .neurons.base import Lengths, State
+from .neurons.base import State
+from .neurons.lengths import Lengths
 
 __all__ = ["detach", "move", "padded", "read", "select", "write"]
 

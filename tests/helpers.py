@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msf_pmsn_plugins.backends import BACKENDS, NEEDS
+from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.neurons import Neuron
 from msf_pmsn_plugins.neurons.base import State
 
 ROOT = Path(__file__).parents[1]  # of the repository
 GOLDEN = ROOT / "tests" / "golden"
-ON_CPU = [name for name in BACKENDS if name not in NEEDS or NEEDS[name][0] == "cpu"]  # backends
+ON_CPU = [name for name, backend in BACKENDS.items() if backend.device in ("", "cpu")]  # backends
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 

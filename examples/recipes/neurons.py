@@ -49,7 +49,7 @@ class LIF(Factory):
 
     def __call__(self, channels):
         if self.reset:
-            return MSFNode(
+            return MSFNode.published(
                 D=1,
                 tau=self.tau,
                 decay_input=self.decay_input,
@@ -77,7 +77,7 @@ class MSF(Factory):
         self.v_threshold = v_threshold
 
     def __call__(self, channels):
-        return MSFNode(D=self.D, tau=self.tau, v_threshold=self.v_threshold, step_mode="m")
+        return MSFNode.published(D=self.D, tau=self.tau, v_threshold=self.v_threshold, step_mode="m")
 
 
 class PMSN(Factory):

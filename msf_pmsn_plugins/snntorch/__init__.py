@@ -17,10 +17,9 @@ from .base import SnnTorchNeuron
 from .neurons import MSF, PMSN, ParallelIF
 from .patch import patched
 from .states import detach, reset
-from .threshold import LearnedThresholdMSF
 from .training import BPTT, RTRL, TBPTT, any_spike
 
-for _public in (MSF, PMSN, ParallelIF, LearnedThresholdMSF, SnnTorchNeuron):
+for _public in (MSF, PMSN, ParallelIF, SnnTorchNeuron):
     _public.__module__ = __name__  # where pickles look for them
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "PMSN",
     "RTRL",
     "TBPTT",
-    "LearnedThresholdMSF",
     "ParallelIF",
     "SnnTorchNeuron",
     "any_spike",

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import neurons
-from ..neurons.base import (
-    Lengths,
-    Neuron,
-    PropertiesFirst,
-    State,
-    file_under_neuron,
-    refuse_newer,
-    valid_steps,
-)
+from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
+from ..neurons.lengths import Lengths
 from ..surrogate import FireFunction, Surrogate
 from .states import cut, detached
 from .surrogates import SpikeGrad, as_surrogate, no_gradient
@@ -30,36 +23,42 @@ Mem = Tensor | tuple[Tensor, ...]
 
 REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
 RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
-LEARNED = {
-    "threshold": "v_threshold",
-    "beta": "decay_logit",
-}  # snnTorch's word -> a parameter of the held neuron
+# snnTorch's word -> what the held neuron may call a tensor of them, learned or not
+TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
 
-def one_number(name: str, value: float | Tensor) -> float:
-    """``value`` as a float: the neurons have one ``name`` for all elements, and it is not learned."""
+def checked(name: str, value: float | Tensor, fits: Callable[[Any], Any], what: str) -> float | Tensor:
+    """``value`` as a number, or a tensor that broadcasts against one step; it is not learned."""
     if isinstance(value, Tensor):
         if value.requires_grad:
-            raise ValueError(
-                f"{name} is not learned here: give a number, or ask for learn_{name}=True where it is known"
-            )
-        if value.numel() != 1:
-            raise ValueError(f"{name} must be one number for the whole layer, got shape {tuple(value.shape)}")
-    return float(value)
+            raise ValueError(f"{name} is not learned here: ask for learn_{name}=True where it is known")
+        # Whether they fit is not asked of a device, which would wait.
+        good = value.device.type != "cpu" or (value.numel() > 0 and bool(fits(value).all()))
+        value = value if value.numel() > 1 else float(value) if good and value.numel() else math.nan
+    else:
+        value = float(value)
+        good = bool(fits(torch.tensor(value, dtype=torch.float64, device="cpu")))
+    if not good:
+        raise ValueError(f"{name} must {what}, got {value!r}")
+    return value
 
 
-def as_threshold(value: float | Tensor) -> float:
-    theta = one_number("threshold", value)
-    if not (math.isfinite(theta) and theta > 0):
-        raise ValueError(f"threshold must be positive and finite, got {theta!r}")
+def as_threshold(value: float | Tensor) -> float | Tensor:
+    """A threshold that is positive and finite; raise ValueError otherwise."""
+    return checked("threshold", value, lambda t: t.isfinite() & (t > 0), "be positive and finite")
+
+
+def one_threshold(value: float | Tensor) -> float:
+    """A threshold that is one number for the whole layer; raise ValueError otherwise."""
+    theta = as_threshold(value)
+    if isinstance(theta, Tensor):
+        raise ValueError(f"threshold must be one number for the whole layer, got shape {tuple(theta.shape)}")
     return theta
 
 
-def as_beta(value: float | Tensor) -> float:
-    beta = one_number("beta", value)
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must lie in [0, 1], got {beta!r}")
-    return beta
+def as_beta(value: float | Tensor) -> float | Tensor:
+    """A decay in [0, 1]; raise ValueError otherwise."""
+    return checked("beta", value, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
 
 
 class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
@@ -166,9 +165,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     @property
     def threshold(self) -> Tensor:
-        """The (first) threshold in volts, 0-d: a copy, assign to change it. A learned one is the parameter itself."""
+        """The (first) threshold in volts: a 0-d copy, assign to change it; of several, or a learned one, the tensor."""
         own = self.neuron.v_threshold
-        return own if isinstance(own, nn.Parameter) else self._show(float(own))
+        return own if isinstance(own, Tensor) else self._show(float(own))
 
     @threshold.setter
     def threshold(self, value: float | Tensor) -> None:
@@ -219,7 +218,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def reset_mem(self) -> Mem:
         """Bring the neuron to rest, for a batch of any shape; return the state at rest (empty tensors)."""
         empty = torch.empty(0, device=self.graded_spikes_factor.device)
-        self.mem = self._to_mem(self.neuron.initial_state(empty), empty)
+        self.mem = self._to_mem(self.neuron.initial_state(empty))
         return self.mem
 
     def init_leaky(self) -> Mem:
@@ -242,23 +241,34 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             if isinstance(neuron, cls):
                 cut(neuron)
 
-    def _to_mem(self, state: State, membrane: Tensor | None) -> Mem:
-        """What ``forward`` returns as ``mem``, from the held neuron's state and its membrane before reset."""
+    def _to_mem(self, state: State) -> Mem:
+        """What ``forward`` returns as ``mem``, from the held neuron's state."""
         return state if len(state) > 1 else state[0]
 
     def _to_state(self, mem: State) -> State:
         """The held neuron's state, from ``mem`` as a tuple."""
         return mem
 
-    def _resume(self, x: Tensor, mem: Mem) -> State:
+    def _resume(self, x: Tensor, mem: Mem, passed: bool) -> State:
         """The held neuron's state for the step ``x`` [B, *]."""
         self.neuron.check_input(x)
         parts = (mem,) if isinstance(mem, Tensor) else tuple(mem)
         if not (parts and all(isinstance(part, Tensor) for part in parts)):
             raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
-        if parts[0].shape == (0,):
+        if parts[0].shape == (0,) != x.shape:
             return self.neuron.initial_state(x)
+        if passed and parts[0].shape != x.shape:
+            parts = (self._broadcast(parts[0], x), *parts[1:])
         return self._to_state(self.neuron.check_state(x, parts, REMEDY))
+
+    def _broadcast(self, mem: Tensor, x: Tensor) -> Tensor:
+        try:
+            return mem.expand(x.shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"mem of {type(self).__name__} has shape {tuple(mem.shape)}, which does not broadcast to the input's "
+                f"{tuple(x.shape)}: pass what the neuron returned for an input of that shape, or reset_mem()'s"
+            ) from error
 
     @property
     def carried(self) -> State | None:
@@ -286,17 +296,22 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         lengths = self.lengths if lengths is None else lengths
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
-        mem = self.mem if mem is None else mem
-        spk, mem = self._sequence(input_, mem, lengths) if self.sequence else self._step(input_, mem)
+        before, passed = (self.mem, False) if mem is None else (mem, True)
+        if self.sequence:
+            spk, after = self._sequence(input_, before, passed, lengths)
+        else:
+            spk, after = self._step(input_, before, passed)
+        if self.surrogate_disable:
+            spk = spk.detach()
         spk = spk * self.graded_spikes_factor.to(spk.dtype)
-        self.mem = mem
-        return spk if self.init_hidden and not self.output else (spk, mem)
+        self.mem = after
+        return spk if self.init_hidden and not self.output else (spk, after)
 
-    def _step(self, x: Tensor, mem: Mem) -> tuple[Tensor, Mem]:
-        s, state, m = self._one(x, self._resume(x, mem))
-        return self._inhibit(s, m, 1), self._to_mem(state, m)
+    def _step(self, x: Tensor, mem: Mem, passed: bool) -> tuple[Tensor, Mem]:
+        s, state, m = self._one(x, self._resume(x, mem, passed), self.inhibition)
+        return self._inhibit(s, m, 1), self._to_mem(state)
 
-    def _sequence(self, x_seq: Tensor, mem: Mem, lengths: Lengths | None) -> tuple[Tensor, Mem]:
+    def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
         if not isinstance(x_seq, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
         if x_seq.dim() < 2:
@@ -305,32 +320,18 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 "For single steps set sequence=False"
             )
         if len(x_seq) == 0:  # nothing happens, but what is wrong is still said
-            self._resume(x_seq.new_empty(x_seq.shape[1:]), mem)
+            self._resume(x_seq.new_empty(x_seq.shape[1:]), mem, passed)
             return torch.empty_like(x_seq), mem
-        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem), lengths)
-        return self._inhibit(s, m, 2), self._to_mem(state, self._last(x_seq, m, mem, lengths))
+        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem, passed), self.inhibition, lengths)
+        return self._inhibit(s, m, 2), self._to_mem(state)
 
-    def _last(self, x_seq: Tensor, m_seq: Tensor | None, mem: Mem, lengths: Lengths | None) -> Tensor | None:
-        """Each sample's membrane at its last valid step, as a copy; what it was before where there is none."""
-        if m_seq is None:
-            return None
-        if lengths is None:
-            return m_seq[-1].clone()  # the last membrane alone must not keep all of them in memory
-        live = valid_steps(x_seq, lengths)
-        last = (live * torch.arange(1, len(live) + 1, device=live.device).unsqueeze(1)).amax(0)
-        last = last.reshape(-1, *[1] * (m_seq.dim() - 2)).expand(m_seq.shape[1:])
-        before = torch.zeros_like(m_seq[0])
-        if isinstance(mem, Tensor) and mem.shape != (0,):
-            before = mem
-        return torch.where(last > 0, m_seq.gather(0, (last - 1).clamp(min=0).unsqueeze(0))[0], before)
-
-    def _one(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        return self.neuron.step(x, state)
+    def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
+        return self.neuron.single(x, state, membrane)
 
     def _all(
-        self, x_seq: Tensor, state: State, lengths: Lengths | None
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Lengths | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        return self.neuron.sequence(x_seq, state, membrane=self.inhibition, lengths=lengths)
+        return self.neuron.sequence(x_seq, state, membrane=membrane, lengths=lengths)
 
     def _inhibit(self, s: Tensor, m: Tensor | None, axis: int) -> Tensor:
         if not self.inhibition or m is None:
@@ -374,7 +375,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         error_msgs: list[str],
     ) -> None:
         refuse_newer(self, prefix, local_metadata, error_msgs)
-        file_under_neuron(state_dict, prefix, self.neuron)
+        add_prefix(state_dict, prefix, self.neuron)
         words = {number: word for word, number in snn.SpikingNeuron.reset_dict.items()}
         for name in ("reset_mechanism_val", *self.host_numbers):
             if prefix + name not in state_dict:
@@ -388,9 +389,12 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             except (ValueError, RuntimeError) as error:
                 error_msgs.append(f"{prefix}{name}: {error}")
                 continue
-            own = self.neuron._parameters.get(LEARNED.get(name, ""))
-            if own is not None:  # a number of the host's, learned here: the parameter has just taken it
-                state_dict.setdefault(f"{prefix}neuron.{LEARNED[name]}", own.detach().clone())
+            for own in TENSORS.get(
+                name, ()
+            ):  # a number of the host's, a tensor here, which has just taken it
+                held = self.neuron._parameters.get(own, self.neuron._buffers.get(own))
+                if held is not None:
+                    state_dict.setdefault(f"{prefix}neuron.{own}", held.detach().clone())
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from .. import neurons as neutral
-from ..neurons.base import Lengths, State, valid_steps
+from ..neurons.base import State
+from ..neurons.lengths import Lengths, valid_steps
 from ..neurons.msf import msf_step
-from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold
+from ..settings import MSFValues
+from ..tensors import MSFParameters
+from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold
 from .surrogates import SpikeGrad
-from .threshold import LearnedThresholdMSF
 
 __all__ = ["MSF", "PMSN", "ParallelIF"]
 
 
 class MSF(SnnTorchNeuron):
-    """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a snnTorch neuron.
+    """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a snnTorch neuron: Leaky with D thresholds.
 
-    Emits integer counts 0..D. ``mem`` is the membrane before reset, volts, [B, *]; the next step applies the reset,
-    as ``snntorch.Leaky`` does. With D = 1 it is ``Leaky``, bit for bit, except that a membrane exactly on the
-    threshold fires.
+    Emits integer counts 0..D. What is not said is as in ``Leaky``, whose arguments come first and mean the same here;
+    with D = 1 it is ``Leaky``, to the bit, except that a membrane exactly on the threshold fires. The paper's neuron is
+    :meth:`published`. ``mem`` is the membrane before reset, volts, [B, *]; the next step applies the reset.
 
     Args:
-        beta: factor on the membrane per step, in [0, 1].
-        threshold: first threshold, volts.
-        D: number of thresholds.
-        threshold_step: spacing of the thresholds, volts.
-        reset_mechanism: ``"zero"`` (published): any spike resets; ``"subtract"``: the next membrane loses
-            ``threshold`` volts per spike, undecayed (the default of ``Leaky``; step by step, no fast path);
-            ``"none"``.
+        beta: factor on the membrane per step, in [0, 1]: a number, or a tensor that broadcasts against one step [B, *].
+        threshold: first threshold, volts, a number or a tensor likewise.
+        spike_grad: see :class:`SnnTorchNeuron`; None is the host's ``atan()``, ``"published"`` the paper's rectangle of
+            half-width ``threshold_step/2``.
+        learn_beta: learn the decay, as the sigmoid of ``neuron.decay_logit``; ``beta`` is then its start, in (0, 1).
+        learn_threshold: learn the first threshold; the spacing stays.
+        reset_mechanism: ``"subtract"``: the next membrane loses ``threshold`` volts per spike, undecayed; ``"zero"``
+            (the paper's): any spike resets; ``"none"``.
         state_quant: a callable applied to the membrane before it fires, such as
             ``snntorch.functional.quant.state_quant()``; runs step by step.
-        learn_beta: learn the decay, as the sigmoid of ``neuron.decay_logit``; ``beta`` is then its start value in
-            (0, 1), a number or a tensor [C], one for each channel.
-        learn_threshold: learn the first threshold; ``threshold`` is then its start value, a number or a tensor [C]. The
-            spacing stays. Runs step by step.
         reset_delay: False resets in the step of the spike, with a gradient through the reset, and returns the membrane
-            after it, as ``Leaky(reset_delay=False)`` does. Spikes are the same as with True unless ``"subtract"`` is
-            chosen, whose subtraction then decays too.
+            after it. Spikes are the same as with True unless ``"subtract"`` is chosen, whose subtraction then decays
+            too (step by step).
+        D: number of thresholds.
+        threshold_step: spacing of the thresholds, volts.
         thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``threshold`` and
             ``threshold_step``.
         backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
 
-    The other arguments, errors and the call are those of :class:`SnnTorchNeuron`. Default surrogate: rectangular
-    of half-width ``threshold_step/2``.
+    The other arguments, errors and the call are those of :class:`SnnTorchNeuron`.
     """
 
+    PUBLISHED: ClassVar[dict[str, Any]] = {  # the paper's constants
+        "beta": 0.25,
+        "reset_mechanism": "zero",
+        "spike_grad": "published",
+    }
     kind = neutral.MSF
     neuron: neutral.MSF
     state_quant: Any = False
@@ -59,24 +65,24 @@ class MSF(SnnTorchNeuron):
         self,
         beta: float | Tensor = 0.25,
         threshold: float | Tensor = 1.0,
-        D: int = 4,
-        threshold_step: float = 1.0,
-        reset_mechanism: str = "zero",
         spike_grad: SpikeGrad = None,
         surrogate_disable: bool = False,
         init_hidden: bool = False,
         inhibition: bool = False,
+        learn_beta: bool = False,
         learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
         state_quant: Callable[[Tensor], Tensor] | bool = False,
         output: bool = False,
         graded_spikes_factor: float | Tensor = 1.0,
         learn_graded_spikes_factor: bool = False,
+        reset_delay: bool = True,
+        *,
+        D: int = 4,
+        threshold_step: float = 1.0,
+        thresholds: Sequence[float] | None = None,
         sequence: bool = False,
         backend: str = "auto",
-        *,
-        learn_beta: bool = False,
-        reset_delay: bool = True,
-        thresholds: Sequence[float] | None = None,
     ) -> None:
         if inhibition and not reset_delay:
             raise ValueError(
@@ -88,9 +94,9 @@ class MSF(SnnTorchNeuron):
             raise ValueError(
                 f"unknown reset_mechanism {reset_mechanism!r}; known: {', '.join(map(repr, RESET_MODES))}"
             )
-        kind: Any = LearnedThresholdMSF if learn_threshold else neutral.MSF
+        published = isinstance(spike_grad, str) and spike_grad == "published"
         super().__init__(
-            kind(
+            neutral.MSF(
                 D=D,
                 decay=beta if learn_beta else as_beta(beta),
                 learn_decay=learn_beta,
@@ -98,10 +104,14 @@ class MSF(SnnTorchNeuron):
                 v_threshold=threshold if learn_threshold else as_threshold(threshold),
                 threshold_step=threshold_step,
                 reset_mode=RESET_MODES[reset_mechanism],
+                reset_delay=bool(reset_delay),
                 detach_reset=bool(reset_delay),
+                learn_threshold=learn_threshold,
+                channel_dim=-1,
+                surrogate=None if published else "atan",
                 backend=backend,
             ),
-            spike_grad=spike_grad,
+            spike_grad=None if published else spike_grad,
             surrogate_disable=surrogate_disable,
             init_hidden=init_hidden,
             inhibition=inhibition,
@@ -111,6 +121,14 @@ class MSF(SnnTorchNeuron):
             sequence=sequence,
         )
         self.state_quant = state_quant
+
+    @classmethod
+    def published(cls, beta: float | Tensor = 0.25, threshold: float | Tensor = 1.0, **settings: Any) -> Self:
+        """The paper's neuron: decay 0.25, reset to zero, rectangular surrogate of half-width ``threshold_step/2``.
+
+        ``settings`` are those of the constructor, and win.
+        """
+        return cls(**{**cls.PUBLISHED, "beta": beta, "threshold": threshold, **settings})
 
     @property
     def beta(self) -> Tensor:
@@ -125,74 +143,67 @@ class MSF(SnnTorchNeuron):
     @property
     def reset_delay(self) -> bool:
         """Whether ``mem`` is the membrane before the reset. Chosen at construction."""
-        return self.neuron.detach_reset
-
-    def _to_mem(self, state: State, membrane: Tensor | None) -> Mem:
-        if not self.reset_delay:
-            return state[0]
-        assert membrane is not None
-        return membrane
-
-    def _to_state(self, mem: State) -> State:
-        (m,) = mem
-        if self.reset_delay and self.neuron.reset_mode == "hard":
-            return (torch.where(m - self._first(m) >= 0, 0.0, m),)
-        return mem
-
-    def _first(self, m: Tensor) -> float | Tensor:
-        """The first threshold, to be compared with membranes ``m`` [B, *]."""
-        return self.neuron._settings(m, m.dtype)["thresholds"][0]
+        return self.neuron.reset_delay
 
     def _fire(self, m: Tensor) -> tuple[Tensor, Tensor]:
-        """The counts that membranes ``m`` fire, and ``m`` after the held neuron's reset."""
-        alone = {"rate": 0.0, "input_scale": 1.0, "v_reset": 0.0}
-        s, after, _ = msf_step(m, torch.zeros_like(m), **{**self.neuron._settings(m, m.dtype), **alone})
+        """What membranes ``m`` [B, *] fire, and ``m`` after the reset of the neuron's own."""
+        held = self.neuron
+        _rate, threshold, amount = held.parameters_of(m, m.dtype)
+        alone = replace(held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False)
+        s, after, _m = msf_step(
+            m, torch.zeros_like(m), alone, MSFParameters(None, threshold, amount), self.spike_grad
+        )
         return s, after
 
     @property
     def _by_hand(self) -> bool:
-        """Whether the held neuron's own step does not do: its soft reset is another one, and it does not quantise."""
-        return self.neuron.reset_mode == "soft" or bool(self.state_quant)
+        """Whether the neuron's own step does not do: it neither quantises nor takes back what it just subtracted."""
+        return bool(self.state_quant) or (self.neuron.reset_mode == "soft" and not self.reset_delay)
 
-    def _one(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        s, (v,), m = self.neuron.step(x, state)
+    def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         if not self._by_hand:
-            return s, (v,), m
-        subtract = self.neuron.reset_mode == "soft"
-        removed = self._fire(state[0])[0].detach() if subtract else None
-        if removed is not None:  # once per spike and undecayed
-            m = m - removed * self._first(m)
+            return super()._one(x, state, membrane)
+        held = self.neuron
+        _s, _state, m = held.step(x, state)
+        taken = None
+        if held.reset_mode == "soft" and not self.reset_delay:
+            # As Leaky: what the state still fires is taken first, undecayed; below only what is new.
+            taken = self._fire(state[0])[0].detach()
+            m = m - taken * self._first(m)
         if self.state_quant:
             m = self.state_quant(m)
         s, v = self._fire(m)
-        if removed is not None:  # without a delay, less what has just been removed
-            v = m if self.reset_delay else m - (s - removed) * self._first(m)
+        if self.reset_delay:
+            v = m
+        elif taken is not None:
+            v = m - (s - taken) * self._first(m)
         return s.to(x.dtype), (v,), m
 
+    def _first(self, m: Tensor) -> float | Tensor:
+        """The first threshold, against membranes ``m`` [B, *]."""
+        return MSFValues(self.neuron.settings(), self.neuron.parameters_of(m, m.dtype)).thresholds[0]
+
     def _all(
-        self, x_seq: Tensor, state: State, lengths: Lengths | None
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Lengths | None
     ) -> tuple[Tensor, State, Tensor | None]:
         if not self._by_hand:
-            return self.neuron.sequence(x_seq, state, membrane=self.reset_delay, lengths=lengths)
-        s_seq, m_seq = [], []
-        live_seq = None
+            return super()._all(x_seq, state, membrane, lengths)
+        s_seq: list[Tensor] = []
+        m_seq: list[Any] = []
+        live_seq = torch.ones(x_seq.shape[:2], dtype=torch.bool, device=x_seq.device)
         if lengths is not None:
             live_seq = valid_steps(x_seq, lengths)
-            live_seq = live_seq.reshape(*live_seq.shape, *[1] * (x_seq.dim() - 2))
-        for t, x in enumerate(x_seq.unbind(0)):
-            if live_seq is None:
-                s, state, m = self._one(x, state)
-            else:
-                s, (after,), m = self._one(torch.where(live_seq[t], x, 0.0), state)
-                state = (torch.where(live_seq[t], after, state[0]),)
-                s, m = torch.where(live_seq[t], s, 0.0), torch.where(live_seq[t], m, 0.0)
-            s_seq.append(s)
+        for x, live in zip(x_seq.unbind(0), live_seq, strict=True):
+            live = live.reshape(-1, *[1] * (x.dim() - 1))
+            s, after, m = self._one(torch.where(live, x, 0.0), state, True)
+            state = (torch.where(live, after[0], state[0]),)
+            s_seq.append(torch.where(live, s, 0.0))
             m_seq.append(m)
-        return torch.stack(s_seq), state, torch.stack(m_seq)
+        return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
 
     def fire(self, mem: Tensor) -> Tensor:
         """Counts of the membranes ``mem`` [B, *] in volts, times the graded factor."""
-        s, _ = self._fire(self.state_quant(mem) if self.state_quant else mem)
+        s = self._fire(self.state_quant(mem) if self.state_quant else mem)[0]
         return s * self.graded_spikes_factor.to(s.dtype)
 
     def mem_reset(self, mem: Tensor) -> Tensor:
@@ -254,7 +265,7 @@ class PMSN(SnnTorchNeuron):
                 channels=channels,
                 compartments=compartments,
                 channel_dim=channel_dim,
-                v_threshold=as_threshold(threshold),
+                v_threshold=one_threshold(threshold),
                 init=init,
                 backend=backend,
             ),
@@ -274,7 +285,7 @@ class PMSN(SnnTorchNeuron):
         """Size of the channel axis, None before it is known."""
         return self.neuron.channels
 
-    def _to_mem(self, state: State, membrane: Tensor | None) -> Mem:
+    def _to_mem(self, state: State) -> Mem:
         r, z = state
         return r * float(self.neuron.v_threshold), z
 
@@ -306,9 +317,11 @@ class ParallelIF(SnnTorchNeuron):
         backend: str = "auto",
         **options: Any,
     ) -> None:
-        super().__init__(neutral.ParallelIF(as_threshold(threshold), burst=burst, backend=backend), **options)
+        super().__init__(
+            neutral.ParallelIF(one_threshold(threshold), burst=burst, backend=backend), **options
+        )
 
-    def _to_mem(self, state: State, membrane: Tensor | None) -> Mem:
+    def _to_mem(self, state: State) -> Mem:
         return state[0] * float(self.neuron.v_threshold)
 
     def _to_state(self, mem: State) -> State:

@@ -10,15 +10,8 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from ..neurons import Neuron
-from ..neurons.base import (
-    Lengths,
-    PropertiesFirst,
-    State,
-    file_under_neuron,
-    first_step,
-    number,
-    valid_steps,
-)
+from ..neurons.base import PropertiesFirst, State, add_prefix, first_step, number
+from ..neurons.lengths import Lengths, valid_steps
 from .surrogates import translate
 
 __all__ = ["SpikingJellyNode"]
@@ -112,16 +105,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     @property
     def v_threshold(self) -> float | Tensor:
         """The (first) threshold, volts; a tensor after ``functional.set_threshold_margin``."""
-        margin = self.__dict__.get("_margin")
-        return self._held.v_threshold if margin is None else margin
+        return self._held.v_threshold
 
     @v_threshold.setter
     def v_threshold(self, value: float | Tensor) -> None:
-        if self._held is None:
-            return
-        margin = isinstance(value, Tensor) and value.numel() > 1
-        self.__dict__["_margin"] = value if margin else None
-        if not margin:
+        if self._held is not None:
             self._held.v_threshold = number("v_threshold", value)
 
     @property
@@ -174,35 +162,19 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         if host is not None:
             self._held.surrogate = translate(host, dtype, self.detach_reset)
 
-    # Thresholds of each element, as ``functional.set_threshold_margin`` sets them.
-
     @property
     def has_margin(self) -> bool:
         """Whether ``v_threshold`` is a tensor of thresholds, as ``functional.set_threshold_margin`` leaves it."""
-        return self.__dict__.get("_margin") is not None
+        return isinstance(self.v_threshold, Tensor) and self.v_threshold.numel() > 1
 
-    def step_with_margin(self, x: Tensor, states: State, theta: Tensor) -> tuple[Tensor, State]:
-        """One step whose first threshold is ``theta``, a tensor that broadcasts against ``x`` [N, *]."""
-        raise TypeError(f"{type(self).__name__} takes one number as its v_threshold, not a tensor of several")
-
-    def _sequence_with_margin(
-        self, x_seq: Tensor, states: State, lengths: Lengths | None
-    ) -> tuple[Tensor, State]:
-        if lengths is not None:
-            raise ValueError("lengths and a tensor of thresholds (set_threshold_margin) do not go together")
+    def _check_margin(self, x: Tensor) -> None:
         theta: Any = self.v_threshold
-        x = first_step(x_seq)
         sizes = zip(reversed(theta.shape), reversed(x.shape), strict=False)
         if theta.dim() > x.dim() or any(own not in (1, size) for own, size in sizes):
             raise ValueError(
                 f"v_threshold is a tensor {tuple(theta.shape)}, set for another batch than this one, {tuple(x.shape)} "
                 "per step: call functional.set_threshold_margin(layer, label_one_hot) again"
             )
-        s_seq = []
-        for x in x_seq.unbind(0):
-            s, states = self.step_with_margin(x, states, theta.to(states[0]))
-            s_seq.append(s.to(x_seq.dtype))
-        return torch.stack(s_seq) if s_seq else torch.empty_like(x_seq), states
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
@@ -212,6 +184,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         if step_mode == "m":
             x = first_step(x)
         self.neuron.check_input(x)
+        if self.has_margin:
+            self._check_margin(x)
         # By full_like, for SpikingJelly's NeuronStateCounter knows a new state by that.
         given = tuple(
             s
@@ -240,10 +214,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "s")
-        if self.has_margin:
-            (s,), states = self._sequence_with_margin(inputs[0].unsqueeze(0), states, None)
-        else:
-            s, states, _m = self.neuron.step(inputs[0], states)
+        s, states, _m = self.neuron.step(inputs[0], states)
         return (s,), states
 
     def multi_step_functional_forward(
@@ -252,10 +223,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "m")
-        if self.has_margin:
-            s_seq, states = self._sequence_with_margin(inputs[0], states, lengths)
-        else:
-            s_seq, states, _m = self.neuron.sequence(inputs[0], states, lengths=lengths)
+        s_seq, states, _m = self.neuron.sequence(inputs[0], states, lengths=lengths)
         return (s_seq,), states
 
     def functional_forward(
@@ -356,7 +324,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept what a bare neuron, a ParametricLIFNode (no prefix) and a snnTorch neuron (its buffers) save."""
-        file_under_neuron(state_dict, prefix, self.neuron)
+        add_prefix(state_dict, prefix, self.neuron)
         foreign = {name: state_dict.pop(prefix + name) for name in SNNTORCH if prefix + name in state_dict}
         if foreign:
             errors = args[4]  # strict, missing_keys and unexpected_keys stand before it

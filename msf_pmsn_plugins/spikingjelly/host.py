@@ -10,6 +10,7 @@ from spikingjelly.activation_based import base, functional, neuron, surrogate  #
 from torch import Tensor, nn
 
 from .base import SpikingJellyNode
+from .charge import lif_charge, plif_charge
 from .nodes import MSFNode, PMSNNode
 from .version import FUNCTIONAL
 
@@ -57,22 +58,15 @@ def site_charge(module: Any) -> dict[str, Any]:
         ValueError: a node whose dynamics have no entry.
     """
     kind = type(module)
-    suffix = "_decay_input" if getattr(module, "decay_input", False) else ""
-    at_zero = getattr(module, "v_reset", None) in (None, 0)
+    scaled = getattr(module, "decay_input", False)
     if kind is neuron.IFNode:
         return {"charge": "if"}
     if kind is neuron.ParametricLIFNode:
-        product = not FUNCTIONAL and at_zero and not suffix
-        return {"charge": "plif_product" if product else "plif" + suffix, "w": module.w}
+        return {"charge": plif_charge(scaled, module.v_reset), "w": module.w}
     if kind is neuron.LIFNode:
-        full, short = "lif" + suffix, "lif_rest_zero_decay_input" if suffix else "lif_product"
-        if FUNCTIONAL:
-            charge = (full, full)
-        else:
-            charge = (short if at_zero else full, short if module.v_reset is None else full)
-        return {"charge": charge, "tau": module.tau}
+        return {"charge": lif_charge(scaled, module.v_reset), "tau": module.tau}
     if FUNCTIONAL and kind is neuron.SimpleLIFNode and module.v_reset is not None:
-        return {"charge": "simple_lif" + suffix, "tau": module.tau}
+        return {"charge": "simple_lif" + "_decay_input" * scaled, "tau": module.tau}
     raise refused(module)
 
 

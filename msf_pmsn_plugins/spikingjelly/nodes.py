@@ -5,46 +5,51 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
+from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from ..charges import CHARGES
 from ..neurons import MSF, PMSN, ParallelIF
 from ..neurons.base import State, number
-from ..neurons.msf import msf_step
+from ..neurons.lengths import Lengths
 from ..neurons.pmsn import pmsn_step
 from ..surrogate import FireFunction, Surrogate
+from ..tensors import PMSNState
 from .base import SpikingJellyNode
+from .charge import lif_charge
 
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
 
 class MSFNode(SpikingJellyNode):
-    """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a SpikingJelly node.
+    """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a SpikingJelly node: LIF with D thresholds.
 
-    Emits integer counts 0..D. The defaults are the published neuron: decay ``1 - 1/tau = 0.25``, no input scaling,
-    hard reset to 0 after any spike, rectangular surrogate of half-width ``threshold_step/2``, detached reset.
+    Emits integer counts 0..D. What is not said is as in ``LIFNode``, and ``MSFNode(D=1)`` is one, to the bit. The
+    paper's neuron is :meth:`published`.
 
     Args:
-        D: number of thresholds; D = 1 is LIF.
-        tau: membrane time constant in steps, from 1 (no memory) to inf (no leak).
-        decay_input: multiply the input by ``1/tau``.
+        tau: membrane time constant in steps, above 1.
+        decay_input: multiply the input by ``1/tau``. None: True, or what ``charge`` says by its name.
         v_threshold: first threshold, volts.
-        threshold_step: spacing of the thresholds, volts.
-        v_reset: potential after a spike; None subtracts ``v_threshold`` per spike instead (soft reset).
+        v_reset: potential after any spike, volts; None subtracts ``v_threshold`` per spike instead (soft reset).
         surrogate_function: one of SpikingJelly's surrogate objects, a name or a
-            :class:`msf_pmsn_plugins.surrogate.Surrogate`; None is the published rectangle.
+            :class:`msf_pmsn_plugins.surrogate.Surrogate`; None is the host's ``Sigmoid()``, ``"published"`` the paper's
+            rectangle of half-width ``threshold_step/2``.
         detach_reset: no gradient through the reset.
         step_mode: ``"s"`` takes [N, *], ``"m"`` takes [T, N, *].
-        backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
         store_v_seq: keep the membranes after each step in ``v_seq`` [T, N, *].
-        charge: a key of :data:`msf_pmsn_plugins.charges.CHARGES` (a pair: in training, in evaluation) to charge as a
-            stock node does, in its own order of operations.
-        w: start value of the learned ``w`` of a ``plif`` charge.
+        D: number of thresholds.
+        threshold_step: spacing of the thresholds, volts.
         thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``v_threshold`` and
             ``threshold_step``.
+        charge: a key of :data:`msf_pmsn_plugins.charges.CHARGES`, or a pair: in training, in evaluation. None charges
+            as ``LIFNode`` does, in its own order of operations; ``"decay"`` is the paper's, with ``tau`` from 1.
+        w: start value of the learned ``w`` of a ``plif`` charge.
+        backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
 
     What else :class:`msf_pmsn_plugins.neurons.MSF` can do (a learned decay for each channel, say) comes with
     :meth:`from_neuron`. Memory: ``v``, the membrane after reset, [N, *].
@@ -53,32 +58,36 @@ class MSFNode(SpikingJellyNode):
         ValueError: a parameter out of its range; see also :class:`SpikingJellyNode`.
     """
 
+    PUBLISHED: ClassVar[dict[str, Any]] = {  # the paper's constants
+        "tau": 4 / 3,
+        "charge": "decay",
+        "detach_reset": True,
+        "surrogate_function": "published",
+    }
     kind = MSF
     neuron: MSF
+    _as_lif = False  # whether the charge follows what LIFNode would do
 
     def __init__(
         self,
-        D: int = 4,
-        tau: float = 4 / 3,
-        decay_input: bool = False,
+        tau: float = 2.0,
+        decay_input: bool | None = None,
         v_threshold: float = 1.0,
-        threshold_step: float = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: str | Surrogate | FireFunction | None = None,
-        detach_reset: bool = True,
+        detach_reset: bool = False,
         step_mode: str = "s",
-        backend: str = "auto",
         store_v_seq: bool = False,
         *,
-        charge: str | tuple[str, str] = "decay",
-        w: float | Tensor | None = None,
+        D: int = 4,
+        threshold_step: float = 1.0,
         thresholds: Sequence[float] | None = None,
+        charge: str | tuple[str, str] | None = None,
+        w: float | Tensor | None = None,
+        backend: str = "auto",
     ) -> None:
-        if decay_input and charge != "decay":
-            raise ValueError(
-                f"decay_input belongs to charge='decay'; charge={charge!r} says by its name what it does"
-            )
-        charges = (charge,) if isinstance(charge, str) else charge
+        names = lif_charge(decay_input is not False, v_reset) if charge is None else charge
+        uses_tau = "tau" in {CHARGES[name].rate for name in _pair(names) if name in CHARGES}
         held = MSF(
             D=D,
             v_threshold=v_threshold,
@@ -86,18 +95,31 @@ class MSFNode(SpikingJellyNode):
             v_reset=0.0 if v_reset is None else v_reset,
             reset_mode="soft" if v_reset is None else "hard",
             detach_reset=bool(detach_reset),
-            charge=charge,
-            tau=tau if "tau" in {CHARGES[name].rate for name in charges if name in CHARGES} else None,
+            charge=names,
+            tau=float(tau) if uses_tau else None,
             w=w,
             decay=0.0,
             thresholds=thresholds,
             backend=backend,
         )
         super().__init__(held, step_mode, store_v_seq)
-        self.surrogate_function = surrogate_function
-        if CHARGES[held.charge[0]].rate == "decay":
+        self._as_lif = charge is None
+        published = isinstance(surrogate_function, str) and surrogate_function == "published"
+        if surrogate_function is None:
+            surrogate_function = surrogate.Sigmoid()
+        self.surrogate_function = None if published else surrogate_function
+        if self._rate == "decay":
             self.tau = tau
+        if decay_input is not None:
             self.decay_input = decay_input
+
+    @classmethod
+    def published(cls, D: int = 4, **settings: Any) -> Self:
+        """The paper's neuron: decay ``1 - 1/tau = 0.25``, no input scaling, hard reset to 0, rectangular surrogate.
+
+        ``settings`` are those of the constructor, and win.
+        """
+        return cls(D=D, **{**cls.PUBLISHED, **settings})
 
     @property
     def D(self) -> int:
@@ -151,13 +173,12 @@ class MSFNode(SpikingJellyNode):
             raise ValueError(f"charge={held.charge[0]!r} has no tau: it does not leak")
         least = _least(value)
         if not (least >= 1 if self._rate == "decay" else least > 1):
-            bound = "at least 1" if self._rate == "decay" else f"more than 1 with charge={held.charge[0]!r}"
+            bound = "at least 1" if self._rate == "decay" else "more than 1"
             raise ValueError(f"tau must be a number of {bound}, got {value!r}")
         if self._rate == "w":
             with torch.no_grad():
                 held.w.copy_(-torch.log(torch.as_tensor(value) - 1.0))
-            return
-        if self._rate == "tau":
+        elif self._rate == "tau":
             held.tau = value
         else:
             scaled = self.decay_input
@@ -174,8 +195,12 @@ class MSFNode(SpikingJellyNode):
     def decay_input(self, value: bool) -> None:
         if self._rate == "decay":
             self.neuron.input_scale = 1.0 / self.tau if value else 1.0
+        elif self._as_lif:
+            self.neuron.charge = lif_charge(value, self.v_reset)
         elif bool(value) != self.decay_input:
-            raise ValueError(f"charge={self.neuron.charge[0]!r} says by its name what it does with the input")
+            raise ValueError(
+                f"charge={self.neuron.charge[0]!r} says by its name what it does with the input: leave out decay_input"
+            )
 
     @property
     def charge(self) -> tuple[str, ...]:
@@ -201,6 +226,8 @@ class MSFNode(SpikingJellyNode):
         if held is not None:
             held.reset_mode = "soft" if value is None else "hard"
             held.v_reset = 0.0 if value is None else number("v_reset", value)
+            if self._as_lif:
+                held.charge = lif_charge(self.decay_input, value)
 
     @property
     def detach_reset(self) -> bool:
@@ -212,19 +239,29 @@ class MSFNode(SpikingJellyNode):
         if self._held is not None:
             self._held.detach_reset = bool(value)
 
+    @property
+    def v_threshold(self) -> float | Tensor:
+        """The first threshold, volts; a tensor after ``functional.set_threshold_margin``."""
+        return self._held.v_threshold
+
+    @v_threshold.setter
+    def v_threshold(self, value: float | Tensor) -> None:
+        held = self._held
+        if held is None:
+            return
+        several = isinstance(value, Tensor) and value.numel() > 1
+        held.v_threshold = value if several else number("v_threshold", value)
+        if several:  # made from the labels of a batch
+            held._non_persistent_buffers_set.add("v_threshold")
+
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
-        (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
-        return (s_seq.squeeze(0),), states
-
-    def step_with_margin(self, x: Tensor, states: State, theta: Tensor) -> tuple[Tensor, State]:
-        (v,) = states
-        first, *_ = thetas = self.neuron.thresholds
-        settings = self.neuron._settings(x, v.dtype) | {"thresholds": [theta + (t - first) for t in thetas]}
-        s, v, _m = msf_step(x.to(v.dtype), v, **settings)
-        return s, (v,)
+        self.sync_settings(inputs[0].dtype)
+        states = self.materialize_states(inputs, states, "s")
+        s, states, _m = self.neuron.single(inputs[0], states)
+        return (s,), states
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
         errors = super()._take_snntorch(numbers)
@@ -329,14 +366,56 @@ class PMSNNode(_ResidualNode):
         super().reset()
         self.z_seq = None
 
-    def step_with_margin(self, x: Tensor, states: State, theta: Any) -> tuple[Tensor, State]:
-        held, (r, z) = self.neuron, states
+    @property
+    def v_threshold(self) -> float | Tensor:
+        """The threshold, volts; a tensor after ``functional.set_threshold_margin``."""
+        margin = self.__dict__.get("_margin")
+        return self._held.v_threshold if margin is None else margin
+
+    @v_threshold.setter
+    def v_threshold(self, value: float | Tensor) -> None:
+        if self._held is None:
+            return
+        margin = isinstance(value, Tensor) and value.numel() > 1
+        self.__dict__["_margin"] = value if margin else None
+        if not margin:
+            self._held.v_threshold = number("v_threshold", value)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
+    ) -> tuple[tuple[Tensor], State]:
+        """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
+        if not self.has_margin:
+            return super().single_step_functional_forward(inputs, states, **kwargs)
+        (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
+        return (s_seq.squeeze(0),), states
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **kwargs: object
+    ) -> tuple[tuple[Tensor], State]:
+        """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
+        if not self.has_margin:
+            return super().multi_step_functional_forward(inputs, states, lengths, **kwargs)
+        if lengths is not None:
+            raise ValueError("lengths and a tensor of thresholds (set_threshold_margin) do not go together")
+        self.sync_settings(inputs[0].dtype)
+        states = self.materialize_states(inputs, states, "m")
+        s_seq = []
+        for x in inputs[0].unbind(0):
+            s, states = self._step_with_margin(x, states)
+            s_seq.append(s.to(x.dtype))
+        return (torch.stack(s_seq) if s_seq else torch.empty_like(inputs[0]),), states
+
+    def _step_with_margin(self, x: Tensor, states: State) -> tuple[Tensor, State]:
+        """One step with a threshold for each element: the settings of the kernels hold one number."""
+        held, (r, z), theta = self.neuron, states, torch.as_tensor(self.v_threshold).to(states[0])
         if held.context == "global" or not bool((theta > 0).all()):
             raise ValueError("a tensor of thresholds must be positive and needs context='local'")
-        a, w, d = held.step_weights(x, r.dtype)
-        _theta, reset_mode, burst, fixed = held._soma()
-        s, r, z, _m = pmsn_step(x.to(r.dtype), r, z, a, w, d, theta, held.surrogate, reset_mode, burst, fixed)
-        return s, (r, z)
+        settings = replace(held.settings(), v_threshold=theta)  # type: ignore[arg-type]
+        s, state, _m = pmsn_step(
+            x.to(r.dtype), PMSNState(r, z), held.step_weights(x, r.dtype), settings, held.surrogate
+        )
+        return s, tuple(state)
 
     @property
     def channels(self) -> int | None:
@@ -374,6 +453,10 @@ class ParallelIFNode(_ResidualNode):
         super().__init__(ParallelIF(v_threshold, None, burst, backend), step_mode, store_v_seq)
         if surrogate_function is not None:
             self.surrogate_function = surrogate_function
+
+
+def _pair(charge: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (charge,) if isinstance(charge, str) else charge
 
 
 def _least(value: Any) -> float:

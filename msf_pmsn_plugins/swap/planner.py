@@ -107,7 +107,7 @@ def plan(
         if site.verdict in SWAPPED:
             try:
                 site.arguments = arguments(site, dynamics, memory)
-                explain(site)
+                explain(site, dynamics)
             except ValueError as error:
                 site.refuse("unsupported dynamics", str(error))
     _set_clocks(sites, seen)

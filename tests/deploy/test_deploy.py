@@ -576,7 +576,7 @@ def test_spikingjelly_multi_step(form, v_reset):
     pool = layer.MaxPool2d(2) if form != "bits" else layer.AvgPool2d(2)
 
     def node(D):
-        return MSFNode(D=D, v_reset=v_reset)
+        return MSFNode.published(D=D, v_reset=v_reset)
 
     net = nn.Sequential(
         *(layer.Conv2d(2, 6, 3, padding=1), layer.BatchNorm2d(6), node(3), layer.Dropout(0.5)),
@@ -602,7 +602,7 @@ def test_spikingjelly_sew_resnet(form):
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
     torch.manual_seed(0)
-    net = SEWResNet(BasicBlock, [1, 1, 1, 1], num_classes=4, cnf="ADD", spiking_neuron=MSFNode, D=2)
+    net = SEWResNet(BasicBlock, [1, 1, 1, 1], num_classes=4, cnf="ADD", spiking_neuron=MSFNode.published, D=2)
     net.maxpool = layer.MaxPool2d(2) if form != "bits" else nn.Identity()
     functional.set_step_mode(net, "m")
     net, moved = deploy.round_weights(net, bits=6)
@@ -627,16 +627,15 @@ def test_spikingjelly_sew_resnet(form):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_snntorch_loop(form, hidden):
     import snntorch as snn
-
     from msf_pmsn_plugins import snntorch as face
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc1, self.lif1 = nn.Linear(5, 12), face.MSF(D=3, init_hidden=hidden)
+            self.fc1, self.lif1 = nn.Linear(5, 12), face.MSF.published(D=3, init_hidden=hidden)
             self.fc2, self.lif2 = (
                 nn.Linear(12, 7),
-                face.MSF(D=4, reset_mechanism="subtract", init_hidden=hidden),
+                face.MSF.published(D=4, reset_mechanism="subtract", init_hidden=hidden),
             )
             self.fc3, self.lif3 = nn.Linear(7, 3), snn.Leaky(beta=0.5, init_hidden=hidden)
             self.fc4 = nn.Linear(3, 2)
@@ -1014,7 +1013,7 @@ def test_graded_spikes_are_refused():
     from msf_pmsn_plugins import snntorch as face
 
     net = nn.Sequential(
-        nn.Linear(3, 4), face.MSF(D=2, init_hidden=True, graded_spikes_factor=0.5), nn.Linear(4, 2)
+        nn.Linear(3, 4), face.MSF.published(D=2, init_hidden=True, graded_spikes_factor=0.5), nn.Linear(4, 2)
     )
     assert "multiplies its spikes by graded_spikes_factor" in refusal(net, torch.randn(2, 3))
 
@@ -1053,7 +1052,7 @@ def test_a_reset_inside_forward_is_found_by_comparison():
             super().__init__()
             self.fc, self.lif, self.last = (
                 nn.Linear(3, 8),
-                face.MSF(D=2, beta=0.9, init_hidden=True),
+                face.MSF.published(D=2, beta=0.9, init_hidden=True),
                 nn.Linear(8, 2),
             )
 
@@ -1083,7 +1082,7 @@ def test_a_state_on_a_graph_is_refused():
 
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
-    net = nn.Sequential(layer.Linear(3, 2), MSFNode(), layer.Linear(2, 2))
+    net = nn.Sequential(layer.Linear(3, 2), MSFNode.published(), layer.Linear(2, 2))
     net(torch.randn(2, 3))
     assert "reset the neurons first" in refusal(net, torch.randn(2, 3))
 
@@ -1120,7 +1119,7 @@ def test_the_model_stays_as_it_is():
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
     net = randomise(
-        nn.Sequential(layer.Linear(3, 6), MSFNode(D=3), layer.Dropout(0.5), layer.Linear(6, 2))
+        nn.Sequential(layer.Linear(3, 6), MSFNode.published(D=3), layer.Dropout(0.5), layer.Linear(6, 2))
     ).train()
     x = torch.randn(4, 3) * 2
     with torch.no_grad():

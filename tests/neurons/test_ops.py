@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from test_pmsn import build
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
@@ -14,7 +15,6 @@ from msf_pmsn_plugins.neurons import MSF, MSN, PMSN
 from msf_pmsn_plugins.neurons.msf import msf
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS, pmsn
 from msf_pmsn_plugins.surrogate import Surrogate
-from test_pmsn import build
 from tolerances import F32, F64, assert_close, assert_same
 
 OPS = torch.ops.msf_pmsn_plugins

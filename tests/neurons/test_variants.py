@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_pmsn import build, from_golden, randn, run
 
 from helpers import DTYPES, ON_CPU, examples, golden, loop, poisoned_empty, sequence, tensor
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF, parallel_reset
 from msf_pmsn_plugins.neurons.pmsn import BURSTS, PARAMETERS, PER_CHANNEL, RESET_MODES, membranes
 from msf_pmsn_plugins.surrogate import SURROGATES, Custom, Soft, Surrogate
-from test_pmsn import build, from_golden, randn, run
 from tolerances import F32, F64, assert_close, assert_flips_proved, assert_same
 
 PATHS = [f"{path}-{backend}" for path in ("sequence", "chunks") for backend in ON_CPU]

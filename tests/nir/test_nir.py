@@ -86,7 +86,7 @@ def snn_net():
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(6, 8),
-        MSF(D=4, **HIDDEN),
+        MSF.published(D=4, **HIDDEN),
         nn.Linear(8, 5, bias=False),
         PMSN(5, **HIDDEN),
         nn.Linear(5, 7),
@@ -100,7 +100,7 @@ def sj_net():
     torch.manual_seed(0)
     return nn.Sequential(
         layer.Conv2d(2, 3, 3, padding=1),
-        MSFNode(),
+        MSFNode.published(),
         layer.AvgPool2d(2),
         layer.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
         PMSNNode(4),
@@ -109,7 +109,7 @@ def sj_net():
         ParallelIFNode(),
         nn.Dropout(0.5),
         layer.Linear(6, 3, bias=False),
-        MSFNode(D=1, tau=2.0, v_threshold=0.1),
+        MSFNode.published(D=1, tau=2.0, v_threshold=0.1),
     ).eval()
 
 
@@ -135,7 +135,7 @@ def test_conv1d_and_float64(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=1),
-        MSF(**HIDDEN),
+        MSF.published(**HIDDEN),
         nn.Flatten(),
         nn.Linear(16, 3),
         PMSN(3, **HIDDEN),
@@ -148,9 +148,9 @@ def test_conv1d_and_float64(tmp_path):
 @pytest.mark.parametrize(("here", "there"), [("snntorch", "spikingjelly"), ("spikingjelly", "snntorch")])
 def test_across_the_frameworks(here, there, tmp_path):
     torch.manual_seed(0)
-    chain = [nn.Linear(6, 8), MSF(D=4, **HIDDEN), nn.Linear(8, 5), PMSN(5, **HIDDEN)]
+    chain = [nn.Linear(6, 8), MSF.published(D=4, **HIDDEN), nn.Linear(8, 5), PMSN(5, **HIDDEN)]
     if here == "spikingjelly":
-        chain = [layer.Linear(6, 8), MSFNode(), layer.Linear(8, 5), PMSNNode(5)]
+        chain = [layer.Linear(6, 8), MSFNode.published(), layer.Linear(8, 5), PMSNNode(5)]
     net = nn.Sequential(*chain)
     x = randn(STEPS, BATCH, 6)
     assert_same(steps(through_a_file(net, x[0], tmp_path, there), x)[0], steps(net, x)[0])
@@ -160,7 +160,7 @@ def test_across_the_frameworks(here, there, tmp_path):
 def test_sequences(host, tmp_path):
     net = nn.Sequential(
         nn.Linear(6, 8),
-        MSF(sequence=True, **HIDDEN),
+        MSF.published(sequence=True, **HIDDEN),
         nn.Flatten(2),
         nn.Linear(8, 3),
         PMSN(3, sequence=True, **HIDDEN),
@@ -182,8 +182,8 @@ def test_sequences(host, tmp_path):
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc1, self.lif1 = nn.Linear(6, 6), MSF(D=2)
-        self.fc2, self.lif2 = nn.Linear(6, 6), MSF(D=2)
+        self.fc1, self.lif1 = nn.Linear(6, 6), MSF.published(D=2)
+        self.fc2, self.lif2 = nn.Linear(6, 6), MSF.published(D=2)
         self.fc3 = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -204,7 +204,7 @@ def test_a_forward_with_states_and_additions(tmp_path):
 
 @pytest.mark.parametrize("host", NETS)
 def test_one_neuron_alone(host, tmp_path):
-    net = MSF(D=3, **HIDDEN) if host == "snntorch" else MSFNode(D=3)
+    net = MSF.published(D=3, **HIDDEN) if host == "snntorch" else MSFNode.published(D=3)
     assert_equal_runs(
         nn.Sequential(net),
         through_a_file(net, torch.zeros(BATCH, 4, 2), tmp_path, host),
@@ -222,27 +222,27 @@ def test_bare_neurons_are_exported(tmp_path):
 # Every setting comes back: the neuron computes the same and trains the same.
 
 VARIANTS = {
-    "msf": lambda: MSF(D=4, **HIDDEN),
-    "msf-threshold": lambda: MSF(0.1, 0.3, D=3, threshold_step=0.7, **HIDDEN),
-    "msf-list": lambda: MSF(thresholds=[0.5, 0.75, 2.0], **HIDDEN),
-    "msf-subtract": lambda: MSF(0.5, D=3, reset_mechanism="subtract", **HIDDEN),
-    "msf-none": lambda: MSF(0.5, D=3, reset_mechanism="none", **HIDDEN),
-    "msf-early": lambda: MSF(0.5, D=3, reset_delay=False, **HIDDEN),
-    "msf-early-subtract": lambda: MSF(0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN),
-    "msf-surrogate": lambda: MSF(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
-    "msf-graded": lambda: MSF(D=2, graded_spikes_factor=0.5, **HIDDEN),
-    "msf-learned": lambda: MSF(0.3, D=2, learn_beta=True, **HIDDEN),
-    "msf-channels": lambda: MSF(torch.tensor([0.1, 0.3, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
-    "node": lambda: MSFNode(tau=3.0),
-    "node-decay-input": lambda: MSFNode(tau=3.0, decay_input=True),
-    "node-soft": lambda: MSFNode(tau=2.0, v_reset=None),
-    "node-v-reset": lambda: MSFNode(tau=2.0, v_reset=-0.25, detach_reset=False),
-    "node-no-leak": lambda: MSFNode(tau=math.inf, D=2),
-    "node-no-memory": lambda: MSFNode(tau=1.0, D=2),
-    "node-lif": lambda: MSFNode(charge="lif", tau=3.0),
-    "node-if": lambda: MSFNode(charge="if"),
-    "node-pair": lambda: MSFNode(charge=("lif_product", "lif"), tau=3.0),
-    "node-plif": lambda: MSFNode(charge="plif", w=0.4),
+    "msf": lambda: MSF.published(D=4, **HIDDEN),
+    "msf-threshold": lambda: MSF.published(0.1, 0.3, D=3, threshold_step=0.7, **HIDDEN),
+    "msf-list": lambda: MSF.published(thresholds=[0.5, 0.75, 2.0], **HIDDEN),
+    "msf-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", **HIDDEN),
+    "msf-none": lambda: MSF.published(0.5, D=3, reset_mechanism="none", **HIDDEN),
+    "msf-early": lambda: MSF.published(0.5, D=3, reset_delay=False, **HIDDEN),
+    "msf-early-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN),
+    "msf-surrogate": lambda: MSF.published(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
+    "msf-graded": lambda: MSF.published(D=2, graded_spikes_factor=0.5, **HIDDEN),
+    "msf-learned": lambda: MSF.published(0.3, D=2, learn_beta=True, **HIDDEN),
+    "msf-channels": lambda: MSF.published(torch.tensor([0.1, 0.3, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
+    "node": lambda: MSFNode.published(tau=3.0),
+    "node-decay-input": lambda: MSFNode.published(tau=3.0, decay_input=True),
+    "node-soft": lambda: MSFNode.published(tau=2.0, v_reset=None),
+    "node-v-reset": lambda: MSFNode.published(tau=2.0, v_reset=-0.25, detach_reset=False),
+    "node-no-leak": lambda: MSFNode.published(tau=math.inf, D=2),
+    "node-no-memory": lambda: MSFNode.published(tau=1.0, D=2),
+    "node-lif": lambda: MSFNode.published(charge="lif", tau=3.0),
+    "node-if": lambda: MSFNode.published(charge="if"),
+    "node-pair": lambda: MSFNode.published(charge=("lif_product", "lif"), tau=3.0),
+    "node-plif": lambda: MSFNode.published(charge="plif", w=0.4),
     "node-learned": lambda: MSFNode.from_neuron(
         neurons.MSF(decay=1 - 1 / torch.tensor([1.5, 2.0, 3.0, 8.0]), learn_decay=True)
     ),
@@ -311,19 +311,19 @@ def test_export_runs_no_neuron_and_keeps_states():
 def lif_net(**kwargs):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(6, 8), MSF(0.5, D=1, **HIDDEN), nn.Linear(8, 5), MSF(0.9, 0.3, D=1, **HIDDEN)
+        nn.Linear(6, 8), MSF.published(0.5, D=1, **HIDDEN), nn.Linear(8, 5), MSF.published(0.9, 0.3, D=1, **HIDDEN)
     )
 
 
 def test_lif_has_the_published_fields():
-    node = export_to_nir(MSF(0.75, 0.5, D=1), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
+    node = export_to_nir(MSF.published(0.75, 0.5, D=1), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
     assert type(node) is nir.LIF
     assert node.tau.tolist() == [4e-3] * 3  # 1 - dt/tau = 0.75
     assert node.r.tolist() == [4.0] * 3  # dt/tau * r = 1: the input as it is
     assert node.v_leak.tolist() == node.v_reset.tolist() == [0.0] * 3
     assert (node.v_threshold < 0.5).all()  # NIR fires above, MSF at it
     assert (torch.nextafter(torch.tensor(node.v_threshold), torch.tensor(1.0)) == 0.5).all()
-    node = export_to_nir(MSFNode(D=1, tau=math.inf), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
+    node = export_to_nir(MSFNode.published(D=1, tau=math.inf), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
     assert type(node) is nir.IF
     assert node.r.tolist() == [1e3] * 3
 
@@ -331,7 +331,7 @@ def test_lif_has_the_published_fields():
 @pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.25, 0.3, 0.7, 0.9, 0.99, 1.0])
 def test_lif_round_trip_at_ties_too(decay, host, tmp_path):
-    net = nn.Sequential(MSF(decay, 0.75, D=1, **HIDDEN))
+    net = nn.Sequential(MSF.published(decay, 0.75, D=1, **HIDDEN))
     graph = export_to_nir(net, torch.zeros(2, 4), standard=True)
     nir.write(tmp_path / "lif.nir", graph)
     assert {type(node) for node in nir.read(tmp_path / "lif.nir").nodes.values()} <= {
@@ -354,7 +354,7 @@ def test_lif_round_trip_at_ties_too(decay, host, tmp_path):
 @pytest.mark.parametrize("dt", [1e-4, 1e-3, 0.37])
 def test_decays_survive_the_time_constant(dt):
     decays = torch.linspace(0, 0.999, 100)
-    net = nn.Sequential(*(MSF(decay.item(), D=1, **HIDDEN) for decay in decays))
+    net = nn.Sequential(*(MSF.published(decay.item(), D=1, **HIDDEN) for decay in decays))
     graph = export_to_nir(net, torch.zeros(1, 1), standard=True, dt=dt)
     back = import_from_nir(graph, "snntorch", dt=dt)
     assert_same(torch.tensor([m.neuron.decay for m in back.modules() if isinstance(m, MSF)]), decays)
@@ -404,11 +404,11 @@ def test_leaky_goes_in_as_lif_only_where_it_is_one():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MSF(D=2), "D=2"),
-        (lambda: MSF(D=1, reset_mechanism="subtract"), "resets to a value"),
-        (lambda: MSF(D=1, graded_spikes_factor=2.0), "graded_spikes_factor"),
-        (lambda: MSF(D=1, spike_grad=Soft("atan")), "parts of spikes"),
-        (lambda: MSFNode(D=1, charge="lif", tau=2.0), "another order"),
+        (lambda: MSF.published(D=2), "D=2"),
+        (lambda: MSF.published(D=1, reset_mechanism="subtract"), "resets to a value"),
+        (lambda: MSF.published(D=1, graded_spikes_factor=2.0), "graded_spikes_factor"),
+        (lambda: MSF.published(D=1, spike_grad=Soft("atan")), "parts of spikes"),
+        (lambda: MSFNode.published(D=1, charge="lif", tau=2.0), "another order"),
         (lambda: PMSN(3), "no primitive for PMSN"),
         (lambda: ParallelIF(), "no primitive for ParallelIF"),
     ],
@@ -422,8 +422,8 @@ def test_what_is_no_lif_is_refused(make, message):
 
 def test_float64_decay_that_no_time_constant_has():
     with pytest.raises(ValueError, match="standard=False, or from float32"):
-        export_to_nir(MSF(0.1, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
-    export_to_nir(MSF(0.25, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
+        export_to_nir(MSF.published(0.1, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
+    export_to_nir(MSF.published(0.25, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
 
 
 # What is refused at export.
@@ -432,7 +432,7 @@ def test_float64_decay_that_no_time_constant_has():
 class Calls(nn.Module):
     def __init__(self, function):
         super().__init__()
-        self.fc, self.lif, self.raw, self.drop = nn.Linear(3, 3), MSF(**HIDDEN), MSF(), nn.Dropout()
+        self.fc, self.lif, self.raw, self.drop = nn.Linear(3, 3), MSF.published(**HIDDEN), MSF.published(), nn.Dropout()
         self.function = function
 
     def forward(self, x):
@@ -498,19 +498,19 @@ class Scaled(nn.Linear):
 @pytest.mark.parametrize(
     ("net", "x", "message"),
     [
-        (lambda: [nn.Linear(3, 3), nn.BatchNorm1d(3), MSF(**HIDDEN)], (2, 3), "'1' is a BatchNorm1d.*fuse"),
+        (lambda: [nn.Linear(3, 3), nn.BatchNorm1d(3), MSF.published(**HIDDEN)], (2, 3), "'1' is a BatchNorm1d.*fuse"),
         (lambda: [nn.Linear(3, 3), nn.ReLU()], (2, 3), "'1' is a ReLU"),
         (lambda: [snn.Synaptic(0.9, 0.9, **HIDDEN)], (2, 3), "Synaptic"),
         (lambda: [Scaled(3, 3)], (2, 3), "has linear"),
-        (lambda: [MSF(**HIDDEN), MSF(sequence=True, **HIDDEN)], (4, 2, 3), "some sequences"),
-        (lambda: [nn.Linear(3, 3), MSF(**HIDDEN)], (2, 4, 3), "flatten it"),
+        (lambda: [MSF.published(**HIDDEN), MSF.published(sequence=True, **HIDDEN)], (4, 2, 3), "some sequences"),
+        (lambda: [nn.Linear(3, 3), MSF.published(**HIDDEN)], (2, 4, 3), "flatten it"),
         (lambda: [nn.Conv2d(1, 1, 3, padding_mode="circular", padding=1)], (2, 1, 4, 4), "circular"),
         (lambda: [nn.AvgPool2d(2, ceil_mode=True)], (2, 1, 5, 5), "ceil_mode"),
-        (lambda: [MSF(sequence=True, **HIDDEN), nn.Flatten(1)], (4, 2, 3, 2), "batch or time"),
+        (lambda: [MSF.published(sequence=True, **HIDDEN), nn.Flatten(1)], (4, 2, 3, 2), "batch or time"),
         (lambda: [PMSN(**HIDDEN)], (2, 3), "not known"),
-        (lambda: [MSF(state_quant=torch.round, **HIDDEN)], (2, 3), "state_quant"),
-        (lambda: [MSF(spike_grad=Soft("atan"), **HIDDEN)], (2, 3), "soft surrogate"),
-        (lambda: [MSF(learn_threshold=True, threshold=torch.ones(3), **HIDDEN)], (2, 3), "each channel"),
+        (lambda: [MSF.published(state_quant=torch.round, **HIDDEN)], (2, 3), "state_quant"),
+        (lambda: [MSF.published(spike_grad=Soft("atan"), **HIDDEN)], (2, 3), "soft surrogate"),
+        (lambda: [MSF.published(learn_threshold=True, threshold=torch.ones(3), **HIDDEN)], (2, 3), "each channel"),
         (lambda: [neurons.MSN(3)], (4, 2, 3), "MSN has no node"),
         (lambda: [Louder(**HIDDEN)], (2, 3), "'0' .Louder.: Louder has no node"),
         (lambda: [SnnTorchNeuron(Leaking(), **HIDDEN)], (2, 3), "Leaking has no node"),
@@ -542,7 +542,7 @@ def test_a_module_without_a_node_is_refused(net, x, message):
 @pytest.mark.filterwarnings("ignore:Inhibition:UserWarning")
 def test_inhibition_is_refused():
     with pytest.raises(ValueError, match=r"'0' \(MSF\): inhibition"):
-        export_to_nir(MSF(inhibition=True), torch.zeros(2, 3))
+        export_to_nir(MSF.published(inhibition=True), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -552,13 +552,13 @@ def test_inhibition_is_refused():
 )
 def test_what_is_lost_for_training_is_said(kwargs):
     with pytest.warns(UserWarning, match="exported as a number|trains with its default"):
-        export_to_nir(MSF(**kwargs), torch.zeros(2, 3))
+        export_to_nir(MSF.published(**kwargs), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("dt", [0.0, -1e-3, math.nan])
 def test_bad_dt(dt):
     with pytest.raises(ValueError, match="dt must be positive"):
-        export_to_nir(MSF(), torch.zeros(2, 3), dt=dt)
+        export_to_nir(MSF.published(), torch.zeros(2, 3), dt=dt)
 
 
 # What is refused at import.
@@ -607,12 +607,12 @@ def test_resistance_is_a_gain(r, scale, host):
 @pytest.mark.parametrize(
     ("make", "there", "message"),
     [
-        (lambda: MSF(reset_mechanism="subtract"), "spikingjelly", "no reset 'subtract'"),
-        (lambda: MSF(reset_mechanism="none"), "spikingjelly", "no reset 'none'"),
-        (lambda: MSF(graded_spikes_factor=2.0), "spikingjelly", "no graded_spikes_factor"),
-        (lambda: MSFNode(v_reset=None), "snntorch", "before the decay"),
-        (lambda: MSFNode(v_reset=-1.0), "snntorch", "v_reset=-1"),
-        (lambda: MSFNode(charge="lif", tau=2.0), "snntorch", "charge='lif'"),
+        (lambda: MSF.published(reset_mechanism="subtract"), "spikingjelly", "no reset 'subtract'"),
+        (lambda: MSF.published(reset_mechanism="none"), "spikingjelly", "no reset 'none'"),
+        (lambda: MSF.published(graded_spikes_factor=2.0), "spikingjelly", "no graded_spikes_factor"),
+        (lambda: MSFNode.published(v_reset=None), "snntorch", "before the decay"),
+        (lambda: MSFNode.published(v_reset=-1.0), "snntorch", "v_reset=-1"),
+        (lambda: MSFNode.published(charge="lif", tau=2.0), "snntorch", "charge='lif'"),
     ],
     ids=["subtract", "none", "graded", "soft", "v-reset", "charge"],
 )
@@ -642,7 +642,7 @@ def test_bad_graphs():
 
 def test_nir_itself_does_not_know_our_nodes_unless_asked_to(tmp_path):
     path = tmp_path / "net.nir"
-    nir.write(path, export_to_nir(MSF(), torch.zeros(2, 3)))
+    nir.write(path, export_to_nir(MSF.published(), torch.zeros(2, 3)))
     before = list(getattr(nir.ir, "__all_ir")), set(vars(nir.ir))
     with pytest.raises(AssertionError):
         nir.read(path)
@@ -672,13 +672,13 @@ def test_files_that_cannot_be_read(tmp_path):
     import h5py
 
     path = tmp_path / "net.nir"
-    nir.write(path, export_to_nir(MSF(), torch.zeros(2, 3)))
+    nir.write(path, export_to_nir(MSF.published(), torch.zeros(2, 3)))
     with h5py.File(path, "r+") as file:
         del file["node/nodes/_0/type"]
         file["node/nodes/_0/type"] = "Neuron9"
     with pytest.raises(ValueError, match=r"Neuron9.*Another package"):
         read(path)
-    nir.write(path, export_to_nir(MSF(), torch.zeros(2, 3)))
+    nir.write(path, export_to_nir(MSF.published(), torch.zeros(2, 3)))
     with h5py.File(path, "r+") as file:
         del file["node/nodes/_0/version"]
         file["node/nodes/_0/version"] = 2
@@ -701,7 +701,7 @@ def test_snntorch_export_is_refused():
     from snntorch.export_nir import export_to_nir as stock
 
     for output in (False, True):
-        net = nn.Sequential(nn.Linear(3, 3), MSF(output=output, **HIDDEN))
+        net = nn.Sequential(nn.Linear(3, 3), MSF.published(output=output, **HIDDEN))
         with pytest.raises(TypeError, match=r"export_nir.*msf_pmsn_plugins\.nir\.export_to_nir"):
             stock(net, torch.zeros(2, 3))
         net(torch.zeros(2, 3))  # afterwards all is as it was
@@ -710,7 +710,7 @@ def test_snntorch_export_is_refused():
 def test_snntorch_import_is_refused_inside_the_patch():
     from snntorch import import_nir
 
-    graph = export_to_nir(nn.Sequential(nn.Linear(3, 3), MSF(**HIDDEN)), torch.zeros(2, 3))
+    graph = export_to_nir(nn.Sequential(nn.Linear(3, 3), MSF.published(**HIDDEN)), torch.zeros(2, 3))
     before = import_nir.import_from_nir
     if hasattr(snn, "StateLeaky"):  # 1.0.0
         with pytest.raises(ValueError, match="MSF"):
@@ -748,7 +748,7 @@ def test_faults_of_stock_converters_that_the_page_names():
     assert not any((p == 5).all() for p in nirtorch.nir_to_torch(affine, {}).parameters())
 
 
-@pytest.mark.parametrize("make", [lambda: MSF(**HIDDEN), lambda: PMSN(3, **HIDDEN)], ids=["msf", "pmsn"])
+@pytest.mark.parametrize("make", [lambda: MSF.published(**HIDDEN), lambda: PMSN(3, **HIDDEN)], ids=["msf", "pmsn"])
 def test_symbolic_tracing_is_refused(make):
     with pytest.raises(TypeError, match="leaf module"):
         torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), make()))
@@ -766,7 +766,7 @@ def test_spikingjelly_export_is_refused(make):
 def test_without_nir_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nirtorch", None)
     with pytest.raises(ImportError, match=r"msf-pmsn-plugins\[nir\]"):
-        export_to_nir(MSF(), torch.zeros(2, 3))
+        export_to_nir(MSF.published(), torch.zeros(2, 3))
 
 
 def test_the_module_loads_no_nir():

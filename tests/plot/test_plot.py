@@ -49,7 +49,7 @@ def skins():
         from msf_pmsn_plugins import spikingjelly as sj
 
         torch.manual_seed(0)
-        pairs["spikingjelly-msf"] = sj.MSFNode(step_mode="s", store_v_seq=True), MSF()
+        pairs["spikingjelly-msf"] = sj.MSFNode.published(step_mode="s", store_v_seq=True), MSF()
         pairs["spikingjelly-pmsn"] = sj.PMSNNode(6), fixed_pmsn()
     except ImportError:
         pass
@@ -57,7 +57,7 @@ def skins():
         from msf_pmsn_plugins import snntorch as snn
 
         torch.manual_seed(0)
-        pairs["snntorch-msf"] = snn.MSF(), MSF()
+        pairs["snntorch-msf"] = snn.MSF.published(), MSF()
         pairs["snntorch-pmsn"] = snn.PMSN(6, init_hidden=True), fixed_pmsn()
     except ImportError:
         pass
@@ -211,7 +211,7 @@ def test_a_picture_leaves_the_neuron_as_it_was(name):
 @pytest.mark.parametrize("mechanism", ["zero", "subtract", "none"])
 def test_traces_of_snntorch_show_its_own_dynamics(mechanism):
     snn = pytest.importorskip("msf_pmsn_plugins.snntorch")
-    neuron = snn.MSF(beta=0.5, reset_mechanism=mechanism, graded_spikes_factor=0.5)
+    neuron = snn.MSF.published(beta=0.5, reset_mechanism=mechanism, graded_spikes_factor=0.5)
     mem, expected, counts = neuron.reset_mem(), [], []
     for x in X_SEQ:
         spk, mem = neuron(x, mem)
@@ -618,7 +618,7 @@ def test_activity_over_several_batches_and_other_shares():
 def test_activity_counts_single_steps_and_sequences_alike(face, mode):
     skin = pytest.importorskip(f"msf_pmsn_plugins.{face}")
     if face == "spikingjelly":
-        node = skin.MSFNode(tau=1.0, step_mode=mode)
+        node = skin.MSFNode.published(tau=1.0, step_mode=mode)
     else:
         node = skin.MSF(beta=0.0, init_hidden=mode == "s", sequence=mode == "m")
     net = Quantiser(node)

@@ -65,7 +65,7 @@ def network(face, seed=0):
         from msf_pmsn_plugins import snntorch
 
         options = {"init_hidden": True, "sequence": True}
-        nodes = snntorch.MSF(DECAY, learn_beta=True, **options), snntorch.PMSN(CHANNELS, **options)
+        nodes = snntorch.MSF.published(DECAY, learn_beta=True, **options), snntorch.PMSN(CHANNELS, **options)
     return nn.Sequential(first, nodes[0], second, nodes[1]).double()
 
 

@@ -51,7 +51,10 @@ EXTERNAL = {
     "snntorch": {"snntorch"},
     "backends.numba_backend": {"numba", "numpy"},
     "backends.numba_kernels": {"numba", "numpy"},
-    "backends.cupy_backend": {"cupy", "numpy"},
+    "backends.cupy.launch": {"cupy"},
+    "backends.cupy.arguments": {"numpy"},
+    "backends.cupy.msf": {"numpy"},
+    "backends.cupy.pmsn": {"numpy"},
 }
 EXTERNAL_LAZY = {
     "adapters": {"spikingjelly", "snntorch", "timm"},

@@ -142,7 +142,7 @@ def test_site_settings_are_carried_over(x_seq):
 
 def test_published_dynamics_take_the_papers_neuron(small, x_seq):
     swap.msf(small, x_seq, dynamics="published")
-    fresh = MSFNode(step_mode="m")
+    fresh = MSFNode.published(step_mode="m")
     x = torch.randn(6, 2, 3) * 2
     assert_same(small.first[1](x), fresh(x))
 
@@ -417,13 +417,13 @@ def test_nothing_to_swap_raises(small, x_seq):
 
 def test_bad_arguments_raise(small, x_seq):
     with pytest.raises(TypeError, match=r"swap\.MSF"):
-        swap.plan(small, x_seq, MSFNode())
+        swap.plan(small, x_seq, MSFNode.published())
     with pytest.raises(ValueError, match="unknown dynamics 'sites'"):
         swap.plan(small, x_seq, swap.MSF(), dynamics="sites")
     with pytest.raises(TypeError, match="thresholds"):
         swap.msf(small, x_seq, thresholds=4)
     with pytest.raises(TypeError, match=r"rule 'first\.1'.*MSFNode"):
-        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode()})
+        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode.published()})
     with pytest.raises(TypeError, match="a rule is found by a path"):
         swap.plan(small, x_seq, swap.MSF(), rules={1: swap.Keep()})
     with pytest.raises(ValueError, match="time_dim is 'auto'"):
