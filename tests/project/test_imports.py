@@ -59,8 +59,8 @@ EXTERNAL = {
     "backends.cupy.pmsn": {"numpy"},
     # one module imports NIR's packages; nir/__init__.py imports none of these when it is loaded
     "nir.libraries": {"nir", "nirtorch"},
-    **{f"nir.{name}": {"numpy"} for name in ("nodes", "numbers", "exporter", "builder")},
-    "nir.files": {"h5py"},
+    **{f"nir.{name}": {"numpy"} for name in ("nodes", "numbers", "exporter", "builder", "hosts")},
+    "nir.files": {"h5py", "numpy"},
 }
 EXTERNAL_LAZY = {
     "adapters": {"spikingjelly", "snntorch", "timm"},
