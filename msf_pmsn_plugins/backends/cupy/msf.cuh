@@ -27,9 +27,10 @@ struct Slopes {
   bool fired;
 };
 
-// The resets of resets.py. In each: after, the membrane after the reset of m with the count s; kept, what of the gradient
-// g to that reaches m where the firing is held fixed; spikes, what reaches m through its spikes, from the gradients of
-// the count (gs) and of the membrane after the reset (gv). r: reset potential; q: amount of a soft reset per spike.
+// The resets of resets.py. In each: after, the membrane after the reset of m with the count s; kept, what of the
+// gradient g to that reaches m where the firing is held fixed; spikes, what reaches m through its spikes, from the
+// gradients of the count (gs) and of the membrane after the reset (gv). r: reset potential; q: amount of a soft reset
+// per spike.
 struct reset_hard {
   static constexpr bool before_charge = true;  // a delayed reset acts on the membrane left by the last step
   // A select: NaN and inf must not leak out of a lane that was reset.

@@ -4,8 +4,8 @@
 //   SURROGATE         a struct of surrogate.cuh
 //   SLOPES            0 or 1: the slopes lie in memory, SURROGATE is not used
 //   DETACH            0 or 1: no gradient passes through the reset
-//   RATE_GRAD, THRESHOLD_GRAD, RESET_GRAD   0 or 1: whether there is one to the rates, the first thresholds, the amounts
-//                     of a soft reset
+//   RATE_GRAD, THRESHOLD_GRAD, RESET_GRAD   0 or 1: whether there is one to the rates, the first thresholds, the
+//                     amounts of a soft reset
 //   GRAD_MEMBRANE     0 or 1: whether the membranes have gradients of their own
 
 #include "common.cuh"

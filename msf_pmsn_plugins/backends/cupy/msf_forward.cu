@@ -19,8 +19,8 @@
 #include "charges.cuh"
 #include "msf.cuh"
 
-// x_seq -> counts s_seq, kept, v_last. rates, firsts, resets: the rate of the charge, the first threshold, the amount of
-// a soft reset; null, or one value (step 0), or one per lane (step 1). lengths: one per sample of `sample` lanes.
+// x_seq -> counts s_seq, kept, v_last. rates, firsts, resets: the rate of the charge, the first threshold, the amount
+// of a soft reset; null, or one value (step 0), or one per lane (step 1). lengths: one per sample of `sample` lanes.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     msf_forward(const io_t* __restrict__ x_seq, const real_t* __restrict__ v0, const i64* __restrict__ lengths,
                 const real_t* __restrict__ rates, const real_t* __restrict__ firsts,
