@@ -62,7 +62,7 @@ struct reset_none {
 // A number of the neuron: a constant, or one value (step 0) or one for each lane (step 1) in memory.
 struct Number {
   const real_t* at;
-  i64 step;
+  int step;  // 0 or 1; not i64, with which the compiler for sm_120 reads twice
   real_t constant;
 
   __device__ __forceinline__ real_t of(i64 lane) const { return at ? at[lane * step] : constant; }
