@@ -16,7 +16,7 @@ from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
 from ..base import Neuron, State, channel_axes, first_step, number, state_dtype
-from .op import plan, run
+from .op import Call, plan, run, run_step
 from .step import msf_step
 
 __all__ = ["MSF"]
@@ -337,17 +337,30 @@ class MSF(Neuron):
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        surrogate = self.surrogate
-        if not self._has_kernel(surrogate):
+        self.settings()  # first of all what is wrong with them
+        if not self._has_kernel(self.surrogate):
             return self._loop(x_seq, state, membrane, lengths)
         (v,) = state
         parameters = self.parameters_of(first_step(x_seq), v.dtype)
-        call = self._remembered(
-            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
-            lambda: plan(x_seq, self.settings(), parameters, surrogate, membrane, self.backend),
-        )
+        call = self._call(x_seq, parameters, membrane)
         s_seq, m_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, membrane)
         return s_seq.to(x_seq.dtype), (v,), m_seq
+
+    def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
+        return self._remembered(
+            ("call", x.device.type, torch.is_grad_enabled(), membrane),
+            lambda: plan(x, self.settings(), parameters, self.surrogate, membrane, self.backend),
+        )
+
+    def _run_single(
+        self, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        (v,) = state
+        if x.dtype != v.dtype or not self._has_kernel(self.surrogate):
+            return None
+        parameters = self.parameters_of(x, v.dtype)
+        done = run_step(x, v, parameters, self._call(x, parameters, membrane), membrane)
+        return None if done is None else (done[0], (done[2],), done[1])
 
     def extra_repr(self) -> str:
         charge = self.charge[0]

@@ -337,7 +337,9 @@ def _teach(sign: Callable[..., Any], emit: Callable[..., Any]) -> None:
         overload(sign)(lambda x: (lambda x: emitted(x)) if isinstance(x, Lanes) else None)
     else:
         overload(sign)(
-            lambda x, y: (lambda x, y: emitted(x, y)) if isinstance(x, Lanes) or isinstance(y, Lanes) else None
+            lambda x, y: (
+                (lambda x, y: emitted(x, y)) if isinstance(x, Lanes) or isinstance(y, Lanes) else None
+            )
         )
 
 

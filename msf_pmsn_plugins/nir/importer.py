@@ -1,0 +1,60 @@
+"""From a graph of NIR to a network."""
+
+from __future__ import annotations
+
+import graphlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .files import read
+from .graph import HOSTS
+from .hosts import ToSnnTorch, ToSpikingJelly
+from .libraries import nir, nirtorch
+
+
+def import_from_nir(
+    graph: Any,
+    host: str,
+    *,
+    dt: float = 1e-4,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Any:
+    """See :func:`msf_pmsn_plugins.nir.import_from_nir`."""
+    if host not in HOSTS:
+        raise ValueError(f"unknown host {host!r}; known: {', '.join(HOSTS)}")
+    if isinstance(graph, str | Path):
+        graph = read(graph)
+    if not isinstance(graph, nir.NIRGraph):
+        raise TypeError(f"graph must be a nir.NIRGraph or a path, got {type(graph).__name__}")
+    before: dict[str, set[str]] = {name: set() for name in graph.nodes}
+    for source, target in graph.edges:
+        before[target].add(source)
+    try:
+        graphlib.TopologicalSorter(before).prepare()
+    except graphlib.CycleError as error:
+        raise ValueError(f"recurrent graphs are not imported: {' -> '.join(error.args[1])}") from error
+    importer = (ToSnnTorch if host == "snntorch" else ToSpikingJelly)(dt, dtype, options)
+    table = importer.table()
+    names = {id(node): name for name, node in graph.nodes.items()}
+
+    def build(node: Any) -> Any:
+        try:
+            return table[type(node)](node)
+        except ValueError as error:
+            raise ValueError(f"node {names[id(node)]!r} ({type(node).__name__}): {error}") from error
+
+    for name, node in graph.nodes.items():
+        if type(node) not in table:
+            known = ", ".join(sorted(kind.__name__ for kind in table))
+            raise ValueError(
+                f"node {name!r} is a {type(node).__name__}, which has no module here; known: {known}"
+            )
+    net = nirtorch.nir_to_torch(
+        graph, dict.fromkeys(table, build), default_map={}, device=device, dtype=dtype
+    )
+    importer.finish(net)
+    return net
