@@ -156,7 +156,7 @@ def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
     """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
     if parameter is None:
         return None
-    return torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape)
+    return as_laid_out(torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape), parameter)
 
 
 def _launch(kernel: Kernel, v: Tensor, args: Sequence[Any]) -> None:
