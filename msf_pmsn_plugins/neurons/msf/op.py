@@ -274,9 +274,9 @@ def plan(
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))
     if surrogate is None and not backends.knows(backend, "msf", f"surrogate {settings.surrogate!r}"):
         surrogate = Surrogate(settings.surrogate, settings.width)
-    keep = _keep(settings, parameters, membrane)
-    name = settings.surrogate if surrogate is None else ""
-    return replace(settings, keep=keep, surrogate=name), backend, surrogate
+    if surrogate is not None:
+        settings = replace(settings, surrogate="")
+    return replace(settings, keep=_keep(settings, parameters, membrane)), backend, surrogate
 
 
 def run(
