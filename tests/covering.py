@@ -5,58 +5,44 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 Case = dict[str, str]
+Pair = tuple[tuple[str, str], ...]
 
 
 def pairwise(
     factors: Mapping[str, Sequence[str]], possible: Callable[[Case], bool] = lambda case: True, seed: int = 0
 ) -> list[Case]:
-    """Cases that hold every pair of values that is possible, by a greedy search; the same ones every time.
+    """Cases that hold every possible pair of values of two factors, by a greedy search; the same ones every time.
 
     Args:
         factors: the names of the values of each factor.
-        possible: whether a case can be; a pair that is in no such case is left out.
+        possible: whether a case can be; a pair that was found in no such case is left out.
     """
     rng = random.Random(seed)
-    names = list(factors)
     missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
-        for x in factors[a]
-        for y in factors[b]
+        pair
+        for a, b in itertools.combinations(factors, 2)
+        for pair in itertools.product([(a, x) for x in factors[a]], [(b, y) for y in factors[b]])
     }
     cases = []
     while missing:
-        pair = min(missing)
-        candidates = [_case(factors, dict(pair), possible, rng) for _ in range(30)]
-        best = max(candidates, key=lambda case: len(_pairs(case, names) & missing), default=None)
-        if best is None or pair not in _pairs(best, names):
-            missing.remove(pair)  # it cannot be
-            continue
-        cases.append(best)
-        missing -= _pairs(best, names)
+        wanted = min(missing)
+        drawn = [
+            {name: rng.choice(values) for name, values in factors.items()} | dict(wanted) for _ in range(60)
+        ]
+        best = max(filter(possible, drawn), key=lambda case: len(_pairs(case) & missing), default=None)
+        missing.discard(wanted)
+        if best is not None:
+            cases.append(best)
+            missing -= _pairs(best)
     return cases
 
 
-def _case(
-    factors: Mapping[str, Sequence[str]],
-    fixed: Case,
-    possible: Callable[[Case], bool],
-    rng: random.Random,
-) -> Case:
-    for _ in range(200):
-        case = {name: fixed.get(name, rng.choice(values)) for name, values in factors.items()}
-        if possible(case):
-            return case
-    return {name: rng.choice(values) for name, values in factors.items()} | {names_of(fixed): ""}
-
-
-def names_of(case: Case) -> str:
+def label(case: Case) -> str:
     """A readable id."""
-    return "-".join(case.values()).replace(" ", "_")
+    return "-".join(case.values())
 
 
-def _pairs(case: Case, names: Sequence[str]) -> set[Any]:
-    return {((a, case[a]), (b, case[b])) for a, b in itertools.combinations(names, 2)}
+def _pairs(case: Case) -> set[Pair]:
+    return set(itertools.combinations(case.items(), 2))
