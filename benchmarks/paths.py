@@ -137,7 +137,7 @@ def _paths() -> Iterator[Path]:
     from msf_pmsn_plugins import snntorch as ours
     from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
-    nodes: dict[str, Any] = {"MSF": lambda c, **k: MSFNode(D=4, **k), "PMSN": lambda c, **k: PMSNNode(c, **k)}
+    nodes: dict[str, Any] = {"MSF": lambda c, **k: MSFNode.published(D=4, **k), "PMSN": lambda c, **k: PMSNNode(c, **k)}
     neurons: dict[str, Any] = {"MSF": lambda c, **k: ours.MSF(beta=0.5, D=4, **k), "PMSN": ours.PMSN}
     least = {"MSF": 2.0, "PMSN": 1.0}
     for kind in ("MSF", "PMSN"):

@@ -30,10 +30,10 @@ def network(host, step_by_step=False, seed=0):
     layers = nn.Linear(3, 6), nn.Linear(6, 4)
     if host == "spikingjelly":
         mode = "s" if step_by_step else "m"
-        nodes = module.MSFNode(step_mode=mode), module.PMSNNode(4, step_mode=mode)
+        nodes = module.MSFNode.published(step_mode=mode), module.PMSNNode(4, step_mode=mode)
     else:
         options = {"init_hidden": True, "sequence": not step_by_step}
-        nodes = module.MSF(**options), module.PMSN(4, **options)
+        nodes = module.MSF.published(**options), module.PMSN(4, **options)
     return nn.Sequential(layers[0], nodes[0], layers[1], nodes[1])
 
 

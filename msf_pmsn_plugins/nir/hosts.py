@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +29,7 @@ class ToSnnTorch(Builder):
         if node is not None:
             settings |= {
                 "spike_grad": trained_with(node),
-                "graded_spikes_factor": float(node.graded_spikes_factor),
+                "graded_spikes_factor": _factor(node),
             }
             if name != "MSF":
                 settings["threshold"] = float(node.v_threshold)
@@ -86,7 +87,7 @@ class ToSpikingJelly(Builder):
         from .. import spikingjelly as nodes_of_host
 
         if node is not None:
-            if float(node.graded_spikes_factor) != 1:
+            if np.any(np.asarray(node.graded_spikes_factor) != 1):
                 raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
             settings["surrogate_function"] = trained_with(node)
             if name != "MSF":
@@ -152,6 +153,12 @@ def finish_msf(module: Any, node: Any) -> Any:
     if hasattr(module, "reset_delay"):
         held.input_scale, held.detach_reset = float(node.input_scale), bool(node.detach_reset)
     return module
+
+
+def _factor(node: Any) -> float | torch.Tensor:
+    """What each spike is worth: one number, or one for each neuron of the last axes."""
+    factor = np.atleast_1d(node.graded_spikes_factor)
+    return float(factor[0]) if factor.size == 1 else torch.tensor(factor)
 
 
 def trained_with(node: Any) -> Surrogate | None:

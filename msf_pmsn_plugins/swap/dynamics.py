@@ -43,7 +43,7 @@ def arguments(site: Site, dynamics: str, memory: dict[Any, Any]) -> dict[str, An
         if dynamics == "site":
             arguments = _kept(site, own, memory)
         else:
-            arguments = _settings(site)
+            arguments = {**host.NODES["msf"].PUBLISHED, **_settings(site)}
     else:
         own = {
             "channels": site.channels,
@@ -166,7 +166,9 @@ def _quantiser(site: Site) -> dict[str, Any]:
     if site.device.type == "meta":
         raise ValueError(f"{site.old} cannot be tried on the meta device")
     thresholds, scale, divisor = levels(site.module, site.device)
-    common = {"tau": 1.0, "step_mode": "s", "backend": target.backend}
+    assert site.host is not None
+    published = site.host.NODES["msf"].PUBLISHED
+    common = {**published, "tau": 1.0, "step_mode": "s", "backend": target.backend}
     if thresholds:
         site.around |= {"scale": scale, "divisor": divisor}
         own: dict[str, Any] = {"thresholds": thresholds}
@@ -187,10 +189,14 @@ def _quantiser(site: Site) -> dict[str, Any]:
     return site.sets
 
 
-def explain(site: Site) -> None:
+def explain(site: Site, dynamics: str) -> None:
     """What of the arguments is the site's."""
-    charges = site.arguments.get("charge")
-    site.carried = {k: v for k, v in site.arguments.items() if k not in site.sets and v is not None}
+    assert site.host is not None
+    papers = site.host.NODES["msf"].PUBLISHED if dynamics == "published" else {}
+    charges = site.arguments.get("charge") if "charge" not in papers else None
+    site.carried = {
+        k: v for k, v in site.arguments.items() if k not in site.sets and k not in papers and v is not None
+    }
     if "v_reset" in site.arguments and "v_reset" not in site.sets:
         site.carried["v_reset"] = site.arguments["v_reset"]
     if charges is not None:

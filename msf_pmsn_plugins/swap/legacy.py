@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import hosts
 from ..charges import CHARGES
 
 __all__ = ["legacy_imports"]
@@ -193,10 +194,8 @@ def _spikingjelly(changes: ExitStack, layout: str) -> None:
 
 
 def _host() -> ModuleType:
-    """The skin for SpikingJelly; through it the installed ``base``, ``functional``, ``neuron`` and ``surrogate``."""
-    from .. import spikingjelly
-
-    return spikingjelly
+    """The host SpikingJelly; through it the installed ``base``, ``functional``, ``neuron``."""
+    return hosts.load("spikingjelly")
 
 
 def _new(part: str) -> ModuleType:

@@ -107,7 +107,7 @@ def plan(
         if site.verdict in SWAPPED:
             try:
                 site.arguments = arguments(site, dynamics, memory)
-                explain(site)
+                explain(site, dynamics)
             except ValueError as error:
                 site.refuse("unsupported dynamics", str(error))
     _set_clocks(sites, seen)
@@ -476,7 +476,7 @@ def _warnings(
             found.append(
                 "the output follows axis 0 of the input and not axis 1: if the input is [N, T, *], say time_dim=1"
             )
-    if any(s.host is not None and s.host.__name__.endswith(".snntorch") for s in swapped):
+    if any(s.host is not None and s.host.__name__.endswith(".snntorch.host") for s in swapped):
         found.append(
             "snntorch.utils.reset does not reach the new neurons: use msf_pmsn_plugins.snntorch.reset(net)"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
 import re
 import struct
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import neurons
+from ..hosts import HOSTS, load
 from .probe import output_of, rest, undisturbed
 from .spec import Activation, Read, Reading
 
@@ -33,8 +33,6 @@ __all__ = [
     "steps_of",
 ]
 
-# The skin that knows a framework's neurons, by the framework's import name.
-HOSTS = {"spikingjelly": "msf_pmsn_plugins.spikingjelly", "snntorch": "msf_pmsn_plugins.snntorch"}
 # Classes of copies that live elsewhere than in the framework, by the names along their bases.
 VENDORED = {
     "spikingjelly": r"(MultiStep)?\w*(IF|LIF|LIAF|Izhikevich|General)Node|(Masked|Sliding)?PSN",
@@ -69,11 +67,6 @@ def find(model: nn.Module, neuron_classes: Sequence[type] | Mapping[type, Readin
         elif framework is not None:
             host = load(framework)
             yield Found(path, module, host, "stock" if host.is_stock(module) else "relative")
-
-
-def load(framework: str) -> ModuleType:
-    """The skin of a framework; raises ImportError, naming the extra, where the framework is missing."""
-    return importlib.import_module(HOSTS[framework])
 
 
 def is_ours(module: nn.Module) -> bool:

@@ -211,5 +211,12 @@ def test_bad_graphs():
         import_from_nir(graph_of(nir.Delay(delay=np.ones(2))), "snntorch")
     graph = graph_of(lif(), nir.Linear(np.eye(2)))
     graph.edges.append(("linear", "lif"))
-    with pytest.raises(ValueError, match="recurrent"):
-        import_from_nir(graph, "snntorch")
+    for host, words in (("snntorch", {"sequence": True}), ("spikingjelly", {"step_mode": "m"})):
+        with pytest.raises(ValueError, match="the graph is recurrent .*runs step by step"):
+            import_from_nir(graph, host, **words)
+
+
+def test_a_layer_that_does_not_fit_is_named():
+    net = nn.Sequential(nn.Linear(6, 4), MSF(init_hidden=True), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"'2' \(Linear\) with an input of shape \(1, 4\)"):
+        export_to_nir(net, torch.zeros(1, 6))

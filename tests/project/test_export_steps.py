@@ -128,7 +128,7 @@ def test_streaming_keeps_one_node_at_two_paths_one():
     pytest.importorskip("spikingjelly")
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
-    node = MSFNode()
+    node = MSFNode.published()
     net = nn.Sequential(node, nn.Linear(3, 3), node)
     streaming = Streaming(net)
     assert streaming.state_names == ["0.v"]
@@ -138,7 +138,7 @@ def test_streaming_keeps_one_node_at_two_paths_one():
 
 def test_streaming_a_snntorch_neuron_with_graded_spikes():
     module = pytest.importorskip("msf_pmsn_plugins.snntorch")
-    neuron = module.MSF(init_hidden=True, graded_spikes_factor=0.5)
+    neuron = module.MSF.published(init_hidden=True, graded_spikes_factor=0.5)
     expected = torch.stack([neuron(x) for x in X_SEQ])
     streaming = Streaming(neuron)
     assert_same(stream(streaming, X_SEQ, streaming.initial_states(X_SEQ[0]))[0], expected)
@@ -148,16 +148,16 @@ def test_streaming_a_snntorch_neuron_with_graded_spikes():
 def _refused():
     sj = pytest.importorskip("msf_pmsn_plugins.spikingjelly")
     snn = pytest.importorskip("msf_pmsn_plugins.snntorch")
-    yield sj.MSFNode(step_mode="m"), r"set_step_mode\(net, 's'\)"
+    yield sj.MSFNode.published(step_mode="m"), r"set_step_mode\(net, 's'\)"
     yield sj.PMSNNode(), "has no channels yet"
     yield PMSN(3, residual="fixed"), "residual='float'"
     yield PMSN(3, context="global"), "no single step"
-    yield snn.MSF(), "init_hidden=True"
-    yield snn.MSF(init_hidden=True, output=True), "output=False"
-    yield snn.MSF(init_hidden=True, sequence=True), "sequence=False"
-    yield snn.MSF(init_hidden=True, inhibition=True), "inhibition=False"
-    yield snn.MSF(init_hidden=True, state_quant=lambda mem: mem), "state_quant=False"
-    yield snn.MSF(init_hidden=True, reset_mechanism="subtract"), "takes the threshold away undecayed"
+    yield snn.MSF.published(), "init_hidden=True"
+    yield snn.MSF.published(init_hidden=True, output=True), "output=False"
+    yield snn.MSF.published(init_hidden=True, sequence=True), "sequence=False"
+    yield snn.MSF.published(init_hidden=True, inhibition=True), "inhibition=False"
+    yield snn.MSF.published(init_hidden=True, state_quant=lambda mem: mem), "state_quant=False"
+    yield snn.MSF.published(init_hidden=True, reset_mechanism="subtract"), "takes the threshold away undecayed"
     yield nn.Linear(2, 2), "no neuron"
 
 

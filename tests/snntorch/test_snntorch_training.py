@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tolerances import assert_close, assert_same
 
 snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+from snntorch import functional, utils  # noqa: E402
 from snntorch.functional import acc  # noqa: E402
 
 from msf_pmsn_plugins.snntorch import (  # noqa: E402
@@ -24,7 +25,6 @@ from msf_pmsn_plugins.snntorch import (  # noqa: E402
     patched,
     reset,
 )
-from snntorch import functional, utils  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -19,6 +19,7 @@ from msf_pmsn_plugins import adapters, swap
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins.neurons import PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from tolerances import assert_same
 
 new_zoo = pytest.mark.skipif(not face.FUNCTIONAL, reason="Spikformer came with SpikingJelly 2.0.0")
@@ -141,7 +142,7 @@ def test_site_settings_are_carried_over(x_seq):
 
 def test_published_dynamics_take_the_papers_neuron(small, x_seq):
     swap.msf(small, x_seq, dynamics="published")
-    fresh = MSFNode(step_mode="m")
+    fresh = MSFNode.published(step_mode="m")
     x = torch.randn(6, 2, 3) * 2
     assert_same(small.first[1](x), fresh(x))
 
@@ -416,13 +417,13 @@ def test_nothing_to_swap_raises(small, x_seq):
 
 def test_bad_arguments_raise(small, x_seq):
     with pytest.raises(TypeError, match=r"swap\.MSF"):
-        swap.plan(small, x_seq, MSFNode())
+        swap.plan(small, x_seq, MSFNode.published())
     with pytest.raises(ValueError, match="unknown dynamics 'sites'"):
         swap.plan(small, x_seq, swap.MSF(), dynamics="sites")
     with pytest.raises(TypeError, match="thresholds"):
         swap.msf(small, x_seq, thresholds=4)
     with pytest.raises(TypeError, match=r"rule 'first\.1'.*MSFNode"):
-        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode()})
+        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode.published()})
     with pytest.raises(TypeError, match="a rule is found by a path"):
         swap.plan(small, x_seq, swap.MSF(), rules={1: swap.Keep()})
     with pytest.raises(ValueError, match="time_dim is 'auto'"):
@@ -763,7 +764,7 @@ def test_nothing_is_replaced_if_one_cannot_be(small, x_seq, monkeypatch):
 
     plan = swap.plan(small, x_seq, swap.MSF())
     with monkeypatch.context() as patch:
-        patch.setitem(face.NODES, "msf", Failing)
+        patch.setitem(host_of_nodes.NODES, "msf", Failing)
         with pytest.raises(swap.SwapError, match=r"second\.1: no second one"):
             plan.apply()
     assert type(small.first[1]) is neuron.LIFNode

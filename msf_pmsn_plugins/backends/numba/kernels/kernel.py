@@ -11,7 +11,6 @@ from numba.core.ccallback import CFunc
 
 from ..cache import Cache
 from .calls import ARRIVED, FINISHED, SHARE, TAKEN, Share, count_up, layout, reader
-from .lanes import pasted
 
 
 class Kernel:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .lanes import FLOAT, INT, LONG, Value, fma, fnma, formula, ir, one, one_of, where
+from .lanes import FLOAT, INT, LONG, Value, fma, fnma, ir, one, one_of, where
 
 
 class Surrogate(NamedTuple):
