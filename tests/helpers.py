@@ -64,8 +64,16 @@ def loop(
     lengths: Tensor | None = None,
     membrane: bool = True,
 ) -> tuple[Tensor, State, Tensor | None]:
-    """The oracle: the base class's loop over ``step``."""
-    return neuron._loop(x_seq, neuron._begin(x_seq, state), membrane, lengths)
+    """The oracle: the base class's loop over ``step``; a mask is a length of 0 or 1 for each sample of each step."""
+    state = neuron._begin(x_seq, state)
+    if lengths is None or lengths.dtype != torch.bool:
+        return neuron._loop(x_seq, state, membrane, lengths)
+    rows = []
+    for x, live in zip(x_seq.split(1), lengths.long(), strict=True):
+        s, state, m = neuron._loop(x, state, True, live)
+        rows.append((s, m))
+    s_seq, m_seq = (torch.cat(column) for column in zip(*rows, strict=True))
+    return s_seq, state, m_seq if membrane else None
 
 
 def sequence(

@@ -281,7 +281,7 @@ class MSF(Neuron):
                 x, self._decay if logit is None else logit.to(dtype).sigmoid(), dtype, "decay"
             )
         elif kind == "w":
-            rate = self.w.sigmoid().to(dtype)
+            rate = self._against(x, self.w.sigmoid(), dtype, "w")
         threshold = self._against(x, self.v_threshold, dtype, "threshold")
         reset = self._against(x, self.reset_step, dtype, "reset_step")
         if self.reset_step is None and threshold is not None:
