@@ -310,7 +310,10 @@ def test_threshold_margin_with_explicit_thresholds_shifts_all_of_them():
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        (MSFNode.published(step_mode="m"), r"tensor \(3, 5\), set for another batch than this one, \(2, 5\).*again"),
+        (
+            MSFNode.published(step_mode="m"),
+            r"tensor \(3, 5\), set for another batch than this one, \(2, 5\).*again",
+        ),
         (PMSNNode(5, step_mode="m"), "another batch"),
     ],
     ids=["msf", "pmsn"],

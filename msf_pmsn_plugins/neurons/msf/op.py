@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
 from ..layout import as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
@@ -137,7 +137,7 @@ class _MSFFunction(torch.autograd.Function):
     def backward(
         ctx: Any, gs_seq: Tensor | None, gm_seq: Tensor | None, gv: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x_seq, kept, v, *parameters, lengths = ctx.saved_tensors
+        x_seq, kept, v, *parameters, lengths = saved_tensors(ctx)
         settings, backend, surrogate = ctx.call
         if settings.keep != "membrane":
             gm_seq = None
