@@ -168,7 +168,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     @property
     def has_margin(self) -> bool:
         """Whether ``v_threshold`` is a tensor of thresholds, as ``functional.set_threshold_margin`` leaves it."""
-        return isinstance(self.v_threshold, Tensor) and self.v_threshold.numel() > 1
+        theta = getattr(self._held, "v_threshold", None)
+        return isinstance(theta, Tensor) and theta.numel() > 1
 
     def _check_margin(self, x: Tensor) -> None:
         theta: Any = self.v_threshold
@@ -242,8 +243,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         states = tuple(usable(self._memories[name]) for name in self.neuron.state_names)
         if recomputing(exact=MEMOPT) and any(isinstance(state, Tensor) for state in states):
             raise RuntimeError(
-                f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state that "
-                "the first time left: its gradients would be wrong. Call functional.reset_net(net) inside the "
+                f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
+                "that the first time left: its gradients would be wrong. Call functional.reset_net(net) inside the "
                 "checkpointed function, or use SpikingJelly's memopt, which brings back the state it started from"
             )
         return states

@@ -3,13 +3,13 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_variants import SOMAS
 
 from helpers import ON_CPU, examples, loop
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import BURSTS
 from msf_pmsn_plugins.surrogate import SURROGATES
+from subjects import SOMAS
 from tolerances import F64, assert_close
 
 DOCUMENTED = (ValueError, TypeError)

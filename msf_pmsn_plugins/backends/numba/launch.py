@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +14,10 @@ from . import pool
 from .kernels.calls import SHARE, Share
 from .kernels.kernel import Kernel
 from .kernels.memory import CACHE_LINE
-from .memory import Memory, ceil
+from .memory import SMALL, Memory, ceil
 
-__all__ = ["PIECES", "Work", "launch"]
+__all__ = ["PIECES", "Prepared", "Work", "known", "launch", "remember"]
 
-SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 PIECES = 4  # for each thread: one that was held up leaves the rest of its share to the others
 
 
@@ -46,6 +47,50 @@ class _Job:
 
     def finished(self) -> bool:
         return Share(*SHARE.unpack_from(self._record)).finished == self._pieces
+
+
+class Prepared:
+    """A call on one thread of which all but some addresses is known: what a single step of a stream costs is mostly
+    the making of its record.
+    """
+
+    def __init__(
+        self, kernel: Kernel, record: Any, work: Work, memory: Memory, fields: Sequence[str]
+    ) -> None:
+        self._function = kernel.function(str(memory.dtype).removeprefix("torch."))
+        self._template = SHARE.pack(0, 0, 0, 1, work.count, 0, work.scratch) + kernel.layout.pack(*record)
+        self._end = ceil(len(self._template), CACHE_LINE) * CACHE_LINE
+        self._size = self._end + ceil(work.scratch, CACHE_LINE) * CACHE_LINE + CACHE_LINE
+        # Words of eight bytes.
+        self._at = [SHARE.size + 8 * record._fields.index(field) for field in fields]
+        self._alive = [held for held in memory.alive if isinstance(held, np.ndarray)]  # thresholds
+
+    def __call__(self, *addresses: int) -> None:
+        block = bytearray(self._size)
+        at = ctypes.addressof(ctypes.c_char.from_buffer(block))
+        shift = -at % CACHE_LINE
+        block[shift : shift + len(self._template)] = self._template
+        _WORD.pack_into(block, shift + 8 * _SCRATCH, at + shift + self._end)
+        for place, address in zip(self._at, addresses, strict=True):
+            _WORD.pack_into(block, shift + place, address)
+        self._function(at + shift)
+
+
+_WORD = struct.Struct("=q")
+_SCRATCH = Share._fields.index("scratch")
+_prepared: dict[Any, Prepared] = {}
+
+
+def known(key: Any) -> Prepared | None:
+    """The call that was remembered for ``key``: kernel, settings, shape and which tensors are given."""
+    return _prepared.get(key)
+
+
+def remember(key: Any, make: Callable[[], Prepared]) -> None:
+    """Remember a call for the next with the same key."""
+    if len(_prepared) > 500:  # inputs of ever new shapes
+        _prepared.clear()
+    _prepared[key] = make()
 
 
 def launch(kernel: Kernel, record: Any, work: Work, memory: Memory) -> None:

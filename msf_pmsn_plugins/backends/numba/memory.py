@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Memory", "ceil", "check", "number_type", "plain"]
+__all__ = ["SMALL", "Memory", "address", "ceil", "check", "is_small", "number_type", "plain"]
 
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
+SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 SHORT = 32  # numbers; shorter rows that are apart waste a vector each
 
 
@@ -63,6 +64,21 @@ def walkable(x_seq: Tensor) -> bool:
     return row.is_contiguous() and (
         row.numel() >= SHORT or len(x_seq[0]) == 1 or x_seq.stride(1) == row.numel()
     )
+
+
+def is_small(x_seq: Tensor, *others: Tensor | None) -> bool:
+    """Whether a call is one thread's work on tensors that lie as kernels take them, all in one dtype."""
+    dtype = x_seq.dtype
+    return x_seq.numel() < SMALL and all(
+        x is None
+        or ((x.dtype == dtype or x.is_complex()) and x.is_contiguous() and not (x.is_neg() or x.is_conj()))
+        for x in (x_seq, *others)
+    )
+
+
+def address(x: Tensor | None) -> int:
+    """Of a tensor that lies as kernels take it; 0 for None or an empty one."""
+    return 0 if x is None else x.data_ptr()
 
 
 class Memory:

@@ -17,8 +17,8 @@ from .kernels.charges import CHARGES, ChargeCodes
 from .kernels.msf import BACKWARD_SCRATCH, FORWARD_SCRATCH
 from .kernels.resets import NONE, RESET_CODES, RESETS
 from .kernels.surrogates import SURROGATES, Slope
-from .launch import PIECES, Work, launch
-from .memory import Memory, ceil, check, number_type
+from .launch import PIECES, Prepared, Work, known, launch, remember
+from .memory import Memory, address, ceil, check, is_small, number_type
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
 
@@ -32,6 +32,7 @@ KNOWS = frozenset(
     ]
 )
 
+NUMBERS = MSFParameters()  # nothing is a tensor
 BLOCK = 16 << 10  # bytes of state that a block has at most
 
 
@@ -97,14 +98,17 @@ def msf_forward(
     x_seq: Tensor, v: Tensor, parameters: MSFParameters, lengths: Tensor | None, settings: MSFSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Counts [T, N, *], what ``settings.keep`` names and the final state, for the op in ``neurons/msf/op.py``."""
+    small = lengths is None and parameters == NUMBERS and is_small(x_seq, v)
+    key = ("msf_forward", settings, x_seq.shape, x_seq.dtype)
+    if small and (prepared := known(key)):
+        s_seq, v_last = torch.empty_like(x_seq), torch.empty_like(v)
+        kept = _kept(x_seq, settings)
+        prepared(*map(address, (x_seq, v, v_last, s_seq, kept)))
+        return s_seq, kept, v_last
     check(x_seq)
     memory = Memory(x_seq.shape, x_seq.dtype)
     s_seq, v_last = memory.like(x_seq), memory.like(v)
-    kept = (
-        memory.new((0,), torch.uint8 if settings.keep == "code" else None)
-        if settings.keep == "none"
-        else memory.like(x_seq, torch.uint8 if settings.keep == "code" else None)
-    )
+    kept = _kept(x_seq, settings, memory)
     if x_seq.numel() == 0:
         return s_seq, kept, v_last.copy_(v)
     charge = _Charge.of(parameters, settings, x_seq.dtype)
@@ -123,8 +127,20 @@ def msf_forward(
         charge=charge.codes.forward,
         width=settings.width,
     )
-    launch(kernels.msf_forward, call, _work(memory, blocks, FORWARD_SCRATCH), memory)
+    work = _work(memory, blocks, FORWARD_SCRATCH)
+    launch(kernels.msf_forward, call, work, memory)
+    if small:
+        fields = ("x", "v", "v_last", "s", "kept")
+        remember(key, lambda: Prepared(kernels.msf_forward, call, work, memory, fields))
     return s_seq, kept, v_last
+
+
+def _kept(x_seq: Tensor, settings: MSFSettings, memory: Memory | None = None) -> Tensor:
+    """Memory for what the backward will need."""
+    dtype = torch.uint8 if settings.keep == "code" else x_seq.dtype
+    if settings.keep == "none":
+        return torch.empty(0, dtype=dtype)
+    return torch.empty_like(x_seq, dtype=dtype) if memory is None else memory.like(x_seq, dtype)
 
 
 def _work(memory: Memory, blocks: dict[str, int], scratch: int) -> Work:
@@ -143,6 +159,15 @@ def msf_backward(
     settings: MSFSettings,
 ) -> tuple[Tensor, Tensor, MSFParameters]:
     """Gradients to ``x_seq``, ``v0`` and the parameters (None where there is no tensor)."""
+    plain_call = lengths is None and slopes is None and parameters == NUMBERS and kept.is_contiguous()
+    small = plain_call and grads.s is not None and is_small(grads.s, grads.m, grads.v)
+    start = v0 if settings.reset_delay else None
+    key = ("msf_backward", settings, kept.shape, v0.dtype, grads.m is None, grads.v is None)
+    if small and (prepared := known(key)) and (start is None or start.is_contiguous()):
+        gx_seq, gv0 = torch.empty_like(grads.s), v0.new_empty(v0.shape)
+        tensors = (grads.s, grads.m, grads.v, kept, start, gx_seq, gv0)
+        prepared(*map(address, tensors))
+        return gx_seq, gv0, NUMBERS
     check(v0)
     memory = Memory(kept.shape, v0.dtype)
     charge = _Charge.of(parameters, settings, v0.dtype)
@@ -188,7 +213,11 @@ def msf_backward(
         p=surrogate.p,
         q=surrogate.q,
     )
-    launch(kernels.msf_backward, call, _work(memory, blocks, BACKWARD_SCRATCH), memory)
+    work = _work(memory, blocks, BACKWARD_SCRATCH)
+    launch(kernels.msf_backward, call, work, memory)
+    if small:
+        fields = ("gs", "gm", "gv", "kept", "v0", "gx", "gv0")
+        remember(key, lambda: Prepared(kernels.msf_backward, call, work, memory, fields))
     return gx_seq, gv0, MSFParameters(*map(_of_lanes, sums, parameters))
 
 

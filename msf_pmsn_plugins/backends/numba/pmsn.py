@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from .kernels.calls import PMSNBackward, PMSNForward
 from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
 from .kernels.somas import BURST_CODES, SOMA_CODES, SOMAS
 from .kernels.surrogates import SURROGATES, Slope, exact_inverse
-from .launch import Work, launch
-from .memory import Memory, ceil, check, plain
+from .launch import Prepared, Work, known, launch, remember
+from .memory import Memory, address, ceil, check, is_small, plain
 
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 
@@ -46,6 +47,7 @@ class _Tiles:
     scratch: int  # bytes of a thread
 
     @classmethod
+    @functools.lru_cache(256)
     def of(
         cls, shape: Sequence[int], modes: int, itemsize: int, rows: int, totals: int, apart: bool
     ) -> _Tiles:
@@ -77,6 +79,10 @@ class _Tiles:
         """The most channels that a tile meets."""
         return min(self.inner // self.per_channel, (self.tile - 2) // self.per_channel + 2)
 
+    def sums(self, weights: PMSNWeights) -> Tensor:
+        """Memory for what each task sums for the weights of each channel that it meets."""
+        return torch.zeros(self.tasks, self.slots, 6 * weights.w.shape[1] + 1, dtype=torch.float64)
+
     @property
     def sizes(self) -> dict[str, int]:
         """The fields of a call."""
@@ -107,6 +113,15 @@ def pmsn_forward(
     """Spikes [T, L, C, K], the drive of the soma, its membrane and the final state, for the op in
     ``neurons/pmsn/op.py``.
     """
+    small = lengths is None and is_small(x_seq, *state, *weights)
+    key = ("pmsn_forward", settings, x_seq.shape, x_seq.dtype, state.z.shape[3])
+    if small and (prepared := known(key)):
+        s_seq, empty = torch.empty_like(x_seq), x_seq.new_empty(0)
+        y_seq = torch.empty_like(x_seq) if settings.keep_drive else empty
+        m_seq = torch.empty_like(x_seq) if settings.keep_membrane else empty
+        last = PMSNState(torch.empty_like(state.r), torch.empty_like(state.z))
+        prepared(*map(address, (x_seq, *state, *weights, s_seq, y_seq, m_seq, *last)))
+        return s_seq, y_seq, m_seq, last
     check(x_seq)
     memory = Memory(x_seq.shape, x_seq.dtype)
     weights = _plain(weights, x_seq.dtype)
@@ -140,6 +155,9 @@ def pmsn_forward(
         lengths=memory.at(lengths, torch.int64),
     )
     launch(kernels.pmsn_forward, call, tiles.work(memory), memory)
+    if small:
+        fields = ("x", "r", "z", "e", "w", "d", "s", "y", "m", "r_last", "z_last")
+        remember(key, lambda: Prepared(kernels.pmsn_forward, call, tiles.work(memory), memory, fields))
     return s_seq, y_seq, m_seq, last
 
 
@@ -157,6 +175,17 @@ def pmsn_backward(
 
     Without ``settings.state_grad`` that of ``z`` is empty.
     """
+    given = (grads.s, grads.y, grads.m, grads.z)
+    plain_call = lengths is None and slopes is None and settings.reset_mode != "cumulative"
+    small = plain_call and is_small(x_seq, *given, *state, *weights)
+    key = ("pmsn_backward", settings, x_seq.shape, x_seq.dtype, state.z.shape[3], *(g is None for g in given))
+    if small and (prepared := known(key)):
+        gx_seq, gr0 = torch.empty_like(x_seq), torch.zeros_like(state.r)
+        gz0 = torch.empty_like(state.z) if settings.state_grad else state.z.new_empty(0)
+        tiles = _backward_tiles(x_seq, weights, False)
+        sums = tiles.sums(weights)
+        prepared(*map(address, (*given, x_seq, *state, *weights, gx_seq, gr0, gz0, sums)))
+        return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), tiles, weights)
     check(x_seq)
     memory = Memory(x_seq.shape, x_seq.dtype)
     weights = _plain(weights, x_seq.dtype)
@@ -179,8 +208,8 @@ def pmsn_backward(
     }
     modes = weights.w.shape[1]
     apart = memory.apart or lengths is not None
-    tiles = _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, BACKWARD_ROWS, 6 * modes + 1, apart)
-    sums = torch.zeros(tiles.tasks, tiles.slots, 6 * modes + 1, dtype=torch.float64)
+    tiles = _backward_tiles(x_seq, weights, apart)
+    sums = tiles.sums(weights)
     call = PMSNBackward(
         **tiles.sizes,
         **sequences,
@@ -206,18 +235,26 @@ def pmsn_backward(
         q=surrogate.q,
     )
     launch(kernels.pmsn_backward, call, tiles.work(memory), memory)
+    if small:
+        fields = ("gs", "gy", "gm", "gz", "x", "r", "z", "e", "w", "d", "gx", "gr0", "gz0", "sums")
+        remember(key, lambda: Prepared(kernels.pmsn_backward, call, tiles.work(memory), memory, fields))
     return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), tiles, weights)
+
+
+def _backward_tiles(x_seq: Tensor, weights: PMSNWeights, apart: bool) -> _Tiles:
+    modes = weights.w.shape[1]
+    return _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, BACKWARD_ROWS, 6 * modes + 1, apart)
 
 
 def _weight_gradients(sums: Any, tiles: _Tiles, weights: PMSNWeights) -> PMSNWeights:
     """Sums of tasks [tiles * groups, slots, 6 modes + 1] -> gradients of the weights."""
     channels, modes = weights.w.shape
     sums = sums.reshape(tiles.tiles, tiles.groups, tiles.slots, -1).sum(1)
-    first = np.arange(tiles.tiles) * tiles.tile % tiles.inner // tiles.per_channel
-    channel = first[:, None] + np.arange(tiles.slots)
     # A tile that meets fewer channels leaves its last slots zero.
     total = np.zeros((channels + tiles.slots, sums.shape[-1]))
-    np.add.at(total, channel, sums)
+    for i, part in enumerate(sums):
+        first = i * tiles.tile % tiles.inner // tiles.per_channel
+        total[first : first + tiles.slots] += part
     total = total[:channels]
     gz, gp, gz_last = np.moveaxis(
         total[:, :-1].reshape(channels, modes, 3, 2).view(np.complex128)[..., 0], 2, 0

@@ -16,7 +16,7 @@ from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
 from ..base import Neuron, State, channel_axes, first_step, number, state_dtype
-from .op import plan, run
+from .op import Call, plan, run, run_step
 from .step import msf_step
 
 __all__ = ["MSF"]
@@ -222,7 +222,8 @@ class MSF(Neuron):
                 number(name, value)
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
-        if self._list is not None and (self.D, self.v_threshold) != (len(self._list), self._list[0]):
+        known = self._list is not None and not isinstance(self.v_threshold, Tensor)
+        if known and (self.D, self.v_threshold) != (len(self._list or ()), self._list[0]):  # type: ignore[index]
             raise ValueError(
                 f"D={self.D} and v_threshold={self.v_threshold} do not fit the explicit thresholds "
                 f"{list(self._list)}: assign to .thresholds instead (None goes back to an even spacing)"
@@ -252,7 +253,8 @@ class MSF(Neuron):
         kind, decay = CHARGES[charge].rate, self.decay if self.decay_logit is None else 0.0
         rate = {"decay": 0.0 if isinstance(decay, Tensor) else decay, "tau": self.tau}.get(kind, 0.0)
         learned = isinstance(self.v_threshold, Tensor)
-        thresholds = [d * float(self.threshold_step) for d in range(self.D)] if learned else self.thresholds
+        listed = self._list or [d * float(self.threshold_step) for d in range(self.D)]
+        thresholds = [theta - listed[0] for theta in listed] if learned else self.thresholds
         amount = thresholds[0] if self.reset_step is None else self.reset_step
         named = self.surrogate if isinstance(self.surrogate, Surrogate) else Surrogate("rectangular")
         return MSFSettings(
@@ -339,17 +341,30 @@ class MSF(Neuron):
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        surrogate = self.surrogate
-        if not self._has_kernel(surrogate):
+        self.settings()  # first of all what is wrong with them
+        if not self._has_kernel(self.surrogate):
             return self._loop(x_seq, state, membrane, lengths)
         (v,) = state
         parameters = self.parameters_of(first_step(x_seq), v.dtype)
-        call = self._remembered(
-            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
-            lambda: plan(x_seq, self.settings(), parameters, surrogate, membrane, self.backend),
-        )
+        call = self._call(x_seq, parameters, membrane)
         s_seq, m_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, membrane)
         return s_seq.to(x_seq.dtype), (v,), m_seq
+
+    def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
+        return self._remembered(
+            ("call", x.device.type, torch.is_grad_enabled(), membrane),
+            lambda: plan(x, self.settings(), parameters, self.surrogate, membrane, self.backend),
+        )
+
+    def _run_single(
+        self, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        (v,) = state
+        if x.dtype != v.dtype or not self._has_kernel(self.surrogate):
+            return None
+        parameters = self.parameters_of(x, v.dtype)
+        done = run_step(x, v, parameters, self._call(x, parameters, membrane), membrane)
+        return None if done is None else (done[0], (done[2],), done[1])
 
     def extra_repr(self) -> str:
         charge = self.charge[0]

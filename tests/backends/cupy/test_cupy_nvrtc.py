@@ -11,13 +11,22 @@ import sys
 
 import pytest
 
-from msf_pmsn_plugins.backends.cupy.compile import OPTIONS
 from msf_pmsn_plugins.charges import CHARGES
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("NVIDIA's compiler comes with the dev group on Linux x86_64 only", allow_module_level=True)
 
 from shim import nvrtc
+from shim.cases import (
+    MSFCase,
+    PMSNCase,
+    msf_backward,
+    msf_forward,
+    msf_problem,
+    pmsn_backward,
+    pmsn_forward,
+    pmsn_problem,
+)
 
 pytestmark = pytest.mark.kernels
 
@@ -33,11 +42,25 @@ WIDEST = {
     "CHARGE": "charge_plif",
     "RESET": "reset_soft",
     "LENGTHS": 1,
+    "THRESHOLD_TENSOR": 1,
     "SURROGATE": "surrogate_gaussian",
     "DETACH": 0,
     "RATE_GRAD": 1,
+    "THRESHOLD_GRAD": 1,
+    "RESET_GRAD": 1,
     "GRAD_MEMBRANE": 1,
 }
+
+
+MSF_SETTINGS = [
+    {},
+    {"KEEP": "KEEP_CODE"},
+    {"LEVELS": 300},
+    WIDEST,
+    {**WIDEST, "RESET": "reset_hard"},
+    {**WIDEST, "DELAY": 1, "DETACH": 1},
+    {"SLOPES": 1, "DETACH": 0},
+]
 
 
 def allowed_stack(kernel, name):
@@ -81,7 +104,7 @@ def test_published_settings(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_msf_everywhere(architecture, io):
     for name in ("msf_forward", "msf_backward"):
-        for macros in ({}, {"KEEP": "KEEP_CODE"}, {"LEVELS": 300}, WIDEST, {**WIDEST, "RESET": "reset_hard"}):
+        for macros in MSF_SETTINGS:
             for vec in (None, 1):
                 wide = "RATE_GRAD" in macros and io in ("HALF", "BFLOAT16")
                 gate(msf(name, io, vec, **macros), architecture, 160 if wide else CEILING)
@@ -165,32 +188,15 @@ def test_the_gate_for_spills_can_close():
         check_usage(kernel, found, "sm_90", HIGH_CEILING)
 
 
-def test_the_options_are_those_of_cupy():
-    pytest.importorskip("cupy", reason="CuPy is not installed")
-    from cupy._core import core
-    from cupy.cuda import compiler
-
-    text, seen = msf("msf_forward").text, {}
-
-    class Program:
-        def __init__(self, source, *args, **kwargs):
-            seen["source"] = source
-
-        def compile(self, options, log_stream=None):
-            seen["options"] = options
-            raise KeyboardInterrupt
-
-    patch = pytest.MonkeyPatch()
-    with patch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(compiler, "_NVRTCProgram", Program)
-        m.setattr(compiler, "_preprocess", lambda *args: "")
-        m.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
-        m.setenv("CUPY_CACHE_IN_MEMORY", "1")
-        assembled = core.assemble_cupy_compiler_options(OPTIONS)
-        compiler._compile_module_with_cache(text, assembled, arch="90")
-    theirs = [option for option in seen["options"] if not option.startswith("-I")]
-    ours = [option for option in nvrtc.options("sm_90") if not option.startswith("-I")]
-    assert sorted(theirs) == sorted(ours)
-    # Of several -ftz the last counts.
-    assert theirs.index("-ftz=true") > theirs.index("--fmad=false")
-    assert seen["source"] == text
+def test_the_gates_compile_what_the_backend_launches(shim):
+    p, q = msf_problem(MSFCase()), pmsn_problem(PMSNCase())
+    msf_backward("cupy", MSFCase(), p, msf_forward("cupy", MSFCase(), p)[1])
+    pmsn_backward("cupy", PMSNCase(), q, pmsn_forward("cupy", PMSNCase(), q)[1])
+    for one in shim.launches:
+        gated = (msf if "msf" in one.kernel.name else pmsn)(one.kernel.name)
+        names = {name for name, _ in one.kernel.macros}
+        assert gated.file == one.kernel.file
+        # A macro that is missing would count as 0; those of backward stand in both.
+        assert names <= {name for name, _ in gated.macros}
+        if "backward" in gated.file:
+            assert names == {name for name, _ in gated.macros}
