@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import neurons
-from ..neurons import Neuron
+from ..neurons import MSF, PMSN, Neuron, ParallelIF
 from ..neurons.pmsn import BURSTS, PARAMETERS
 from ..surrogate import Surrogate
 from . import nodes
@@ -51,7 +50,7 @@ class Builder:
         """Settings of the whole network."""
 
     def wrap(self, held: Neuron, node: Any) -> Any:
-        """The framework's node around a neuron; ``node`` is None where NIR's own stood."""
+        """The framework's node around a neuron; ``node`` is None where one of NIR's own stood."""
         raise NotImplementedError
 
     def linear(self, node: Any) -> nn.Module:
@@ -99,29 +98,29 @@ class Builder:
             decay, scale = 1.0, r * self.dt
         scale = 1.0 if wide(scale) == 1 or abs(scale - 1) <= 4 * np.finfo(np.float64).eps else scale
         above = float(np.nextafter(wide(theta), wide(np.inf)))
-        held = neurons.MSF(D=1, decay=decay, input_scale=scale, v_threshold=above, v_reset=v_reset)
+        held = MSF(D=1, decay=decay, input_scale=scale, v_threshold=above, v_reset=v_reset)
+        held.reset_delay = self.delays
         return self.wrap(held, None)
 
     def msf(self, node: Any) -> nn.Module:
-        rate = float(node.rate[0])
-        learned = torch.tensor(node.rate if node.learned == 2 else node.rate[0])
-        plif, tau = "plif" in node.charge, "lif" in node.charge and "plif" not in node.charge
-        detached = bool(node.detach_reset)
-        held = neurons.MSF(
+        rate, learned = float(node.rate[0]), torch.tensor(node.rate if node.learned == 2 else node.rate[0])
+        decays, plif = node.charge == "decay", "plif" in node.charge
+        spaced, detached = float(node.threshold_step), bool(node.detach_reset)
+        held = MSF(
             D=len(node.thresholds),
-            decay=learned.sigmoid() if node.learned else rate if node.charge == "decay" else 0.0,
+            decay=learned.sigmoid() if node.learned else rate if decays else 0.0,
             learn_decay=bool(node.learned),
             input_scale=float(node.input_scale),
             v_threshold=float(node.thresholds[0]),
-            threshold_step=float(node.threshold_step) or 1.0,
-            thresholds=None if node.threshold_step else [float(theta) for theta in node.thresholds],
+            threshold_step=spaced or 1.0,
+            thresholds=None if spaced else [float(theta) for theta in node.thresholds],
             v_reset=float(node.v_reset),
             reset_mode="soft" if node.reset == "subtract" else node.reset,
-            detach_reset=detached,
             reset_delay=self.delays and detached and bool(node.reset_delay),
+            detach_reset=detached,
             surrogate=trained_with(node),
             charge=(node.train_charge, node.charge),
-            tau=rate if tau else None,
+            tau=rate if "lif" in node.charge and not plif else None,
             w=torch.tensor(node.rate[0]) if plif else None,
             channel_dim=channel_dims(node.channel_dim),
         )
@@ -132,7 +131,7 @@ class Builder:
     def pmsn(self, node: Any) -> nn.Module:
         channels, modes = node.A_imag.shape
         bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
-        held = neurons.PMSN(
+        held = PMSN(
             channels=channels,
             compartments=modes * (2 if node.tied else 1) + 1,
             channel_dim=channel_dims(node.channel_dim),
@@ -152,7 +151,7 @@ class Builder:
 
     def parallel_if(self, node: Any) -> nn.Module:
         bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
-        held = neurons.ParallelIF(float(node.v_threshold), trained_with(node), bursts[node.burst])
+        held = ParallelIF(float(node.v_threshold), trained_with(node), bursts[node.burst])
         return self.wrap(held, node)
 
 

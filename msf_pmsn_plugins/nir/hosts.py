@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import neurons
-from ..neurons import Neuron
+from ..neurons import MSF, Neuron
 from .builder import Builder
 
 
@@ -26,21 +25,21 @@ class ToSnnTorch(Builder):
     def wrap(self, held: Neuron, node: Any) -> Any:
         from .. import snntorch as host
 
-        if isinstance(held, neurons.MSF):
-            subtracts_before_decay = held.reset_mode == "soft" and node.reset != "subtract"
+        if isinstance(held, MSF):
             for wrong, why in (
                 (held.charge != ("decay", "decay"), f"charge={held.charge[1]!r}"),
                 (
-                    subtracts_before_decay,
+                    node is not None and node.reset == "soft",
                     "a reset that subtracts before the decay (snnTorch's does after it)",
                 ),
                 (held.v_reset != 0, f"v_reset={held.v_reset:g}"),
             ):
                 if wrong:
                     raise ValueError(f"snnTorch's MSF has no {why}: import it into SpikingJelly")
-        factor = 1.0 if node is None else _factor(node)
-        options = _but_backend(self.options, held)
-        return getattr(host, type(held).__name__).from_neuron(held, graded_spikes_factor=factor, **options)
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
+        kind = getattr(host, type(held).__name__)
+        return kind.from_neuron(held, graded_spikes_factor=1.0 if node is None else _factor(node), **options)
 
 
 class ToSpikingJelly(Builder):
@@ -62,20 +61,15 @@ class ToSpikingJelly(Builder):
     def wrap(self, held: Neuron, node: Any) -> Any:
         from .. import spikingjelly as host
 
-        if isinstance(held, neurons.MSF) and node is not None and node.reset not in ("hard", "soft"):
+        if isinstance(held, MSF) and node is not None and node.reset not in ("hard", "soft"):
             raise ValueError(
                 f"SpikingJelly has no reset {node.reset!r}: 'subtract' is snnTorch's, after the decay; import it there"
             )
         if node is not None and np.any(np.asarray(node.graded_spikes_factor) != 1):
             raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
-        options = _but_backend(self.options, held)
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
         return getattr(host, f"{type(held).__name__}Node").from_neuron(held, **options)
-
-
-def _but_backend(options: dict[str, Any], held: Neuron) -> dict[str, Any]:
-    """Options of a node around ``held``, which takes the backend."""
-    held.backend = options.get("backend", "auto")
-    return {name: value for name, value in options.items() if name != "backend"}
 
 
 def _factor(node: Any) -> float | torch.Tensor:

@@ -181,9 +181,7 @@ VARIANTS = {
     "msf-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", **HIDDEN),
     "msf-none": lambda: MSF.published(0.5, D=3, reset_mechanism="none", **HIDDEN),
     "msf-early": lambda: MSF.published(0.5, D=3, reset_delay=False, **HIDDEN),
-    "msf-early-subtract": lambda: MSF.published(
-        0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN
-    ),
+    "msf-early-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN),
     "msf-surrogate": lambda: MSF.published(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
     "msf-graded": lambda: MSF.published(D=2, graded_spikes_factor=0.5, **HIDDEN),
     "msf-learned": lambda: MSF.published(0.3, D=2, learn_beta=True, **HIDDEN),
@@ -198,14 +196,16 @@ VARIANTS = {
     "node-if": lambda: MSFNode.published(charge="if"),
     "node-pair": lambda: MSFNode.published(charge=("lif_product", "lif"), tau=3.0),
     "node-plif": lambda: MSFNode.published(charge="plif", w=0.4),
-    "node-learned": lambda: MSFNode.published(tau=torch.tensor([1.5, 2.0, 3.0, 8.0]), learn_tau=True),
+    "node-learned": lambda: MSFNode.from_neuron(
+        neurons.MSF(decay=1 - 1 / torch.tensor([1.5, 2.0, 3.0, 8.0]), learn_decay=True)
+    ),
     "pmsn": lambda: PMSN(4, **HIDDEN),
     "pmsn-threshold": lambda: PMSN(4, threshold=0.3, compartments=3, init="shd", **HIDDEN),
-    "pmsn-burst": lambda: PMSN(4, burst=True, coeff=2.0, **HIDDEN),
-    "pmsn-published-burst": lambda: PMSN(4, burst="published", reset_mode="serial", **HIDDEN),
-    "pmsn-tied": lambda: PMSN(4, tied=True, dt_scale=2.0, **HIDDEN),
-    "pmsn-fixed": lambda: PMSN(4, residual="fixed", init="imagenet", **HIDDEN),
-    "pmsn-none": lambda: PMSN(4, reset_mode="none", **HIDDEN),
+    "pmsn-burst": lambda: PMSN.from_neuron(neurons.PMSN(4, burst=True, coeff=2.0), **HIDDEN),
+    "pmsn-published-burst": lambda: PMSN.from_neuron(neurons.PMSN(4, burst="published", reset_mode="serial"), **HIDDEN),
+    "pmsn-tied": lambda: PMSN.from_neuron(neurons.PMSN(4, tied=True, dt_scale=2.0), **HIDDEN),
+    "pmsn-fixed": lambda: PMSN.from_neuron(neurons.PMSN(4, residual="fixed", init="imagenet"), **HIDDEN),
+    "pmsn-none": lambda: PMSN.from_neuron(neurons.PMSN(4, reset_mode="none"), **HIDDEN),
     "pmsn-axes": lambda: PMSN(12, channel_dim=(1, 2), **HIDDEN),
     "pmsn-node": lambda: PMSNNode(4, surrogate_function="gaussian"),
     "parallel-if": lambda: ParallelIF(0.7, burst=True, **HIDDEN),

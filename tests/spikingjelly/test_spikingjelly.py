@@ -593,7 +593,7 @@ def test_bad_values_set_later_raise_at_the_call_at_the_latest(name, value, x_seq
     [
         (lambda: MSFNode.published(tau="2"), ValueError, "tau"),
         (lambda: MSFNode.published(v_reset="0"), TypeError, "v_reset"),
-        (lambda: MSFNode.published(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
+        (lambda: PMSNNode(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
         (
             lambda: MSFNode.published(surrogate_function=surrogate.ATan),
             TypeError,
