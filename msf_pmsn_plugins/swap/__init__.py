@@ -28,7 +28,8 @@ from torch import nn
 from .back import lif
 from .check import Check, Report, verify
 from .planner import plan
-from .plans import Plan, Site
+from .plans import Plan
+from .site import Site
 from .spec import MSF, PMSN, Activation, Keep, Read, Rule, SwapError, Target
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .probe import arguments, rest, seeds_kept, undisturbed
 from .replace import replace
+from .running import arguments, rest, seeds_kept, undisturbed
 from .sites import is_ours, load
 from .spec import SwapError
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..charges import CHARGES
-from .plans import Site, build, plain
-from .sites import levels, same
+from .experiments import same
+from .quantisers import levels
+from .site import Site, build, plain
 from .spec import MSF, Keep, Read, SwapError
 
 __all__ = ["arguments", "explain", "fingerprint"]

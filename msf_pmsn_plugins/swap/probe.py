@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = [
-    "Call",
-    "Probe",
-    "Run",
-    "arguments",
-    "grow",
-    "output_of",
-    "probe",
-    "record",
-    "rest",
-    "seeds_kept",
-    "undisturbed",
-]
+from .running import arguments, rest, seeds_kept, undisturbed
+
+__all__ = ["Call", "Probe", "Run", "grow", "probe", "record"]
 
 
 # Layers whose output says by its rank where the channels are; BatchNorm1d takes [N, C] and [N, C, L].
@@ -69,11 +57,6 @@ class Probe:
     other: Run | None = None
     grown: dict[int, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()  # of the example's largest input
-
-
-def arguments(example_input: Any) -> tuple[Any, ...]:
-    """What to call the model with: a tuple is its arguments."""
-    return example_input if isinstance(example_input, tuple) else (example_input,)
 
 
 def probe(model: nn.Module, sites: dict[str, nn.Module], example_input: Any, sequences: bool) -> Probe:
@@ -127,14 +110,6 @@ def grow(inputs: tuple[Any, ...], grown: dict[int, int], space: bool) -> tuple[A
 
     other = pytree.tree_map_only(Tensor, one, inputs)
     return other if changed else None
-
-
-@contextmanager
-def seeds_kept(model: nn.Module, tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put the random generators back afterwards."""
-    devices = sorted({x.get_device() for x in (*tensors, *model.parameters()) if x.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def record(model: nn.Module, sites: dict[str, nn.Module], inputs: tuple[Any, ...]) -> Run:
@@ -192,46 +167,3 @@ def record(model: nn.Module, sites: dict[str, nn.Module], inputs: tuple[Any, ...
 
 def _width(module: nn.Module, *names: str) -> int | None:
     return next((n for n in (getattr(module, name, None) for name in names) if isinstance(n, int)), None)
-
-
-def rest(model: nn.Module) -> None:
-    """Forget every state that the neurons of ``model`` carry, by their own means; inside :func:`undisturbed`."""
-    for module in model.modules():
-        memories = getattr(module, "_memories", None)
-        if isinstance(memories, dict):
-            memories.update(vars(module)["_memories_rv"])
-        elif callable(reset := getattr(module, "reset_mem", None)):
-            reset()
-        elif callable(reset := getattr(module, "reset", None)) and not module._parameters:
-            reset()  # as the hosts' reset_net does with any module
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run the body and put back all that the modules of ``model`` hold: modes, buffers, states, other attributes."""
-    modules: list[Any] = list(model.modules())
-    boxes = [vars(m) for m in modules] + [m._buffers for m in modules]
-    boxes += [m._memories for m in modules if isinstance(getattr(m, "_memories", None), dict)]
-    held = [(box, dict(box)) for box in boxes]
-    inner = [x for _, old in held for x in old.values()]
-    lists = [(x, list(x)) for x in inner if type(x) is list]
-    tensors = [x for x in [*inner, *(y for _, old in lists for y in old)] if isinstance(x, Tensor)]
-    contents = [(x, x._version, x.detach().clone()) for x in tensors if not isinstance(x, nn.Parameter)]
-    try:
-        yield
-    finally:
-        for box, old in held:
-            box.clear()
-            box.update(old)
-        for kept, items in lists:
-            kept[:] = items
-        with torch.no_grad():
-            for x, version, content in contents:
-                # norms update their statistics without a new version
-                if x._version != version or not (x.is_meta or torch.equal(x, content)):
-                    x.copy_(content)
-
-
-def output_of(result: Any) -> Tensor:
-    """The spikes in what a neuron returned."""
-    return result[0] if isinstance(result, tuple) else result
