@@ -41,8 +41,9 @@ OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf", "neurons.p
 
 def _libraries() -> tuple[Any, Any]:
     try:
-        import nir
         import nirtorch
+
+        import nir
     except ImportError as error:
         raise ImportError(f"NIR cannot be imported ({error}): pip install 'msf-pmsn-plugins[nir]'") from error
     return nir, nirtorch

@@ -58,7 +58,7 @@ def _stays(site: Site, other: Call | None, step: tuple[int, ...], layout: Layout
     if other is None or len(other.shape) != len(site.shape):
         return tuple(range(1, len(step)))
     around = dict(site.around)
-    if "steps" in around and layout.second is not None:
+    if "steps" in around and not site.unfolds and layout.second is not None:
         around["steps"] = layout.second[0]
     other_site = Site(
         site.path, site.old, site.target, shape=other.shape, time_dim=site.time_dim, around=around

@@ -10,7 +10,8 @@ from torch import nn
 from ..charges import CHARGES
 from .experiments import same
 from .quantisers import levels
-from .site import Site, build, plain
+from .saving import plain
+from .site import Site, build
 from .spec import MSF, Keep, Read, SwapError
 
 __all__ = ["arguments", "explain", "fingerprint"]
@@ -122,15 +123,17 @@ def _first_same(
 def _try(site: Site, candidates: list[dict[str, Any]], training: bool, counts: int) -> tuple[int | None, str]:
     """Number of the first candidate that agrees, and a warning; or None and why none does."""
     mode = "training" if training else "evaluation"
-    bare = {k: v for k, v in site.around.items() if k in ("keeps_state", "scale")}
+    bare = {
+        k: v
+        for k, v in site.around.items()
+        if k in ("keeps_state", "scale") or (k == "steps" and site.unfolds)
+    }
     results = []
     for arguments in candidates:
-        trial = replace(
-            site, arguments={"D": counts, **arguments, "backend": "torch"}, around=bare, clock=None
-        )
+        trial = replace(site, arguments={"D": counts, **arguments, "backend": "torch"}, around=bare)
         calls = 3 if site.step_mode == "m" else 8
         try:
-            node = build(trial, {})
+            node = build(trial)
             theta = float(arguments[site.host.WORDS.get("v_threshold", "v_threshold")])  # type: ignore[union-attr]
             found = same(site.module, node, site.shape, site.device, site.dtype, calls, training, theta)
         except SwapError:

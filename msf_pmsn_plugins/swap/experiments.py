@@ -54,11 +54,14 @@ def handy(
 
 @dataclass(frozen=True)
 class Observed:
-    """What experiments with a neuron showed: the axes along which earlier input changes later output, whether a call
-    goes on where the last one ended, and the spacing of its outputs (None: they are not multiples of one number).
+    """What experiments with a neuron showed.
+
+    The axes along which earlier input changes later output; T, if it takes [T*B, *] and unfolds that itself; whether a
+    call goes on where the last one ended; the spacing of its outputs (None: they are not multiples of one number).
     """
 
     time_dims: tuple[int, ...]
+    unfolds: int | None
     keeps_state: bool
     unit: float | None
     largest: float
@@ -101,7 +104,34 @@ def observe(module: nn.Module, shape: Sequence[int], device: torch.device, dtype
                         mixing.add(axis)
     except Exception as error:
         raise ValueError(f"{type(module).__name__} does not run on random input {size}: {error}") from error
-    return Observed(tuple(sorted(mixing)), keeps, *unit_of(outputs))
+    unfolds = _unfolds(pristine, (shape[0], *size[1:]), device, dtype)
+    return Observed(tuple(sorted(mixing)), unfolds, keeps, *unit_of(outputs))
+
+
+def _unfolds(
+    pristine: nn.Module, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> int | None:
+    """T of a neuron that takes [T*B, *] for T steps of B samples: its row 0 reaches the rows B, 2B ..  and no other."""
+    reached: set[int] = set()
+    for seed in range(8):
+        x = (
+            _draw(shape, seed, device, dtype) * (0.2, 1.0)[seed % 2]
+        )  # with few spikes, that cut, and with many
+        changed = x.clone()
+        changed[0] += _draw(shape[1:], seed + 9, device, dtype)
+        try:
+            with torch.no_grad():
+                y, z = (output_of(copy.deepcopy(pristine)(given)) for given in (x, changed))
+        except Exception:  # it takes no input of these sizes
+            return None
+        if y.shape != x.shape:
+            return None
+        reached |= set((y != z).flatten(1).any(1).nonzero().flatten().tolist()) if y.dim() > 1 else set()
+    rows = reached - {0}
+    batch = min(rows, default=1)
+    if batch == 1 or shape[0] % batch or any(row % batch for row in rows):
+        return None
+    return shape[0] // batch
 
 
 def unit_of(outputs: Sequence[Tensor]) -> tuple[float | None, float]:

@@ -43,7 +43,7 @@ def _judge_time(site: Site, second: Call | None, seen: Probe, layout: Layout) ->
             "its state would run on into the next call: if that is meant, as with the old one, say "
             "rules={path: swap.Rule(repeated='carry')}; or keep it with swap.Keep()",
         )
-    elif site.rule.time_dim is None and not _follows(site, second, seen, layout):
+    elif site.rule.time_dim is None and not site.unfolds and not _follows(site, second, seen, layout):
         if _folded(site, second, layout):
             _judge_fold(site, layout)
         else:
@@ -116,11 +116,11 @@ def guard(model: nn.Module, site: Site, gates: Mapping[str, str], seen: Probe) -
             site.warnings.append(warning)
 
 
-def set_clocks(sites: list[Site], seen: Probe) -> None:
+def set_clocks(sites: list[Site], seen: Probe, layout: Layout) -> None:
     """Give every unfolded site an earlier one that sees T."""
     order = {s.path: seen.example.calls[s.path][0].order for s in sites if s.calls}
     for site in sites:
-        if "steps" in site.around and site.verdict in SWAPPED:
+        if "steps" in site.around and not site.unfolds and site.verdict in SWAPPED:
             earlier = [
                 s
                 for s in sites
@@ -132,7 +132,7 @@ def set_clocks(sites: list[Site], seen: Probe) -> None:
                 and order[s.path] < order[site.path]
             ]
             site.clock = max(earlier, key=lambda s: order[s.path], default=None)
-            if site.clock is None:
+            if site.clock is None and layout.time is not None:  # the model keeps no T of its own
                 site.refuse(
                     "batch folded into time",
                     "no neuron before it sees the axis of time, so the present T is not known when it is called: use "

@@ -18,9 +18,12 @@ from .layout import Layout, find_layout
 from .plans import Plan
 from .printing import short
 from .probe import Probe, probe
+from .rehearse import rehearse
+from .running import undisturbed
 from .site import SWAPPED, Site
 from .sites import find, like_neurons, steps_of
 from .spec import MSF, PMSN, Activation, Keep, Read, Reading, Rule, SwapError, Target
+from .wrappers import refuse_wrapped
 
 __all__ = ["plan"]
 
@@ -62,15 +65,29 @@ def plan(
     """
     _check(target, dynamics, rules or {}, time_dim, neuron_classes)
     sites = _sites(model, target, neuron_classes)
+    refuse_wrapped(model, [s.path for s in sites])
     _apply_rules(sites, filter_fn, rules or {})
     sequences = any(s.role == "own" or steps_of(s.module) == "m" for s in sites)
     seen = probe(model, {s.path: s.module for s in sites}, example_input, sequences)
-    memory: dict[Any, Any] = {}
+    with undisturbed(model):  # a copy of a neuron may share something with it
+        layout = _judged(model, sites, seen, dynamics, time_dim)
+    plan = Plan(model, sites, dynamics, layout)
+    rehearse(plan, example_input, seen)
+    plan.warnings = _warnings(plan, seen, time_dim)
+    return plan
+
+
+def _judged(model: nn.Module, sites: list[Site], seen: Probe, dynamics: str, time_dim: int | str) -> Layout:
+    """Set all verdicts and the arguments of the new neurons."""
+    memory: dict[Any, Any] = {}  # of experiments with neurons that are alike
     for site in sites:
         _look(site, seen, memory)
     layout = find_layout(model, sites, seen, time_dim)
     gates = guards.gated(model, [s.path for s in sites], seen.example)
     for site in sites:
+        outer = _replaced_around(site, sites)
+        if outer is not None:
+            site.refuse("inside", f"lies in {outer.name}, which is replaced whole")
         if site.verdict == "ok":
             judge(site, seen, layout)
         if site.verdict in SWAPPED:
@@ -81,8 +98,8 @@ def plan(
                 explain(site)
             except ValueError as error:
                 site.refuse("unsupported dynamics", str(error))
-    set_clocks(sites, seen)
-    return Plan(model, sites, dynamics, layout, _warnings(model, sites, seen, layout, time_dim))
+    set_clocks(sites, seen, layout)
+    return layout
 
 
 def _check(
@@ -136,12 +153,18 @@ def _sites(
     return sites
 
 
+def _replaced_around(site: Site, sites: list[Site]) -> Site | None:
+    """The site around this one that is, or would be, replaced whole."""
+    around = (s for s in sites if s is not site and (not s.path or site.path.startswith(f"{s.path}.")))
+    return next((s for s in around if s.verdict not in ("keep", "readout", "never called", "inside")), None)
+
+
 def _no_neurons(model: nn.Module) -> str:
     text = (
         f"{type(model).__name__} has no neuron to swap: known are the neurons of SpikingJelly and snnTorch and copies "
         "of them. A model that was swapped already has none left"
     )
-    names = like_neurons(model)
+    names = sorted({*like_neurons(model).values()})
     return text + (
         f". If {', '.join(names)} are neurons, name the classes: neuron_classes=(..)" if names else ""
     )
@@ -199,6 +222,8 @@ def _look(site: Site, seen: Probe, memory: dict[Any, Any]) -> None:
     if site.rule.time_dim is not None and site.shape:
         site.time_dim = site.rule.time_dim % len(site.shape)
         site.step_mode = "m"
+    if site.rule.keeps_state is False:
+        site.around["keeps_state"] = False
 
 
 def _experiment(site: Site, memory: dict[Any, Any]) -> None:
@@ -207,7 +232,7 @@ def _experiment(site: Site, memory: dict[Any, Any]) -> None:
         site.refuse("unsupported dynamics", f"{site.old} cannot be tried on the meta device")
         return
     try:
-        key = ("observe", fingerprint(site.module), len(site.shape))
+        key = ("observe", fingerprint(site.module), site.shape[:1], len(site.shape))
         if key not in memory:
             memory[key] = observe(site.module, site.shape, site.device, site.dtype)
         found = memory[key]
@@ -215,7 +240,21 @@ def _experiment(site: Site, memory: dict[Any, Any]) -> None:
         site.refuse("unsupported dynamics", str(error))
         return
     keeps = found.keeps_state
-    if isinstance(site.reading, Read):
+    if found.unfolds is not None and site.rule.time_dim is None:
+        _unfold(site, found.unfolds)
+    elif (
+        site.role == "relative"
+        and site.step_mode == "s"
+        and 0 in found.time_dims
+        and site.rule.time_dim is None
+    ):
+        site.refuse(
+            "no time axis",
+            f"it counts as single-step, [N, *], but the rows of its input {site.shape} reach one another: if axis 0 is "
+            "time, say rules={path: swap.Rule(time_dim=0)}; else keep it with swap.Keep()",
+        )
+        return
+    elif isinstance(site.reading, Read):
         told = site.reading.get("keeps_state", site.module)
         keeps = keeps if told is None else bool(told)
         if not _find_steps(site, site.reading, found, keeps):
@@ -224,6 +263,19 @@ def _experiment(site: Site, memory: dict[Any, Any]) -> None:
         site.around["keeps_state"] = False
     _find_scale(site, found.unit)
     memory["levels", site.path] = max(1, round(found.largest / found.unit)) if found.unit else 1
+
+
+def _unfold(site: Site, steps: int) -> None:
+    """A neuron that takes [T*B, *] for T steps of B samples: so must the new one."""
+    site.step_mode, site.time_dim, site.unfolds = "m", 0, steps
+    site.around["steps"] = steps
+    if site.rule.folded is None:
+        site.refuse(
+            "unfolds time itself",
+            f"it takes the {site.shape[0]} rows of its input {site.shape} for T = {steps} steps of "
+            f"{site.shape[0] // steps} samples: let the new neuron do the same with rules={{path: "
+            "swap.Rule(folded='fix')}, or keep it with swap.Keep()",
+        )
 
 
 def _find_steps(site: Site, reading: Read, found: Observed, keeps: bool) -> bool:
@@ -266,32 +318,62 @@ def _find_scale(site: Site, unit: float | None) -> None:
             site.around["scale"] = unit
 
 
-def _warnings(
-    model: nn.Module, sites: list[Site], seen: Probe, layout: Layout, time_dim: int | str
-) -> list[str]:
+def _warnings(plan: Plan, seen: Probe, time_dim: int | str) -> list[str]:
     """What concerns the whole model."""
+    sites = plan.sites
     swapped = [s for s in sites if s.verdict in SWAPPED]
+    found = [
+        f"{name} at {path or '(the model)'} looks like a neuron and stays: if it is one, name its class in "
+        "neuron_classes=(..)"
+        for path, name in like_neurons(plan.model, [s.path for s in sites]).items()
+    ]
     counting = any(isinstance(s.target, MSF) and s.target.D > 1 for s in swapped)
-    rates = guards.rate_buffers(model) if counting else []
-    found = [f"{name} holds a firing rate: a mean of counts may exceed 1" for name in rates]
-    outputs = seen.example.outputs
-    if time_dim == "auto" and layout.time == 0 and seen.other is not None and set(seen.grown) == {0, 1}:
-        pairs = [
-            (a, b) for a, b in zip(outputs, seen.other.outputs, strict=False) if a and b and len(a) == len(b)
-        ]
-        changes = {b[i] - a[i] for a, b in pairs for i in range(len(a))}
-        if pairs and seen.grown[1] not in changes and seen.grown[0] in changes:
-            found.append(
-                "the output follows axis 0 of the input and not axis 1: if the input is [N, T, *], say time_dim=1"
-            )
-    if any(s.host is not None and s.host.__name__.endswith(".snntorch") for s in swapped):
+    rates = guards.rate_buffers(plan.model) if counting else []
+    found += [f"{name} holds a firing rate: a mean of counts may exceed 1" for name in rates]
+    found += _of_the_output(swapped, seen)
+    found += _of_the_axes(plan, seen) if time_dim == "auto" else []
+    if plan.new_parameters:
+        found.append(
+            f"the new neurons bring {plan.new_parameters} parameters, which are in no optimizer made before: make the "
+            "optimizer after the swap"
+        )
+    if any(s.host is not None and "snntorch" in s.host.__name__ for s in swapped):
         found.append(
             "snntorch.utils.reset does not reach the new neurons: use msf_pmsn_plugins.snntorch.reset(net)"
         )
-    once = [s for s in swapped if s.verdict == "single-step" and s.calls == 1]
+    once = [s for s in swapped if s.verdict == "single-step" and s.calls == 1 and s.role != "activation"]
     if once:
         found.append(
             f"{short([s.name for s in once], len(sites))} took one single step in this forward pass: give whole "
             "sequences only if the model is set to multi-step"
         )
     return found
+
+
+def _of_the_output(swapped: list[Site], seen: Probe) -> list[str]:
+    """Mark the sites that give the model's output, and say what that means."""
+    found = []
+    for site in swapped:
+        site.gives_output = any(call.is_output for call in seen.example.calls[site.path])
+        if not site.gives_output or (isinstance(site.target, MSF) and site.target.D == 1):
+            continue
+        what = f"counts 0..{site.target.D}" if isinstance(site.target, MSF) else "spikes of a PMSN"
+        found.append(
+            f"{site.name} gives the model's output: it becomes {what}; if the loss was made for the old neuron's, keep "
+            "that site with swap.Keep()"
+        )
+    return found
+
+
+def _of_the_axes(plan: Plan, seen: Probe) -> list[str]:
+    """Where the output follows axis 0 of the input alone, that may be the batch."""
+    if plan.layout.time != 0 or seen.other is None or set(seen.grown) != {0, 1}:
+        return []
+    outputs = zip(seen.example.outputs, seen.other.outputs, strict=False)
+    pairs = [(a, b) for a, b in outputs if a and b and len(a) == len(b)]
+    changes = {b[i] - a[i] for a, b in pairs for i in range(len(a))}
+    if pairs and seen.grown[1] not in changes and seen.grown[0] in changes:
+        return [
+            "the output follows axis 0 of the input and not axis 1: if the input is [N, T, *], say time_dim=1"
+        ]
+    return []

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from .around import Around
+from .edits import ABSENT, Edit, make, replacing
 from .layout import Layout
-from .printing import by_reason, count, table_html, text
-from .replace import replace
-from .site import RESOLVED, SWAPPED, Site, build, plain
+from .printing import by_reason, count, short, table_html, text
+from .saving import FORMAT, layout_from, model_facts, plain, require_model, shapes_of, site_from, site_to_dict
+from .site import RESOLVED, SWAPPED, Site, build
 from .spec import SwapError
 
 __all__ = ["Plan"]
@@ -27,8 +31,10 @@ class Plan:
     layout: Layout
     warnings: list[str] = field(default_factory=list)
     applied: bool = False
+    new_parameters: int = 0
     keys: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _new: dict[nn.Module, nn.Module] = field(default_factory=dict, repr=False)
+    _edits: list[Edit] = field(default_factory=list, repr=False)
 
     def apply(self) -> nn.Module:
         """Replace the neurons in place and return the model. Nothing is replaced if one cannot be.
@@ -39,15 +45,26 @@ class Plan:
         Raises:
             SwapError: a verdict is unresolved, no neuron would be swapped, or the plan was applied already.
         """
-        todo = self._checked()
-        self.keys = {key: tuple(value.shape) for key, value in self.model.state_dict().items()}
-        built: dict[nn.Module, nn.Module] = {}
-        for site in sorted(todo, key=lambda s: s.clock is not None):  # clocks first
-            if site.module not in built:
-                built[site.module] = build(site, built)
-        self.model = self._put(todo, built)
-        self._new, self.applied = built, True
+        todo = self.check()
+        new = self.build()
+        edits, root = self.edits(todo, new)
+        keys = shapes_of(self.model)
+        self._make(todo, edits, {"keys": keys, "_new": new, "_edits": edits, "model": root, "applied": True})
         return self.model
+
+    def build(self) -> dict[nn.Module, nn.Module]:
+        """The new neurons by the old ones, one for each module. Nothing is replaced."""
+        return {s.module: build(s) for s in self.sites if s.verdict in SWAPPED}
+
+    def edits(self, todo: list[Site], new: Mapping[nn.Module, nn.Module]) -> tuple[list[Edit], nn.Module]:
+        """What puts ``new[site.module]`` at every site's path, and the model that this gives."""
+        edits = replacing(self.model, {site.path: new[site.module] for site in todo})
+        for site in todo:
+            if site.clock is not None:
+                hooks = new.get(site.clock.module, site.clock.module)._forward_pre_hooks
+                tick = new[site.module].tick
+                edits.append(Edit(hooks, RemovableHandle(hooks).id, ABSENT, tick))
+        return edits, next((new[s.module] for s in todo if not s.path), self.model)
 
     def undo(self) -> nn.Module:
         """Put the old neurons back, the same objects as they were, and return the model.
@@ -64,25 +81,26 @@ class Plan:
         changed = [s.path for s in todo if modules.get(s.path) is not self._new[s.module]]
         if changed:
             raise SwapError(f"the model has changed since the plan was applied: {', '.join(changed)}")
-        old = {site.module: _moved(site.module, self._new[site.module]) for site in todo}
-        self.model = self._put(todo, old)
-        wrappers = {node for node in self._new.values() if isinstance(node, Around)}
-        for module in self.model.modules():  # clocks that stayed
-            hooks = module._forward_pre_hooks
-            for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) in wrappers]:
-                del hooks[key]
-        self._new, self.applied = {}, False
+        for site in todo:
+            _follow(site.module, self._new[site.module])
+        edits = replacing(self.model, {site.path: site.module for site in todo})
+        edits += [edit.inverse for edit in self._edits if edit.old is ABSENT]  # the clocks' hooks
+        root = next((s.module for s in todo if not s.path), self.model)
+        self._make(todo, edits, {"_new": {}, "_edits": [], "model": root, "applied": False})
         return self.model
 
-    def _put(self, todo: list[Site], new: dict[nn.Module, nn.Module]) -> nn.Module:
-        """Set ``new[site.module]`` at every site's path."""
-        model = next((new[s.module] for s in todo if not s.path), self.model)
-        replace(model, {site.path: new[site.module] for site in todo})
-        for host in {s.host for s in todo if s.host is not None}:
-            host.after_swap(model)
-        return model
+    def _make(self, todo: list[Site], edits: list[Edit], values: Mapping[str, Any]) -> None:
+        """Edit the model and set ``values`` here, ``applied`` last: all or nothing."""
+        self.forget(todo)
+        own = vars(self)
+        make([*edits, *(Edit(own, name, own[name], value) for name, value in values.items())])
 
-    def _checked(self) -> list[Site]:
+    def forget(self, todo: list[Site]) -> None:
+        """Clear what hosts know about the modules of the model: before modules change, nobody resets in between."""
+        for host in {s.host for s in todo if s.host is not None}:
+            host.after_swap(self.model)
+
+    def check(self) -> list[Site]:
         """The sites to swap; raise SwapError where the plan cannot be carried out."""
         if self.applied:
             raise SwapError("this plan was applied already: make a new plan")
@@ -104,14 +122,63 @@ class Plan:
         """The sites whose verdict must be resolved before the plan can be applied."""
         return [s for s in self.sites if s.verdict not in RESOLVED]
 
+    def all_warnings(self) -> list[str]:
+        """Those of the whole model, and those of single sites with the sites that they hold for."""
+        found = []
+        for line in dict.fromkeys(w for s in self.sites for w in s.warnings):
+            paths = [s.name for s in self.sites if line in s.warnings]
+            found.append(f"at {short(paths, len(self.sites))}: {line}")
+        return found + self.warnings
+
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, fit for JSON."""
+        """The plan as plain data, fit for JSON and ``torch.load(weights_only=True)``: see :meth:`from_dict`."""
         return {
+            "format": FORMAT,
+            "model": model_facts(self.model, self.keys if self.applied else None),
             "dynamics": self.dynamics,
             "input": plain(vars(self.layout)),
             "warnings": list(self.warnings),
-            "sites": [s.to_dict() for s in self.sites],
+            "new_parameters": self.new_parameters,
+            "sites": [site_to_dict(s) for s in self.sites],
         }
+
+    @classmethod
+    def from_dict(
+        cls, model: nn.Module, d: Mapping[str, Any], names: Mapping[str, Callable[..., Any]] | None = None
+    ) -> Plan:
+        """The plan again, for a model built like the one that was planned for; no example input is needed.
+
+        ``Plan.from_dict(model, d).apply()`` gives the swapped model, whose weights ``load_state_dict`` then loads.
+        Nothing is imported that ``d`` names, and nothing in it is executed.
+
+        Args:
+            model: not swapped yet.
+            d: what :meth:`to_dict` returned, as it is or after JSON.
+            names: callables that a file holds by name only, such as a surrogate of your own.
+
+        Raises:
+            SwapError: no plan, a plan of another version or for another model, or a name that was not given.
+        """
+        if not isinstance(d, Mapping) or "format" not in d:
+            raise SwapError("this is no plan: give what plan.to_dict() returned")
+        if d["format"] != FORMAT:
+            raise SwapError(
+                f"this plan has format {d['format']!r}, and this version of msf_pmsn_plugins reads format {FORMAT}: "
+                "make the plan anew, or use the version that wrote it"
+            )
+        require_model(model, d["model"])
+        first = next(chain(model.parameters(), model.buffers()), None)
+        device = torch.device("cpu") if first is None else first.device
+        try:
+            sites = [site_from(entry, model, device, names or {}) for entry in d["sites"]]
+            by_path = {s.path: s for s in sites}
+            for site, entry in zip(sites, d["sites"], strict=True):
+                site.clock = None if entry["clock"] is None else by_path[entry["clock"]]
+            layout = layout_from(d["input"])
+            texts, new_parameters, dynamics = list(d["warnings"]), d["new_parameters"], d["dynamics"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SwapError(f"this plan is damaged: {type(error).__name__}: {error}") from error
+        return cls(model, sites, dynamics, layout, texts, new_parameters=new_parameters)
 
     def __str__(self) -> str:
         return text(self)
@@ -120,11 +187,10 @@ class Plan:
         return table_html(self)
 
 
-def _moved(old: nn.Module, new: nn.Module) -> nn.Module:
-    """``old`` in the mode of ``new``, and on its device if both hold tensors."""
-    for mine in (*old.parameters(), *old.buffers()):
-        for its in (*new.parameters(), *new.buffers()):
-            if mine.device != its.device:
-                old.to(its.device)
-            return old.train(new.training)
-    return old.train(new.training)
+def _follow(old: nn.Module, new: nn.Module) -> None:
+    """Put ``old`` in the mode of ``new``, and on its device if both hold tensors."""
+    mine = next(chain(old.parameters(), old.buffers()), None)
+    its = next(chain(new.parameters(), new.buffers()), None)
+    if mine is not None and its is not None and mine.device != its.device:
+        old.to(its.device)
+    old.train(new.training)

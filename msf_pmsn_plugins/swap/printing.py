@@ -19,7 +19,16 @@ __all__ = ["by_reason", "count", "short", "table_html", "text"]
 def _rows(plan: Plan) -> list[tuple[str, ...]]:
     heads = ("neuron", "now", "becomes", "calls", "one step", "time", "channels", "verdict")
     rows = [
-        (s.name, s.old, _label(s), str(s.calls), _shape(s), _time(s), _channels(s), s.verdict)
+        (
+            s.name + " (output)" * s.gives_output,
+            s.old,
+            _label(s),
+            str(s.calls),
+            _shape(s),
+            _time(s),
+            _channels(s),
+            s.verdict,
+        )
         for s in plan.sites
     ]
     usual = {"calls": {"0", "1"}, "time": {"axis 0", "-"}}  # then the column would say nothing
@@ -48,10 +57,10 @@ def _remarks(plan: Plan) -> list[str]:
     lines += [f"  {' and '.join(paths)} are one module and stay one" for paths in sorted(shared)]
     noted = by_reason(s for s in plan.sites if s.note)
     lines += [f"  {', '.join(paths)}: {why}" for why, paths in noted.items()]
-    for line in dict.fromkeys(w for s in plan.sites for w in s.warnings):
-        paths = [s.name for s in plan.sites if line in s.warnings]
-        lines.append(f"  warning at {short(paths, len(plan.sites))}: {line}")
-    return lines + [f"  warning: {line}" for line in plan.warnings]
+    return lines + [
+        f"  warning {line}" if line.startswith("at ") else f"  warning: {line}"
+        for line in plan.all_warnings()
+    ]
 
 
 def text(plan: Plan) -> str:
@@ -108,7 +117,7 @@ def _list(values: Mapping[str, Any]) -> str:
 
 
 def _label(site: Site) -> str:
-    if site.verdict in ("keep", "readout", "never called"):
+    if site.verdict in ("keep", "readout", "never called", "inside"):
         return "(stays)"
     target = site.target
     return f"MSF(D={target.D})" if isinstance(target, MSF) else f"PMSN({getattr(target, 'compartments', '')})"

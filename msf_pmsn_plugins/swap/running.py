@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["arguments", "output_of", "rest", "seeds_kept", "undisturbed"]
+__all__ = ["arguments", "output_of", "rest", "seeds_kept", "takes_nothing", "undisturbed"]
 
 
 def arguments(example_input: Any) -> tuple[Any, ...]:
@@ -29,10 +30,21 @@ def rest(model: nn.Module) -> None:
         memories = getattr(module, "_memories", None)
         if isinstance(memories, dict):
             memories.update(vars(module)["_memories_rv"])
-        elif callable(reset := getattr(module, "reset_mem", None)):
+        elif takes_nothing(reset := getattr(module, "reset_mem", None)):
             reset()
-        elif callable(reset := getattr(module, "reset", None)) and not module._parameters:
+        elif takes_nothing(reset := getattr(module, "reset", None)) and not module._parameters:
             reset()  # as the hosts' reset_net does with any module
+
+
+def takes_nothing(method: Any) -> TypeGuard[Callable[[], Any]]:
+    """Whether ``method`` can be called without arguments."""
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -12,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .around import Around
-from .spec import PMSN, Reading, Rule, SwapError, Target, named
+from .spec import PMSN, Reading, Rule, SwapError, Target
 
-__all__ = ["RESOLVED", "SWAPPED", "Site", "around", "build", "plain", "words"]
+__all__ = ["RESOLVED", "SWAPPED", "Site", "around", "build", "words"]
 
 SWAPPED = ("ok", "single-step")
-RESOLVED = (*SWAPPED, "keep", "readout", "never called")
+RESOLVED = (*SWAPPED, "keep", "readout", "never called", "inside")
 
 
 @dataclass
@@ -26,9 +24,11 @@ class Site:
 
     ``shape`` is the first call's input, time included; ``time_dim`` counts in it, ``channel_dim`` in the per-step
     tensor. Verdicts: ``ok`` and ``single-step`` (called once per step, its state carried) are swapped; ``keep``,
-    ``readout`` and ``never called`` stay; all others are unresolved, and ``note`` names what would resolve them:
-    ``called more than once``, ``batch folded into time``, ``no time axis``, ``no time to integrate``, ``no channel
-    axis``, ``ambiguous``, ``non-unit output scale``, ``binary only``, ``unsupported dynamics``.
+    ``readout`` and ``never called`` stay; ``inside`` lies in a neuron that is replaced whole. All others are
+    unresolved, and ``note`` names what would resolve them: ``called more than once``, ``batch folded into time``,
+    ``unfolds time itself``, ``no time axis``, ``no time to integrate``, ``no channel axis``, ``ambiguous``, ``non-unit
+    output scale``, ``binary only``, ``unsupported dynamics``; and, when the swapped model was run, ``another output``,
+    ``never reset``, ``not finite``, ``fails when swapped``.
     """
 
     path: str
@@ -45,6 +45,8 @@ class Site:
     channels: int | None = None
     shared_with: list[str] = field(default_factory=list)
     by_rule: bool = False
+    unfolds: int | None = None
+    gives_output: bool = False
     carried: dict[str, Any] = field(default_factory=dict)
     sets: dict[str, Any] = field(default_factory=dict)
     around: dict[str, Any] = field(default_factory=dict)
@@ -82,36 +84,6 @@ class Site:
     def refuse(self, verdict: str, note: str) -> None:
         self.verdict, self.note = verdict, note
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, fit for JSON: all that the printed plan shows."""
-        hidden = (
-            "module",
-            "host",
-            "role",
-            "reading",
-            "rule",
-            "device",
-            "dtype",
-            "arguments",
-            "clock",
-            "target",
-        )
-        shown = {key: value for key, value in vars(self).items() if key not in hidden}
-        return {**plain(shown), "target": plain(named(self.target))}
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON-native data."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Tensor):
-        return plain(value.detach().cpu().tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value if isinstance(value, str | int | float | bool | None) else words(value)
-
 
 def words(value: Any) -> str:
     """A value as a short text without memory addresses."""
@@ -122,7 +94,7 @@ def words(value: Any) -> str:
     return getattr(value, "__qualname__", type(value).__name__) if " at 0x" in text else text
 
 
-def build(site: Site, built: Mapping[nn.Module, nn.Module]) -> nn.Module:
+def build(site: Site) -> nn.Module:
     """The new node, inside what it needs around it."""
     assert site.host is not None
     name = "pmsn" if isinstance(site.target, PMSN) else "msf"
@@ -132,8 +104,7 @@ def build(site: Site, built: Mapping[nn.Module, nn.Module]) -> nn.Module:
         raise SwapError(f"{site.name}: {error}") from error
     needed = around(site)
     if needed:
-        clock = None if site.clock is None else built.get(site.clock.module, site.clock.module)
-        node = Around(node, clock=clock, **needed)
+        node = Around(node, **needed)
     return node.to(site.device).train(site.module.training)
 
 
@@ -141,4 +112,6 @@ def around(site: Site) -> dict[str, Any]:
     """Arguments of the wrapper around the new node; none where it needs none."""
     usual = {"scale": 1.0, "divisor": 1.0}
     needed = {key: value for key, value in site.around.items() if value != usual.get(key)}
+    if site.rule.reset is not None:
+        needed["reset_name"] = site.rule.reset
     return {"time_dim": site.time_dim, **needed} if site.time_dim else needed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -58,7 +58,11 @@ def find(model: nn.Module, neuron_classes: Sequence[type] | Mapping[type, Readin
             yield Found(path, module, load(framework or "spikingjelly"), role, reading)
         elif framework is not None:
             host = load(framework)
-            yield Found(path, module, host, "stock" if host.is_stock(module) else "relative")
+            yield Found(path, module, host, "stock" if _is_stock(host, module) else "relative")
+
+
+def _is_stock(host: ModuleType, module: nn.Module) -> bool:
+    return host.is_stock(module) and "forward" not in vars(module)  # somebody may have put in another
 
 
 def load(framework: str) -> ModuleType:
@@ -87,11 +91,27 @@ def _framework(module: nn.Module) -> str | None:
     return None
 
 
-def like_neurons(model: nn.Module) -> list[str]:
-    """Class names in ``model`` that sound like neurons, for a message."""
-    leaves = (m for m in model.modules() if not any(m.children()) and not is_ours(m))
-    names = {type(m).__name__ for m in leaves}
-    return sorted(n for n in names if re.search(r"LIF|IF$|IFNode|[Ss]pik|[Nn]euron|mem_update|^[Ff]ire", n))
+# Names that neurons have; of a module with children, no name that parts of spiking networks have.
+SOUNDS = r"LIF|IF$|IFNode|[Ss]pik|[Nn]euron|mem_update|^[Ff]ire"
+PARTS = r"(?i)block|conv|layer|atten|attn|net|mlp|former|linear|embed|stem|stage|head|pool|norm|encoder|yolo|model"
+THRESHOLDS = ("v_threshold", "threshold", "thresh", "v_th", "vth", "Vth", "V_th")
+
+
+def like_neurons(model: nn.Module, sites: Iterable[str] = ()) -> dict[str, str]:
+    """What is no site, holds none and looks like a neuron: path -> class name."""
+    known = set(sites)
+    holders = {".".join(path.split(".")[:n]) for path in known for n in range(path.count(".") + 1)}
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        parts = path.split(".")
+        inside = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if inside & (known | found.keys()) or path in holders | {""} or any(map(is_ours, module.modules())):
+            continue
+        name = getattr(module, "original_name", type(module).__name__)  # of a scripted one
+        named = re.search(SOUNDS, name) and not (any(module.children()) and re.search(PARTS, name))
+        if named or any(name in vars(module) or name in module._buffers for name in THRESHOLDS):
+            found[path] = name
+    return found
 
 
 def steps_of(module: Any) -> str:
