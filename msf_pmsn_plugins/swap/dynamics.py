@@ -156,11 +156,27 @@ def _try(site: Site, candidates: list[dict[str, Any]], training: bool, counts: i
                 "where the membrane lies exactly on the threshold MSF fires and the old neuron does not"
             )
         return number, "; ".join(texts)
+    inner = _quantisers_in(site)
     what = "its gradients are not those" if spikes else "its spikes are not those"
     return None, (
         f"{site.old} has dynamics of its own that MSF cannot keep: in {mode}, on random input, {what} of the formula "
-        "that it is read as; use dynamics='published', or keep this site with rules={path: swap.Keep()}"
+        f"that it is read as; {inner}use dynamics='published', or keep this site with rules={{path: swap.Keep()}}"
     )
+
+
+def _quantisers_in(site: Site) -> str:
+    """What to do where a neuron fires by a quantiser that it holds: swap that one."""
+    for child in site.module.children():
+        if any(child.parameters()) or isinstance(child, nn.Identity | nn.ReLU):
+            continue
+        try:
+            found, _, _ = levels(child, site.device)
+        except ValueError:
+            continue
+        if len(found) > 1:
+            name = type(child).__name__
+            return f"it fires by its {name}: swap that with neuron_classes={{{name}: swap.Activation()}}, "
+    return ""
 
 
 def _quantiser(site: Site) -> dict[str, Any]:
