@@ -15,7 +15,7 @@ import train
 from recipes import RecipeError, resume
 from recipes.data.sines import Sines
 
-from fixtures.runs import arguments, ends, equal, kill, start
+from fixtures.runs import arguments, ends, equal, kill, logged, start
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Lightning's hints about workers and logging intervals
@@ -24,8 +24,8 @@ pytestmark = [
 
 
 @pytest.mark.slow
-def test_kill_9_in_mid_epoch_then_resume(tmp_path, fixtures):
-    """With workers that read ahead, dropout and a real SIGKILL."""
+def test_signals_to_a_process_with_workers_then_resume(tmp_path, fixtures):
+    """With workers that read ahead and get the signal too, and dropout; killed twice, stopped once."""
     given = ["--trainer.max_epochs=2", "--save_every=1", "--data.num_workers=2"]
 
     def run(out, *more):
@@ -35,14 +35,24 @@ def test_kill_9_in_mid_epoch_then_resume(tmp_path, fixtures):
 
     code, said = run(tmp_path / "whole")
     assert code == 0, said
-    code, said = run(tmp_path / "killed", kill(7, "on_train_batch_start", "SIGKILL"))  # 5 steps an epoch
+    killed = tmp_path / "killed"
+    code, said = run(killed, kill(3, "on_train_batch_start", "SIGINT", group=True))
+    assert code == 130, said
+    assert "SIGINT: stops after this batch\nstopped by SIGINT; --ckpt_path last goes on" in said
+    assert ends(killed)[2] == 4
+    code, said = run(
+        killed, "--ckpt_path=last", kill(5, "on_validation_batch_end", "SIGKILL")
+    )  # 5 steps an epoch
     assert code == -9, said
-    assert ends(tmp_path / "killed")[2] == 7
-    code, said = run(tmp_path / "killed", "--ckpt_path=last")
+    code, said = run(killed, "--ckpt_path=last", kill(7, "on_train_batch_start", "SIGKILL"))
+    assert code == -9, said
+    assert ends(killed)[2] == 7
+    code, said = run(killed, "--ckpt_path=last")
     assert code == 0, said
-    expected, got = ends(tmp_path / "whole"), ends(tmp_path / "killed")
+    expected, got = ends(tmp_path / "whole"), ends(killed)
     assert got[1:] == expected[1:]
     assert equal(got[0], expected[0])
+    assert logged(killed) == logged(tmp_path / "whole")
 
 
 # -- several processes
@@ -89,7 +99,7 @@ def test_two_processes_equal_one(launcher, tmp_path, fixtures):
 
 
 @pytest.mark.slow
-def test_kill_9_of_two_processes_then_resume(tmp_path, fixtures):
+def test_signals_to_two_processes_then_resume(tmp_path, fixtures):
     """Each process goes on with its own order and dropout."""
     given = ["--trainer.max_epochs=2", "--save_every=1", "--trainer.strategy=ddp", "--trainer.devices=2"]
 
@@ -108,6 +118,13 @@ def test_kill_9_of_two_processes_then_resume(tmp_path, fixtures):
     assert code != 0
     assert "SIGKILL" in said
     assert ends(tmp_path / "killed")[2] == middle
+    # SIGTERM to one of them stops both at the same batch
+    code, said = run(
+        tmp_path / "killed", "--ckpt_path=last", kill(middle, "on_train_batch_start", "SIGTERM", rank=1)
+    )
+    assert code != 0
+    assert "stopped by SIGTERM" in said
+    assert ends(tmp_path / "killed")[2] == middle + 1
     code, said = run(tmp_path / "killed", "--ckpt_path=last")
     assert code == 0, said
     got = ends(tmp_path / "killed")
