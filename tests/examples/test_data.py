@@ -246,10 +246,11 @@ def test_sines_are_the_published_ones():
 
 
 def test_hold_out_takes_its_share_of_every_class():
-    targets = np.array([0] * 50 + [1] * 10 + [2] * 3)
+    targets = np.array([0] * 50 + [1] * 10 + [2] * 3 + [3])
     kept, held = hold_out(targets, 0.1)
-    assert Counter(targets[held].tolist()) == {0: 5, 1: 1, 2: 1}
-    assert sorted([*kept, *held]) == list(range(63))
+    assert Counter(targets[held].tolist()) == {0: 5, 1: 1, 2: 1}, "the only sample of a class stays"
+    assert sorted([*kept, *held]) == list(range(64))
+    assert Counter(targets[hold_out(targets, 0.99)[0]].tolist()) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert (hold_out(targets, 0.1, seed=1)[1] != held).any()
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 0"):
         hold_out(targets, 0)
@@ -376,25 +377,25 @@ def test_frames_are_augmented_alike_at_every_step(fixtures):
 
 
 def test_frames_are_read_from_disk_and_made_again_for_another_transform(tmp_path, monkeypatch):
-    write_dvsgesture(tmp_path, users=1)
+    write_dvsgesture(tmp_path, users=2)
     made = []
     make = made_frames._make
     monkeypatch.setattr(made_frames, "_make", lambda pack, *rest: made.append(len(pack)) or make(pack, *rest))
     before = torch.get_rng_state()
     first = ready(DVSGesture, tmp_path, steps=3, augment=False)
-    assert sum(made) == 22
+    assert sum(made) == 44
     assert torch.equal(torch.get_rng_state(), before), "a run that makes frames is one that reads them"
     again = ready(DVSGesture, tmp_path, steps=3, augment=False)
-    assert sum(made) == 22, "read, not made"
+    assert sum(made) == 44, "read, not made"
     assert torch.equal(first.samples["test"][4][0], again.samples["test"][4][0])
     for settings in ({"steps": 5}, {"steps": 3, "split_by": "time"}):
         other = ready(DVSGesture, tmp_path, augment=False, **settings)
         assert other.samples["test"][4][0].shape[0] == settings["steps"]
-    assert sum(made) == 66
+    assert sum(made) == 132
     path = next((tmp_path / "DVSGesture" / "ibmGestureTest").rglob("3.npy"))
     np.save(path, np.load(path)[:100])
     ready(DVSGesture, tmp_path, steps=3)
-    assert sum(made) == 77, "other files, other frames (of the test part)"
+    assert sum(made) == 154, "other files, other frames (of the test part)"
 
 
 def test_frames_of_a_transform_that_hides_its_settings_are_refused():
@@ -408,7 +409,7 @@ def test_frames_of_a_transform_that_hides_its_settings_are_refused():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_frames_are_not_taken_for_whole_ones(workers, tmp_path):
-    write_dvsgesture(tmp_path, users=1)
+    write_dvsgesture(tmp_path, users=2)
     bad = tmp_path / "DVSGesture" / "ibmGestureTrain" / "user01_led" / "7.npy"
     good = bad.read_bytes()
     bad.write_bytes(good[:200])
@@ -417,7 +418,7 @@ def test_interrupted_frames_are_not_taken_for_whole_ones(workers, tmp_path):
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "frames").glob("*"))
     bad.write_bytes(good)
-    assert len(ready(DVSGesture, tmp_path, steps=2, num_workers=workers).samples["test"]) == 11
+    assert len(ready(DVSGesture, tmp_path, steps=2, num_workers=workers).samples["test"]) == 22
 
 
 def test_whole_folders(tmp_path):

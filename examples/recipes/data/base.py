@@ -154,7 +154,10 @@ class Loader(Reader):
 
 
 def hold_out(targets: Sequence[int], fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that stay, and a random ``fraction`` of each class (one sample at least) that is held out; sorted."""
+    """Indices that stay, and a random ``fraction`` of each class that is held out; sorted.
+
+    At least one sample of a class is held out, and at least one stays; a class of one sample stays.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"the held out fraction must lie in (0, 1), got {fraction}")
     generator = np.random.default_rng(seed)
@@ -162,14 +165,19 @@ def hold_out(targets: Sequence[int], fraction: float, seed: int = 0) -> tuple[np
     held = np.zeros(len(targets), dtype=bool)
     for label in np.unique(targets):
         members = generator.permutation(np.flatnonzero(targets == label))
-        held[members[: max(1, round(fraction * len(members)))]] = True
+        held[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def joined() -> bool:
+    """Whether other processes take part in this run."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def agree(error: RecipeError | None) -> None:
     """Raise on every process what went wrong on one of them, so that each ends with that line and none waits."""
     said: list[str | None] = [None if error is None else str(error)]
-    if distributed.is_available() and distributed.is_initialized():
+    if joined():
         said = [None] * distributed.get_world_size()
         distributed.all_gather_object(said, None if error is None else str(error))
     first = next((message for message in said if message is not None), None)
@@ -292,7 +300,7 @@ class Data(LightningDataModule):
             self._guarded(lambda: self.examine(sources))
             self._prepared = sources
         except RecipeError as error:
-            if not distributed.is_initialized():
+            if not joined():
                 raise
             self._prepared = error  # the others wait: setup tells them
 
@@ -301,6 +309,10 @@ class Data(LightningDataModule):
 
     def sources(self) -> dict[str, Any]:
         """What :meth:`open` gives for each split, or an error that says what is needed."""
+        if (self.mixup or self.cutmix) and (self.classes is None or self.layout == "TNC"):
+            raise RecipeError(
+                f"mixup and cutmix mix classes of images; {type(self).__name__} gives {self.layout} here"
+            )
         return self._guarded(lambda: {split: self.open(split) for split in SPLITS})
 
     def _guarded(self, read: Callable[[], Any]) -> Any:
@@ -332,17 +344,18 @@ class Data(LightningDataModule):
         if sources["val"] is None:
             sources["val"] = sources["train"]
             indices["train"], indices["val"] = hold_out(self.labels(sources["train"]), self.val_fraction)
+            if len(indices["val"]) == 0:
+                raise RecipeError(
+                    f"no class of {type(self).__name__} has two training samples, of which one could be held out for "
+                    "validation; add samples"
+                )
         for split in SPLITS:
             train = split == "train"
             seed = self.seed if train and self.augmented else None
             self.samples[split] = Samples(sources[split], indices[split], self.transform(train), seed)
 
     def _checked(self) -> dict[str, Any]:
-        """The sources of all splits, if they and the settings fit together."""
-        if (self.mixup or self.cutmix) and (self.classes is None or self.layout == "TNC"):
-            raise RecipeError(
-                f"mixup and cutmix mix classes of images; {type(self).__name__} gives {self.layout} here"
-            )
+        """The sources of all splits, once their labels are found right."""
         prepared, self._prepared = self._prepared, None
         if isinstance(prepared, RecipeError):
             raise prepared

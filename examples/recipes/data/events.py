@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -209,31 +208,9 @@ class _Camera(Events):
         return v2.Compose([counts, v2.RandomHorizontalFlip(), v2.RandomChoice(one_of)])
 
 
-def _require_whole_aedat4(path: Path) -> None:
-    """Raise ValueError where the table that ends a finished file lies behind the file's end.
-
-    Without it a file cut between two packets reads as a shorter recording. The header is a flatbuffer: its size, the
-    place of its table, and there the place of the list of its fields, of which the second is the table's position.
-    """
-    with path.open("rb") as file:
-        file.seek(len("#!AER-DAT4.0\r\n"))
-        (size,) = struct.unpack("<I", file.read(4))
-        header = file.read(size)
-    (table,) = struct.unpack_from("<I", header)
-    (back,) = struct.unpack_from("<i", header, table)
-    fields, second = table - back, 0
-    (length,) = struct.unpack_from("<H", header, fields)
-    if length >= 8:
-        (second,) = struct.unpack_from("<H", header, fields + 6)
-    position = struct.unpack_from("<q", header, table + second)[0] if second else -1
-    if position >= path.stat().st_size:
-        raise ValueError(f"its table begins at byte {position}, the file ends at {path.stat().st_size}")
-
-
 def _read_aedat4(path: Path) -> EventArrays:
     with reading(path):
         events = tonic.io.read_aedat4(str(path))
-        _require_whole_aedat4(path)
         t, x, y, on = (events[name].astype(np.int64) for name in events.dtype.names)
         return EventArrays(t, (on, y, x))
 

@@ -68,7 +68,8 @@ def find(folder: Path, *endings: str) -> list[Path]:
     """All files under ``folder`` with one of the endings, in any case of letters, sorted.
 
     Raises:
-        Fault: a folder that is missing, or that may not be read: what lies in it would be left out in silence.
+        Fault: a folder that is missing, that may not be read, or that is named like a file: what lies in it would be
+            left out in silence.
     """
 
     def stop(error: OSError) -> None:
@@ -76,19 +77,26 @@ def find(folder: Path, *endings: str) -> list[Path]:
             raise Locked(f"{error.filename} may not be read by this user") from error
         raise Fault(f"{error.filename} is missing or no folder") from error
 
-    walk = os.walk(folder, onerror=stop, followlinks=True)
-    return sorted(
-        Path(path, file) for path, _, files in walk for file in files if file.lower().endswith(endings)
-    )
+    found = []
+    for path, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        for name in folders:
+            if name.lower().endswith(endings):
+                raise Fault(f"{Path(path, name)} is a folder, not a file")
+        found += [Path(path, name) for name in files if name.lower().endswith(endings)]
+    return sorted(found)
 
 
 class _Arrays(pickle.Unpickler):
     """Reads what arrays, numbers, text and containers need, and nothing that runs code."""
 
     allowed = frozenset(
-        (f"numpy.{module}.multiarray", name)
-        for module in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
+        (f"numpy.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (
+            (f"{core}.multiarray", "_reconstruct"),
+            (f"{core}.multiarray", "scalar"),
+            (f"{core}.numeric", "_frombuffer"),
+        )
     ) | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
     def find_class(self, module: str, name: str) -> Any:
