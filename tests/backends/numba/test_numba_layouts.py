@@ -7,13 +7,14 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
+from numba_problems import SOMAS, layouts, msf_grads, pmsn_grads, pmsn_problem, rand, randn
+
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba import memory
 from msf_pmsn_plugins.backends.numba.msf import msf_backward, msf_forward
 from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
 from msf_pmsn_plugins.settings import MSFSettings
 from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights, Slopes
-from numba_problems import SOMAS, layouts, msf_grads, pmsn_grads, pmsn_problem, rand, randn
 from tolerances import F32, F64, assert_close, assert_same
 
 NAMES = [name for name, _, _ in layouts(torch.zeros(2, 2, 2, 2))]
@@ -85,7 +86,9 @@ def test_pmsn(soma, lengths, name):
     gx, g_state, g_weights = pmsn_backward(
         other, view, x, other_state, other_weights, lengths, None, settings
     )
-    for got, want in zip((*outputs_, *last_, gx, *g_state), (*outputs, *last, expected[0], *expected[1]), strict=True):
+    for got, want in zip(
+        (*outputs_, *last_, gx, *g_state), (*outputs, *last, expected[0], *expected[1]), strict=True
+    ):
         assert_same(got, want)
     for got in (*outputs_, gx):
         assert_layout(got, view)
