@@ -153,7 +153,7 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
         (["some_model.py:Net", "--input", "3,x"], "--input is a shape such as"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "[1]"], "--kwargs is a JSON object"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "{"], "building the model: JSONDecodeError"),
-        (["some_model.py:Net", "--input", "3,7"], "planning: two forward passes: RuntimeError"),
+        (["some_model.py:Net", "--input", "3,7"], "planning: some forward passes: RuntimeError"),
         (["some_model.py:Net", "--input", "3,6", "--D", "0"], "reading the target msf: ValueError"),
         (
             ["some_model.py:Net", "--input", "3,6", "--recipe", "x"],
@@ -231,16 +231,16 @@ def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkey
 
 
 def test_the_self_test_notices_a_backend_that_is_wrong(monkeypatch):
-    from msf_pmsn_plugins.backends import torch_backend
+    from msf_pmsn_plugins.backends.torch import msf
 
-    right = torch_backend.msf_fwd
+    right = msf.msf_forward
     monkeypatch.setattr(doctor, "_backends", lambda: {"torch": "runs on any device"})
 
     def wrong(*args):
         s, *rest = right(*args)
         return (1 - s, *rest)
 
-    monkeypatch.setattr(torch_backend, "msf_fwd", wrong)
+    monkeypatch.setattr(msf, "msf_forward", wrong)
     with pytest.raises(AssertionError, match="other spikes than its steps"):
         doctor._test_backends()
 
