@@ -28,7 +28,8 @@ from .graph import (
 from .libraries import nir, nirtorch
 from .numbers import array_of, numbers, time_constant, torch_type, wide_type
 
-OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")}
+NEURONS = ("neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")
+OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, *NEURONS)}
 
 
 def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = False, dt: float = 1e-4) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hosts import HOSTS, load
 from .edits import make, replacing
 from .running import arguments, rest, seeds_kept, undisturbed
-from .sites import HOSTS, is_ours, load
+from .sites import is_ours
 from .spec import SwapError
 
 __all__ = ["host_of", "lif", "nodes"]

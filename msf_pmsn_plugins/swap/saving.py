@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from ..hosts import HOSTS, load
 from ..surrogate import Surrogate
 from .layout import Layout
 from .site import SWAPPED, Site
-from .sites import HOSTS, load
 from .spec import MSF, PMSN, Keep, Rule, SwapError, Target
 
 __all__ = [

@@ -181,11 +181,16 @@ VARIANTS = {
     "msf-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", **HIDDEN),
     "msf-none": lambda: MSF.published(0.5, D=3, reset_mechanism="none", **HIDDEN),
     "msf-early": lambda: MSF.published(0.5, D=3, reset_delay=False, **HIDDEN),
-    "msf-early-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN),
+    "msf-early-subtract": lambda: MSF.published(
+        0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN
+    ),
     "msf-surrogate": lambda: MSF.published(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
     "msf-graded": lambda: MSF.published(D=2, graded_spikes_factor=0.5, **HIDDEN),
     "msf-learned": lambda: MSF.published(0.3, D=2, learn_beta=True, **HIDDEN),
-    "msf-channels": lambda: MSF.published(torch.tensor([0.1, 0.3, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
+    "msf-channels": lambda: MSF.from_neuron(
+        neurons.MSF(D=2, decay=torch.tensor([0.1, 0.3, 0.5, 0.9]), learn_decay=True, reset_delay=True),
+        **HIDDEN,
+    ),
     "node": lambda: MSFNode.published(tau=3.0),
     "node-decay-input": lambda: MSFNode.published(tau=3.0, decay_input=True),
     "node-soft": lambda: MSFNode.published(tau=2.0, v_reset=None),
@@ -202,7 +207,9 @@ VARIANTS = {
     "pmsn": lambda: PMSN(4, **HIDDEN),
     "pmsn-threshold": lambda: PMSN(4, threshold=0.3, compartments=3, init="shd", **HIDDEN),
     "pmsn-burst": lambda: PMSN.from_neuron(neurons.PMSN(4, burst=True, coeff=2.0), **HIDDEN),
-    "pmsn-published-burst": lambda: PMSN.from_neuron(neurons.PMSN(4, burst="published", reset_mode="serial"), **HIDDEN),
+    "pmsn-published-burst": lambda: PMSN.from_neuron(
+        neurons.PMSN(4, burst="published", reset_mode="serial"), **HIDDEN
+    ),
     "pmsn-tied": lambda: PMSN.from_neuron(neurons.PMSN(4, tied=True, dt_scale=2.0), **HIDDEN),
     "pmsn-fixed": lambda: PMSN.from_neuron(neurons.PMSN(4, residual="fixed", init="imagenet"), **HIDDEN),
     "pmsn-none": lambda: PMSN.from_neuron(neurons.PMSN(4, reset_mode="none"), **HIDDEN),

@@ -127,7 +127,9 @@ def test_faults_of_stock_converters_that_the_page_names():
     assert not any((p == 5).all() for p in nirtorch.nir_to_torch(affine, {}).parameters())
 
 
-@pytest.mark.parametrize("make", [lambda: MSF.published(**HIDDEN), lambda: PMSN(3, **HIDDEN)], ids=["msf", "pmsn"])
+@pytest.mark.parametrize(
+    "make", [lambda: MSF.published(**HIDDEN), lambda: PMSN(3, **HIDDEN)], ids=["msf", "pmsn"]
+)
 def test_symbolic_tracing_is_refused(make):
     with pytest.raises(TypeError, match="leaf module"):
         torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), make()))

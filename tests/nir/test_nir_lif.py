@@ -28,7 +28,9 @@ def test_lif_has_the_published_fields():
     assert node.v_leak.tolist() == node.v_reset.tolist() == [0.0] * 3
     assert (node.v_threshold < 0.5).all()  # NIR fires above, MSF at it
     assert (torch.nextafter(torch.tensor(node.v_threshold), torch.tensor(1.0)) == 0.5).all()
-    node = export_to_nir(MSFNode.published(D=1, tau=math.inf), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
+    node = export_to_nir(
+        MSFNode.published(D=1, tau=math.inf), torch.zeros(2, 3), standard=True, dt=1e-3
+    ).nodes["_0"]
     assert type(node) is nir.IF
     assert node.r.tolist() == [1e3] * 3
 

@@ -7,11 +7,11 @@ import sys
 import warnings
 
 import pytest
+import snntorch as snn
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-import snntorch as snn
 from msf_pmsn_plugins import swap
 from tolerances import assert_same
 

@@ -10,11 +10,11 @@ import re
 import sys
 
 import pytest
+import snntorch as snn
 import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
-import snntorch as snn
 from helpers import ROOT
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+import snntorch as snn
 import torch
+from snntorch import surrogate
 from torch import nn
 
-import snntorch as snn
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.snntorch import MSF, PMSN, reset
-from snntorch import surrogate
 from tolerances import assert_same
 
 

@@ -222,11 +222,11 @@ class MSF(Neuron):
                 number(name, value)
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
-        known = self._list is not None and not isinstance(self.v_threshold, Tensor)
-        if known and (self.D, self.v_threshold) != (len(self._list or ()), self._list[0]):  # type: ignore[index]
+        listed = None if isinstance(self.v_threshold, Tensor) else self._list
+        if listed is not None and (self.D, self.v_threshold) != (len(listed), listed[0]):
             raise ValueError(
                 f"D={self.D} and v_threshold={self.v_threshold} do not fit the explicit thresholds "
-                f"{list(self._list)}: assign to .thresholds instead (None goes back to an even spacing)"
+                f"{list(listed)}: assign to .thresholds instead (None goes back to an even spacing)"
             )
         if self.reset_mode not in RESETS:
             raise ValueError(f"unknown reset_mode {self.reset_mode!r}; known: {', '.join(map(repr, RESETS))}")

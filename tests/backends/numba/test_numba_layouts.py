@@ -7,13 +7,14 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
+from numba_problems import SOMAS, layouts, msf_grads, pmsn_grads, pmsn_problem, rand, randn
+
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba import memory
 from msf_pmsn_plugins.backends.numba.msf import msf_backward, msf_forward
 from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
 from msf_pmsn_plugins.settings import MSFSettings
 from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights, Slopes
-from numba_problems import SOMAS, layouts, msf_grads, pmsn_grads, pmsn_problem, rand, randn
 from tolerances import F32, F64, assert_close, assert_same
 
 NAMES = [name for name, _, _ in layouts(torch.zeros(2, 2, 2, 2))]

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
+from numba_problems import CONSTANT, RESETS, THRESHOLDS, msf_grads, msf_loop, odd_input, rand, randn, rates
+
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba.msf import msf_backward, msf_forward
 from msf_pmsn_plugins.backends.torch import msf as torch_backend
@@ -17,7 +19,6 @@ from msf_pmsn_plugins.neurons.msf import msf_step
 from msf_pmsn_plugins.settings import MSFSettings
 from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate, slope
 from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, Slopes
-from numba_problems import CONSTANT, RESETS, THRESHOLDS, msf_grads, msf_loop, odd_input, rand, randn, rates
 from tolerances import F32, F64, assert_close, assert_same
 
 both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])

@@ -8,11 +8,12 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
+from numba_problems import SOMAS, Problem, drives, only_spikes, pmsn_loop, pmsn_problem, randn
+
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
 from msf_pmsn_plugins.settings import PMSNSettings
 from msf_pmsn_plugins.tensors import PMSNState
-from numba_problems import SOMAS, Problem, drives, only_spikes, pmsn_loop, pmsn_problem, randn
 from tolerances import F32, F64, assert_close, assert_flips_proved, assert_same
 
 both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])

@@ -9,11 +9,6 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
-from helpers import poisoned_empty
-from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
-from msf_pmsn_plugins.settings import PMSNSettings
-from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate, slope
-from msf_pmsn_plugins.tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from numba_problems import (
     SOMAS,
     Problem,
@@ -25,6 +20,12 @@ from numba_problems import (
     pmsn_problem,
     randn,
 )
+
+from helpers import poisoned_empty
+from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
+from msf_pmsn_plugins.settings import PMSNSettings
+from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate, slope
+from msf_pmsn_plugins.tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from tolerances import F32, F64, assert_close, assert_same
 
 all_somas = pytest.mark.parametrize("settings", SOMAS.values(), ids=SOMAS)
