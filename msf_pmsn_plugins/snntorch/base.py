@@ -299,8 +299,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             return self.neuron.check_state(x, tuple(map(usable, mem.state)), REMEDY)
         if self.carries and isinstance(mem, Tensor) and mem.shape != (0,):
             raise ValueError(
-                f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the mem "
-                "that it returned (detach, clone and to keep the state), or reset_mem()'s to start at rest"
+                f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the "
+                "mem that it returned (detach, clone and to keep the state), or reset_mem()'s to start at rest"
             )
         parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
         if not (parts and all(isinstance(part, Tensor) for part in parts)):

@@ -215,8 +215,8 @@ class MSF(SnnTorchNeuron):
 class PMSN(SnnTorchNeuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a snnTorch neuron.
 
-    ``mem`` is the membrane of the soma before its reset, volts, [B, *]: a tensor that brings the residual and the hidden
-    compartments along when it is passed back (:class:`~msf_pmsn_plugins.snntorch.membrane.Membrane`). Where no tensor
+    ``mem`` is the membrane of the soma before its reset, volts, [B, *]: a tensor that brings the residual and the
+    hidden compartments along when it is passed back (:class:`~msf_pmsn_plugins.snntorch.membrane.Membrane`). Where no tensor
     can carry them (compiled and exported graphs) it is the tuple ``(v, z)``, which is taken everywhere: the residual in
     volts [B, *], without a gradient, and the hidden state, complex [B, *, compartments - 1].
 
@@ -300,8 +300,8 @@ class PMSN(SnnTorchNeuron):
 class ParallelIF(SnnTorchNeuron):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a neuron of its own.
 
-    ``mem`` is the membrane before reset, volts, [B, *], and carries the residual, as in :class:`PMSN`. Negative inputs are clamped and a
-    reset removes all whole thresholds; see :class:`msf_pmsn_plugins.neurons.ParallelIF`.
+    ``mem`` is the membrane before reset, volts, [B, *], and carries the residual, as in :class:`PMSN`. Negative inputs
+    are clamped and a reset removes all whole thresholds; see :class:`msf_pmsn_plugins.neurons.ParallelIF`.
 
     Args:
         threshold: volts.

@@ -171,7 +171,9 @@ def test_explicit_thresholds_in_both_faces():
 
 def test_learned_decay_in_both_faces():
     x, beta = randn(9, 2, 3, dtype=F32) * 2, torch.tensor([0.2, 0.5, 0.9])
-    node = spikingjelly.MSFNode.published(tau=1 / (1 - beta), learn_tau=True, step_mode="m", surrogate_function="atan")
+    node = spikingjelly.MSFNode.published(
+        tau=1 / (1 - beta), learn_tau=True, step_mode="m", surrogate_function="atan"
+    )
     skin = snntorch.MSF.published(beta=beta, learn_beta=True, spike_grad="atan", sequence=True)
     assert_close(skin.beta, beta, "slope")
     assert_close(node.tau.detach(), 1 / (1 - beta), "host")
@@ -193,7 +195,9 @@ def test_soft_forward_in_both_faces():
     x = randn(9, 2, 3, dtype=F32) * 2
     expected = MSF(surrogate=Soft("sigmoid"))(x)[0]
     assert not torch.equal(expected, expected.round())
-    assert_same(spikingjelly.MSFNode.published(surrogate_function=Soft("sigmoid"), step_mode="m")(x), expected)
+    assert_same(
+        spikingjelly.MSFNode.published(surrogate_function=Soft("sigmoid"), step_mode="m")(x), expected
+    )
     assert_same(snntorch.MSF.published(spike_grad=Soft("sigmoid"), sequence=True)(x)[0], expected)
 
 

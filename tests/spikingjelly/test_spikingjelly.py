@@ -251,8 +251,8 @@ def test_lazy_width_and_optimizer():
 
 
 def test_settings_take_effect_after_construction(x_seq):
-    changed, built = MSFNode.published(step_mode="m"), MSFNode.published(D=2, tau=2.0, decay_input=True, v_threshold=0.5, v_reset=None,
-                                                     step_mode="m")  # fmt: skip
+    changed = MSFNode.published(step_mode="m")
+    built = MSFNode.published(D=2, tau=2.0, decay_input=True, v_threshold=0.5, v_reset=None, step_mode="m")
     changed.D, changed.tau, changed.decay_input, changed.v_threshold, changed.v_reset = (
         2,
         2.0,

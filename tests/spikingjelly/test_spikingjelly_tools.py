@@ -511,7 +511,11 @@ def test_shared_nodes_stay_shared():
         (lambda: MSFNode.published(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, they leak to v_reset=0.3"),
         (lambda: MSFNode.published(D=1, tau=1.0), None, "without memory"),
         (lambda: MSFNode.from_neuron(MSF(D=1, decay=0.5, learn_decay=True)), None, "learned"),
-        (lambda: MSFNode.published(D=1, tau=2.0, v_reset=None), "lava", "v_reset=0, decay_input=False; this has None, False"),
+        (
+            lambda: MSFNode.published(D=1, tau=2.0, v_reset=None),
+            "lava",
+            "v_reset=0, decay_input=False; this has None, False",
+        ),
         (
             lambda: like(neuron.LIFNode, 2.0),
             "lava",

@@ -222,7 +222,7 @@ class MSF(Neuron):
                 number(name, value)
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
-        listed = None if isinstance(self.v_threshold, Tensor) else self._list
+        listed = self._list if not isinstance(self.v_threshold, Tensor) else None
         if listed is not None and (self.D, self.v_threshold) != (len(listed), listed[0]):
             raise ValueError(
                 f"D={self.D} and v_threshold={self.v_threshold} do not fit the explicit thresholds "

@@ -160,10 +160,10 @@ def _differentiate(
         slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
     tensors = (gs_seq, gm_seq, gv, x_seq, kept, v, *parameters, lengths, *slopes)
     if no_autograd() and no_dispatch(*tensors):
-        gx, gv, grads = _call_backward(*tensors, settings, backend)
+        gx, gv, made = _call_backward(*tensors, settings, backend)
     else:
         gx, gv, *made = _MSFBackward.apply(*tensors, (settings, backend))
-        grads = [None if p is None else g for p, g in zip(parameters, made, strict=True)]
+    grads = [None if p is None else g for p, g in zip(parameters, made, strict=True)]
     gx = as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq)
     return gx.squeeze(0) if single else gx, gv, *grads
 

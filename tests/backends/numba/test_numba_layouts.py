@@ -86,7 +86,9 @@ def test_pmsn(soma, lengths, name):
     gx, g_state, g_weights = pmsn_backward(
         other, view, x, other_state, other_weights, lengths, None, settings
     )
-    for got, want in zip((*outputs_, *last_, gx, *g_state), (*outputs, *last, expected[0], *expected[1]), strict=True):
+    for got, want in zip(
+        (*outputs_, *last_, gx, *g_state), (*outputs, *last, expected[0], *expected[1]), strict=True
+    ):
         assert_same(got, want)
     for got in (*outputs_, gx):
         assert_layout(got, view)
