@@ -19,7 +19,7 @@ from ..neurons.lengths import Lengths
 from ..neurons.pmsn import pmsn_step
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
-from .base import SpikingJellyNode
+from .base import SpikingJellyNode, brief
 from .charge import lif_charge
 
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
@@ -262,6 +262,9 @@ class MSFNode(SpikingJellyNode):
         states = self.materialize_states(inputs, states, "s")
         s, states, _m = self.neuron.single(inputs[0], states)
         return (s,), states
+
+    def extra_repr(self) -> str:
+        return f"D={self.D}, {super().extra_repr()}, tau={brief(self.tau)}"
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
         errors = super()._take_snntorch(numbers)
