@@ -40,30 +40,30 @@ MSF = {
     "backward": [Kernel("msf_backward", 9, 13, 4, 0.03e-6)],
 }
 PMSN = {
-    "forward": [Kernel("pmsn_forward", 8, 60, 8, 0.07e-6)],
+    "forward": [Kernel("pmsn_forward", 8, 68, 8, 0.07e-6)],
     "backward": [
-        Kernel("pmsn_gather", 12, 140, 4, 0.12e-6),
-        Kernel("pmsn_adjoint", 8, 45, 8, 0.03e-6),
+        Kernel("pmsn_gather", 12, 156, 4, 0.12e-6),
+        Kernel("pmsn_adjoint", 8, 53, 8, 0.03e-6),
         Kernel("pmsn_parameters", 0, 0, 1, 0),
     ],
 }
 CHUNKED = {
     "forward": [
-        Kernel("pmsn_chunk", 4, 20, 8, 0.03e-6, True),
+        Kernel("pmsn_chunk", 4, 28, 8, 0.03e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
-        Kernel("pmsn_chunk", 8, 40, 8, 0.04e-6, True),
+        Kernel("pmsn_chunk", 8, 48, 8, 0.04e-6, True),
         Kernel("pmsn_soma", 8, 12, 32, 0.02e-6),
     ],
     "backward": [
-        Kernel("pmsn_chunk", 4, 40, 8, 0.03e-6, True),
+        Kernel("pmsn_chunk", 4, 56, 8, 0.03e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
-        Kernel("pmsn_chunk", 8, 60, 8, 0.06e-6, True),
+        Kernel("pmsn_chunk", 8, 76, 8, 0.06e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
         Kernel("pmsn_soma", 12, 20, 16, 0.03e-6),
-        Kernel("pmsn_adjoint", 4, 40, 8, 0.03e-6, True),
+        Kernel("pmsn_adjoint", 4, 48, 8, 0.03e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
-        Kernel("pmsn_gather", 8, 110, 4, 0.08e-6, True),
-        Kernel("pmsn_adjoint", 8, 45, 8, 0.03e-6, True),
+        Kernel("pmsn_gather", 8, 126, 4, 0.08e-6, True),
+        Kernel("pmsn_adjoint", 8, 53, 8, 0.03e-6, True),
         Kernel("pmsn_parameters", 0, 0, 1, 0),
     ],
 }

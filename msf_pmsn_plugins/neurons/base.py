@@ -179,10 +179,10 @@ class Neuron(PropertiesFirst, nn.Module):
         order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
         s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
 
-        def put_back(seq: Tensor) -> Tensor:
-            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)  # in the layout of the input
+        def back(seq: Tensor) -> Tensor:
+            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)
 
-        return put_back(s_seq), state, None if m_seq is None else put_back(m_seq)
+        return back(s_seq), state, None if m_seq is None else back(m_seq)
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None

@@ -98,6 +98,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     neuron: Any  # a Neuron; subclasses name its class
     mem: Mem
     lengths: Lengths | None = None
+    padding: Lengths | None = None  # as lengths, for the length of state.padded()
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
 
     def __init__(
@@ -293,7 +294,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         _refuse_tracers(type(self).__name__, input_)
         if self.init_hidden and mem is not None:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True: it keeps its own state")
-        lengths = self.lengths if lengths is None else lengths
+        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)

@@ -10,6 +10,7 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from ..neurons import Neuron
+from ..neurons.autograd import recomputing, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, first_step, number
 from ..neurons.lengths import Lengths, valid_steps
 from .surrogates import translate
@@ -17,6 +18,7 @@ from .surrogates import translate
 __all__ = ["SpikingJellyNode"]
 
 RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
+MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"
 SNNTORCH = ("threshold", "graded_spikes_factor", "reset_mechanism_val", "beta")  # buffers of its neurons
 
 
@@ -46,6 +48,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     neuron: Neuron
     v_seq: Tensor | None
     lengths: Lengths | None = None
+    padding: Lengths | None = None  # as lengths, for the length of state.padded()
 
     def __init__(self, held: Neuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
         if not isinstance(held, self.kind):
@@ -165,7 +168,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     @property
     def has_margin(self) -> bool:
         """Whether ``v_threshold`` is a tensor of thresholds, as ``functional.set_threshold_margin`` leaves it."""
-        return isinstance(self.v_threshold, Tensor) and self.v_threshold.numel() > 1
+        theta = getattr(self._held, "v_threshold", None)
+        return isinstance(theta, Tensor) and theta.numel() > 1
 
     def _check_margin(self, x: Tensor) -> None:
         theta: Any = self.v_threshold
@@ -236,7 +240,14 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     # Memories are fetched by name: 0.0.0.0.14 files v_seq among them.
     def _recall(self) -> tuple[Any, ...]:
-        return tuple(self._memories[name] for name in self.neuron.state_names)
+        states = tuple(usable(self._memories[name]) for name in self.neuron.state_names)
+        if recomputing(exact=MEMOPT) and any(isinstance(state, Tensor) for state in states):
+            raise RuntimeError(
+                f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
+                "that the first time left: its gradients would be wrong. Call functional.reset_net(net) inside the "
+                "checkpointed function, or use SpikingJelly's memopt, which brings back the state it started from"
+            )
+        return states
 
     def _remember(self, states: State) -> None:
         self._memories.update(zip(self.neuron.state_names, states, strict=True))
@@ -244,7 +255,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One step, state in the memories: ``x`` [N, *] -> spikes [N, *]."""
         self._check_tensor(x)
-        if self.lengths is not None:
+        if self.lengths is not None or self.padding is not None:
             raise ValueError("lengths belong to sequences: set step_mode='m', or lengths=None")
         (s,), states = self.single_step_functional_forward((x,), self._recall())
         self._remember(states)
@@ -256,7 +267,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor, lengths: Lengths | None = None) -> Tensor:
         """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]; ``lengths`` [N] or mask [T, N]."""
         self._check_tensor(x_seq)
-        lengths = self.lengths if lengths is None else lengths
+        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
         if x_seq.dim() < 2:
             raise ValueError(
                 f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
@@ -303,6 +314,17 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         if not isinstance(x, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
 
+    def reset(self) -> None:
+        """Bring the state to its reset values, and forget what was stored and the lengths of the last batch."""
+        super().reset()
+        self.__dict__.pop("lengths", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a file has no graph.
+        return {name: _cut(value) for name, value in self.__dict__.items()} | {
+            "_memories": {name: _cut(value) for name, value in self._memories.items()}
+        }
+
     def detach(self) -> None:
         """Cut the graph at the current state (truncated backpropagation)."""
         for name, value in self._memories.items():
@@ -342,3 +364,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     def extra_repr(self) -> str:
         return f"step_mode={self.step_mode!r}, backend={self.backend!r}"
+
+
+def _cut(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value

@@ -367,6 +367,11 @@ class PMSNNode(_ResidualNode):
         self.z_seq = None
 
     @property
+    def has_margin(self) -> bool:
+        """Whether ``v_threshold`` is a tensor of thresholds, as ``functional.set_threshold_margin`` leaves it."""
+        return self.__dict__.get("_margin") is not None
+
+    @property
     def v_threshold(self) -> float | Tensor:
         """The threshold, volts; a tensor after ``functional.set_threshold_margin``."""
         margin = self.__dict__.get("_margin")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neurons import MSF, PMSN, Neuron
-from .probe import arguments, output_of, rest, undisturbed
+from .running import arguments, output_of, rest, undisturbed
 from .spec import SwapError
 
 __all__ = ["Calibration", "Norm", "Rate", "firing_rates", "match_norms", "match_rates"] + [

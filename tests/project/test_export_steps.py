@@ -157,7 +157,10 @@ def _refused():
     yield snn.MSF.published(init_hidden=True, sequence=True), "sequence=False"
     yield snn.MSF.published(init_hidden=True, inhibition=True), "inhibition=False"
     yield snn.MSF.published(init_hidden=True, state_quant=lambda mem: mem), "state_quant=False"
-    yield snn.MSF.published(init_hidden=True, reset_mechanism="subtract"), "takes the threshold away undecayed"
+    yield (
+        snn.MSF.published(init_hidden=True, reset_mechanism="subtract"),
+        "takes the threshold away undecayed",
+    )
     yield nn.Linear(2, 2), "no neuron"
 
 

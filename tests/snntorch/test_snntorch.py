@@ -496,8 +496,12 @@ def test_a_checkpoint_of_leaky_loads():
     msf = MSF.published(D=1)
     msf.load_state_dict(snn.Leaky(0.5, threshold=0.75).state_dict())  # "subtract" is Leaky's default
     assert (msf.beta, msf.threshold, msf.reset_mechanism) == (0.5, 0.75, "subtract")
+    each = snn.Leaky(torch.rand(3), threshold=torch.rand(3) + 0.5)
+    msf.load_state_dict(each.state_dict())
+    assert_same(msf.beta, each.beta)
+    assert_same(msf.threshold, each.threshold)
     with pytest.raises(RuntimeError, match="one number"):
-        MSF.published().load_state_dict(snn.Leaky(torch.rand(3)).state_dict())
+        PMSN(6).load_state_dict(each.state_dict(), strict=False)
     with pytest.raises(RuntimeError, match="its own way"):
         PMSN(6).load_state_dict({**PMSN(6).state_dict(), "reset_mechanism_val": torch.tensor(1)})
 

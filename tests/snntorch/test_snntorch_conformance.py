@@ -57,7 +57,10 @@ def test_learned_threshold_is_that_of_leaky(delay, per_channel, mechanism):
     start = torch.tensor([0.5, 0.75, 1.0, 1.25, 1.5]) if per_channel else torch.tensor(0.75)
     kwargs = {"beta": 0.5, "threshold": start, "learn_threshold": True}
     kwargs |= {"reset_mechanism": mechanism, "reset_delay": delay}
-    leaky, msf = snn.Leaky(**copy.deepcopy(kwargs)), MSF.published(D=1, spike_grad="atan", **copy.deepcopy(kwargs))
+    leaky, msf = (
+        snn.Leaky(**copy.deepcopy(kwargs)),
+        MSF.published(D=1, spike_grad="atan", **copy.deepcopy(kwargs)),
+    )
     x = 1.5 * randn(12, 4, 5)
     expected, ours = trained(leaky, x), trained(msf, x)
     assert expected[0].sum() > 10
@@ -74,7 +77,9 @@ def test_learned_threshold_is_that_of_leaky(delay, per_channel, mechanism):
 @pytest.mark.parametrize("sequence", [False, True], ids=["steps", "sequence"])
 def test_learned_threshold_moves_all_thresholds(sequence):
     """The others keep their distance to the first, whose gradient is minus the slopes of all."""
-    msf = MSF.published(D=3, beta=0.5, threshold=0.75, learn_threshold=True, threshold_step=0.5, sequence=sequence)
+    msf = MSF.published(
+        D=3, beta=0.5, threshold=0.75, learn_threshold=True, threshold_step=0.5, sequence=sequence
+    )
     x = torch.tensor([[[0.5, 0.8, 1.3, 1.8, 5.0]]])
     spk = (msf(x) if sequence else msf(x[0]))[0].reshape(5)
     assert spk.tolist() == [0, 1, 2, 3, 3]
@@ -131,9 +136,9 @@ def test_learned_threshold_trains_copies_and_prints():
     msf.threshold = 0.25
     assert msf.neuron.thresholds == [0.25, 1.25]
     assert isinstance(msf.threshold, nn.Parameter)
-    with pytest.raises(ValueError, match="learned"):
+    with pytest.raises(ValueError, match="is a tensor here"):
         msf.neuron.thresholds = [1.0, 2.0]
-    with pytest.raises(ValueError, match="for each channel"):
+    with pytest.raises(ValueError, match="3 first thresholds"):
         MSF.published(learn_threshold=True, threshold=torch.ones(3)).neuron.thresholds  # noqa: B018
     with pytest.raises(RuntimeError):
         MSF.published(learn_threshold=True, threshold=torch.rand(3) + 1).threshold = torch.ones(4)
@@ -209,7 +214,9 @@ def test_no_reset_delay_is_that_of_leaky(beta, threshold, quantised, mechanism):
 @pytest.mark.parametrize("mechanism", ["zero", "none"])
 def test_reset_delay_changes_mem_not_spikes(mechanism):
     x = 2 * randn(15, 3, 4)
-    late, early = (MSF.published(0.5, D=3, reset_mechanism=mechanism, reset_delay=delay) for delay in (True, False))
+    late, early = (
+        MSF.published(0.5, D=3, reset_mechanism=mechanism, reset_delay=delay) for delay in (True, False)
+    )
     (spk, before), (same, after) = run(late, x), run(early, x)
     assert_same(same, spk)
     assert_same(after, torch.where((spk > 0) & (mechanism == "zero"), 0.0, before))
@@ -217,13 +224,15 @@ def test_reset_delay_changes_mem_not_spikes(mechanism):
 
 def test_no_reset_delay_subtracts_once_per_spike_at_once():
     spk, mem = run(
-        MSF.published(0.5, D=2, reset_mechanism="subtract", reset_delay=False), torch.tensor([[[2.5]], [[0.5]]])
+        MSF.published(0.5, D=2, reset_mechanism="subtract", reset_delay=False),
+        torch.tensor([[[2.5]], [[0.5]]]),
     )
     assert spk.flatten().tolist() == [2, 0]
     assert mem.flatten().tolist() == [0.5, 0.75]
     # five volts and two thresholds: what is left above them is seen as spikes to be removed in the next step
     spk, mem = run(
-        MSF.published(0.5, D=2, reset_mechanism="subtract", reset_delay=False), torch.tensor([[[5.0]], [[2.0]]])
+        MSF.published(0.5, D=2, reset_mechanism="subtract", reset_delay=False),
+        torch.tensor([[[5.0]], [[2.0]]]),
     )
     assert spk.flatten().tolist() == [2, 1]
     assert mem.flatten().tolist() == [3, 0.5 * 3 + 2 - 2 + 1]
@@ -264,7 +273,9 @@ def test_no_reset_delay_sequence_is_steps_is_chunks(learn, mechanism):
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
 @pytest.mark.parametrize("delay", [True, False], ids=["late", "early"])
 def test_padded_steps_are_skipped(delay, learn, mechanism):
-    msf = MSF.published(0.5, D=3, reset_mechanism=mechanism, reset_delay=delay, learn_threshold=learn, sequence=True)
+    msf = MSF.published(
+        0.5, D=3, reset_mechanism=mechanism, reset_delay=delay, learn_threshold=learn, sequence=True
+    )
     x, lengths = 2 * randn(7, 3, 4), [7, 4, 0]
     spk, mem = msf(x, lengths=lengths)
     for n, length in enumerate(lengths):

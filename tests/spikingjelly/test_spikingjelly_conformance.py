@@ -236,10 +236,10 @@ def test_monitors_see_the_hidden_compartments(mode):
         for x in x_seq:
             node(x)
     assert whole.records[-1].shape == (6, 3, 5, 3)
-    a, _w, _d = node.neuron.weights()
+    e, _w, _d = node.neuron.weights()
     z = torch.zeros(3, 5, 3, dtype=torch.complex64)
     for t, x in enumerate(x_seq):  # the recurrence by hand
-        z = a * z + x.unsqueeze(-1)
+        z = z + (e * z + x.unsqueeze(-1))
         assert_close(whole.records[-1][t], z, "drive")
     assert_same(last.records[-1], whole.records[-1][-1])
     functional.detach_net(node)
@@ -310,7 +310,10 @@ def test_threshold_margin_with_explicit_thresholds_shifts_all_of_them():
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        (MSFNode.published(step_mode="m"), r"tensor \(3, 5\), set for another batch than this one, \(2, 5\).*again"),
+        (
+            MSFNode.published(step_mode="m"),
+            r"tensor \(3, 5\), set for another batch than this one, \(2, 5\).*again",
+        ),
         (PMSNNode(5, step_mode="m"), "another batch"),
     ],
     ids=["msf", "pmsn"],
@@ -322,7 +325,7 @@ def test_a_margin_of_another_batch_is_named(node, message):
 
 
 def test_margins_that_cannot_be_are_refused():
-    node = MSFNode.published(step_mode="m")
+    node = PMSNNode(5, step_mode="m")
     functional.set_threshold_margin(node, LABELS)
     with pytest.raises(ValueError, match="lengths.*set_threshold_margin"):
         node(randn(4, 3, 5), lengths=[4, 4, 2])

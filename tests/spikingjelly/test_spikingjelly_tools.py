@@ -436,7 +436,11 @@ def test_binary_input_refuses_other_layers():
 def test_own_expansion_of_a_net_of_nodes(form):
     torch.manual_seed(0)
     net = nn.Sequential(
-        layer.Linear(6, 8), MSFNode.published(D=3), layer.Linear(8, 4), MSFNode.published(D=2), layer.Linear(4, 2)
+        layer.Linear(6, 8),
+        MSFNode.published(D=3),
+        layer.Linear(8, 4),
+        MSFNode.published(D=2),
+        layer.Linear(4, 2),
     )
     functional.set_step_mode(net, "m")
     x = torch.randn(4, 3, 6) * 3
@@ -507,7 +511,11 @@ def test_shared_nodes_stay_shared():
         (lambda: MSFNode.published(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, they leak to v_reset=0.3"),
         (lambda: MSFNode.published(D=1, tau=1.0), None, "without memory"),
         (lambda: MSFNode.from_neuron(MSF(D=1, decay=0.5, learn_decay=True)), None, "learned"),
-        (lambda: MSFNode.published(D=1, tau=2.0, v_reset=None), "lava", "v_reset=0, decay_input=False; this has None, False"),
+        (
+            lambda: MSFNode.published(D=1, tau=2.0, v_reset=None),
+            "lava",
+            "v_reset=0, decay_input=False; this has None, False",
+        ),
         (
             lambda: like(neuron.LIFNode, 2.0),
             "lava",
@@ -639,7 +647,9 @@ def test_mixed_precision_of_the_host_keeps_states_in_float32():
     from spikingjelly.activation_based import precision
 
     torch.manual_seed(0)
-    net = nn.Sequential(layer.Linear(4, 5), MSFNode.published(), layer.Linear(5, 5), PMSNNode(5), layer.Linear(5, 2))
+    net = nn.Sequential(
+        layer.Linear(4, 5), MSFNode.published(), layer.Linear(5, 5), PMSNNode(5), layer.Linear(5, 2)
+    )
     functional.set_step_mode(net, "m")
     prepared = precision.prepare_model_for_precision(net, "cpu", "bf16")
     with prepared.autocast_context():

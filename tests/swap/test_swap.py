@@ -49,6 +49,9 @@ def spikformer():
     return Spikformer(T=4, num_classes=10, **sizes)
 
 
+NEW = "the new neurons bring {} parameters, which are in no optimizer made before: make the optimizer after the swap"
+
+
 @pytest.fixture
 def image():
     return torch.rand(3, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -351,6 +354,7 @@ def test_the_printed_plan(small, x_seq):
         ["", "keeps at all 2: v_threshold=1.0, step_mode='m'"],
         ["", "sets at all 2: compartments=5, init='sequence', backend='auto'"],
         ["", "unused: never called: the forward pass does not reach it: it stays"],
+        ["", f"warning: {NEW.format(468)}"],
     ]
     data = swap.plan(small, x_seq, swap.PMSN()).to_dict()
     assert json.loads(json.dumps(data))["sites"][0]["channels"] == 10

@@ -1,7 +1,7 @@
 // chunks.cuh - PMSN with time in chunks, for few lanes and many steps.
 //
-// A lane is linear in its state but for the soma, so its chunks of `span` steps can be walked at once, each as a lane of
-// its own, v = chunk * lanes + lane: from zero (pmsn_chunk), which says how each chunk moves the state (pmsn_carry),
+// A lane is linear in its state but for the soma, so its chunks of `span` steps can be walked at once, each as a lane
+// of its own, v = chunk * lanes + lane: from zero (pmsn_chunk), which says how each chunk moves the state (pmsn_carry),
 // then from the state that each begins with, for the drives. Only the soma walks all steps (pmsn_soma), with next to
 // nothing to do in each.
 
@@ -76,9 +76,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 }
 
 // parts: what each chunk ends with if it begins with 0 -> what it begins with. The first begins with `given` (null: 0),
-// the last ends with `end` (may be null). back: against time and with conj(a), as gradients go.
-// lost (may be null) of each chunk -> of each lane, at the places of the first chunk; a state `given` that is lost loses
-// the lane at once.
+// the last ends with `end` (may be null). back: against time and with conj(a), as gradients go. lost (may be null) of
+// each chunk -> of each lane, at the places of the first chunk; a state `given` that is lost loses the lane at once.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_carry(real_t* __restrict__ parts, const real_t* __restrict__ given, const real_t* __restrict__ e,
                const i64* __restrict__ lengths, real_t* __restrict__ end, i64* __restrict__ lost, i64 T, i64 lanes,

@@ -27,9 +27,10 @@ struct Slopes {
   bool fired;
 };
 
-// The resets of resets.py. In each: after, the membrane after the reset of m with the count s; kept, what of the gradient
-// g to that reaches m where the firing is held fixed; spikes, what reaches m through its spikes, from the gradients of
-// the count (gs) and of the membrane after the reset (gv). r: reset potential; q: amount of a soft reset per spike.
+// The resets of resets.py. In each: after, the membrane after the reset of m with the count s; kept, what of the
+// gradient g to that reaches m where the firing is held fixed; spikes, what reaches m through its spikes, from the
+// gradients of the count (gs) and of the membrane after the reset (gv). r: reset potential; q: amount of a soft reset
+// per spike.
 struct reset_hard {
   static constexpr bool before_charge = true;  // a delayed reset acts on the membrane left by the last step
   // A select: NaN and inf must not leak out of a lane that was reset.
@@ -61,7 +62,7 @@ struct reset_none {
 // A number of the neuron: a constant, or one value (step 0) or one for each lane (step 1) in memory.
 struct Number {
   const real_t* at;
-  i64 step;
+  int step;  // 0 or 1; not i64, with which the compiler for sm_120 reads twice
   real_t constant;
 
   __device__ __forceinline__ real_t of(i64 lane) const { return at ? at[lane * step] : constant; }

@@ -68,7 +68,7 @@ def msf_forward(
         tensors = [x.seq, v0, lengths, *(n.tensor for n in numbers), s_seq, kept, v_last]
         vec = _lanes_per_thread(v0.numel(), s_seq, [x.distance], [x.seq, v0, s_seq, kept, v_last])
         macros = _macros(x_seq.dtype, vec, settings, parameters, lengths)
-        counts = [len(x_seq), v0.numel(), _sample(v0), x.distance, *(n.step for n in numbers)]
+        counts = [len(x_seq), v0.numel(), _sample(v0), x.distance, *(np.int32(n.step) for n in numbers)]
         constants = [*_constants(numbers, settings), settings.width]
         args = [*tensors, *counts, *constants, _thresholds(settings.thresholds, v0)]
         _launch(Kernel("msf_forward.cu", "msf_forward", macros), v0, args)
@@ -120,7 +120,7 @@ def msf_backward(
         *((f"{name}_GRAD", int(p is not None)) for name, p in zip(NUMBERS, parameters, strict=True)),
         ("GRAD_MEMBRANE", int(grads.m is not None)),
     )
-    counts = [len(kept), v.numel(), _sample(v), *distances, *(n.step for n in numbers)]
+    counts = [len(kept), v.numel(), _sample(v), *distances, *(np.int32(n.step) for n in numbers)]
     p_and_q = SLOPES[settings.surrogate or "rectangular"](settings.width)
     constants = [*_constants(numbers, settings), *p_and_q, _thresholds(settings.thresholds, v)]
     tensors = [*given, lengths, *(n.tensor for n in numbers), *out]
@@ -156,7 +156,7 @@ def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
     """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
     if parameter is None:
         return None
-    return torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape)
+    return as_laid_out(torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape), parameter)
 
 
 def _launch(kernel: Kernel, v: Tensor, args: Sequence[Any]) -> None:

@@ -4,8 +4,8 @@
 //   SURROGATE         a struct of surrogate.cuh
 //   SLOPES            0 or 1: the slopes lie in memory, SURROGATE is not used
 //   DETACH            0 or 1: no gradient passes through the reset
-//   RATE_GRAD, THRESHOLD_GRAD, RESET_GRAD   0 or 1: whether there is one to the rates, the first thresholds, the amounts
-//                     of a soft reset
+//   RATE_GRAD, THRESHOLD_GRAD, RESET_GRAD   0 or 1: whether there is one to the rates, the first thresholds, the
+//                     amounts of a soft reset
 //   GRAD_MEMBRANE     0 or 1: whether the membranes have gradients of their own
 
 #include "common.cuh"
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                  const real_t* __restrict__ firsts, const real_t* __restrict__ resets, io_t* __restrict__ gx_seq,
                  real_t* __restrict__ gv0, real_t* __restrict__ grate, real_t* __restrict__ gfirst,
                  real_t* __restrict__ greset, i64 T, i64 lanes, i64 sample, i64 gs_step, i64 gm_step, i64 x_step,
-                 i64 total_step, i64 first_slope_step, i64 rate_step, i64 first_step, i64 reset_step, real_t rate,
+                 i64 total_step, i64 first_slope_step, int rate_step, int first_step, int reset_step, real_t rate,
                  real_t amount, real_t input_scale, real_t v_reset, real_t p, real_t q, const Thresholds theta) {
   const i64 first = first_lane();
   if (first >= lanes) return;

@@ -19,14 +19,14 @@
 #include "charges.cuh"
 #include "msf.cuh"
 
-// x_seq -> counts s_seq, kept, v_last. rates, firsts, resets: the rate of the charge, the first threshold, the amount of
-// a soft reset; null, or one value (step 0), or one per lane (step 1). lengths: one per sample of `sample` lanes.
+// x_seq -> counts s_seq, kept, v_last. rates, firsts, resets: the rate of the charge, the first threshold, the amount
+// of a soft reset; null, or one value (step 0), or one per lane (step 1). lengths: one per sample of `sample` lanes.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     msf_forward(const io_t* __restrict__ x_seq, const real_t* __restrict__ v0, const i64* __restrict__ lengths,
                 const real_t* __restrict__ rates, const real_t* __restrict__ firsts,
                 const real_t* __restrict__ resets, io_t* __restrict__ s_seq, kept_t* __restrict__ kept,
-                real_t* __restrict__ v_last, i64 T, i64 lanes, i64 sample, i64 x_step, i64 rate_step, i64 first_step,
-                i64 reset_step, real_t rate, real_t amount, real_t input_scale, real_t v_reset, real_t width,
+                real_t* __restrict__ v_last, i64 T, i64 lanes, i64 sample, i64 x_step, int rate_step, int first_step,
+                int reset_step, real_t rate, real_t amount, real_t input_scale, real_t v_reset, real_t width,
                 const Thresholds theta) {
   const i64 first = first_lane();
   if (first >= lanes) return;

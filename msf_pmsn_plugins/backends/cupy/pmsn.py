@@ -41,8 +41,8 @@ def pmsn_forward(
         state, weights = PMSNState(*map(plain, state)), PMSNWeights(*map(plain, weights))
         call = _call("pmsn_forward.cu", x_seq, state.z.shape[-1], lengths, settings)
         if call.chunks.count == 1:
-            drives = y_seq if settings.keep_drive else None
-            tensors = (x.seq, *state, *weights, call.lengths, s_seq, drives, membranes, *last)
+            kept = (y_seq if settings.keep_drive else None, membranes)
+            tensors = (x.seq, *state, *weights, call.lengths, s_seq, *kept, *last)
             call.each("pmsn_forward", call.lanes, *tensors, *call.shape, x.distance, settings.v_threshold)
         else:
             drives = y_seq if settings.keep_drive else s_seq
@@ -50,8 +50,8 @@ def pmsn_forward(
             call.walk(x, weights, None, ends=starts)
             call.carry(starts, state.z, weights, end=last.z)
             call.walk(x, weights, starts, drives=drives)
-            tensors = (drives, state.r, call.lengths, s_seq, membranes, last.r)
-            call.each("pmsn_soma", call.lanes, *tensors, *call.columns, settings.v_threshold)
+            soma = (drives, state.r, call.lengths, s_seq, membranes, last.r)
+            call.each("pmsn_soma", call.lanes, *soma, *call.columns, settings.v_threshold)
     y_seq = as_laid_out(y_seq, x_seq) if settings.keep_drive else y_seq
     m_seq = as_laid_out(m_seq, x_seq) if settings.keep_membrane else m_seq
     return as_laid_out(s_seq, x_seq), y_seq, m_seq, last
@@ -171,7 +171,7 @@ def _call(
         raise ValueError(f"a fixed-point residual needs reset_mode 'floor', got {reset!r}")
     io = element(x.dtype, torch.float32, torch.float64)
     chunks = chunks_of(x, modes, settings.fixed)
-    macros = (
+    macros: Macros = (
         ("IO", io),
         ("MODES", modes),
         ("RESET", variant("soma.cuh", "reset", "fixed" if settings.fixed else reset)),

@@ -31,8 +31,8 @@ __device__ __forceinline__ real_t drive_grad(real_t gs, const io_t* gm, real_t y
   return !RESET::clamps || y > 0 ? g : real_t(0);
 }
 
-// With RESET::cumulative each drive also moves all later membranes. The gradients of the membranes in g_seq become those
-// of the drives; gr, that of r_last, may be null.
+// With RESET::cumulative each drive also moves all later membranes. The gradients of the membranes in g_seq become
+// those of the drives; gr, that of r_last, may be null.
 __device__ __forceinline__ void accumulate(io_t* g_seq, const io_t* gy_seq, const real_t* gr, real_t* gr0, i64 lane,
                                            i64 steps, i64 lanes, i64 gy_step, real_t theta) {
   real_t later = gr ? gr[lane] / theta : real_t(0);
@@ -49,15 +49,15 @@ __device__ __forceinline__ void accumulate(io_t* g_seq, const io_t* gy_seq, cons
 
 #if !CHUNKED && !FUSED
 
-// Gradients of s_seq, y_seq (with GRAD_DRIVE), m_seq (with GRAD_MEMBRANE) and r_last (gr, may be null) -> g_seq, and with
-// RESET::cumulative gr0.
+// Gradients of s_seq, y_seq (with GRAD_DRIVE), m_seq (with GRAD_MEMBRANE) and r_last (gr, may be null) -> g_seq, and
+// with RESET::cumulative gr0.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_drive(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
-               const real_t* __restrict__ gr, const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
-               const real_t* __restrict__ e, const real_t* __restrict__ w, const real_t* __restrict__ d,
-               const i64* __restrict__ lengths, io_t* __restrict__ g_seq, real_t* __restrict__ gr0, i64 T, i64 lanes,
-               i64 channels, i64 positions, i64 gs_step, i64 gy_step, i64 gm_step, i64 x_step, real_t theta, real_t p,
-               real_t q) {
+               const real_t* __restrict__ gr, const io_t* __restrict__ x_seq, const real_t* __restrict__ r0,
+               const real_t* __restrict__ z0, const real_t* __restrict__ e, const real_t* __restrict__ w,
+               const real_t* __restrict__ d, const i64* __restrict__ lengths, io_t* __restrict__ g_seq,
+               real_t* __restrict__ gr0, i64 T, i64 lanes, i64 channels, i64 positions, i64 gs_step, i64 gy_step,
+               i64 gm_step, i64 x_step, real_t theta, real_t p, real_t q) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 c = lane / positions % channels;
@@ -99,9 +99,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // The soma alone. Gradients as in pmsn_drive; g_seq holds the drives at first.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_soma(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
-              const real_t* __restrict__ gr, const real_t* __restrict__ r0, const i64* __restrict__ lengths, io_t* __restrict__ g_seq,
-              real_t* __restrict__ gr0, i64 T, i64 lanes, i64 columns, i64 gs_step, i64 gy_step, i64 gm_step,
-              real_t theta, real_t p, real_t q) {
+              const real_t* __restrict__ gr, const real_t* __restrict__ r0, const i64* __restrict__ lengths,
+              io_t* __restrict__ g_seq, real_t* __restrict__ gr0, i64 T, i64 lanes, i64 columns, i64 gs_step,
+              i64 gy_step, i64 gm_step, real_t theta, real_t p, real_t q) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 steps = valid_steps(lengths, lane / columns, T);
@@ -129,8 +129,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 #include "gather.cuh"
 
-// g_seq -> gx_seq in the same memory; gz, the gradient of z_last -> gz0, that of z0. Both may be null. With CHUNKED each
-// chunk is a lane: without gz, which is then that of the state each ends with, gx_seq is not written.
+// g_seq -> gx_seq in the same memory; gz, the gradient of z_last -> gz0, that of z0. Both may be null. With CHUNKED
+// each chunk is a lane: without gz, which is then that of the state each ends with, gx_seq is not written.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_adjoint(io_t* __restrict__ gx_seq, const real_t* __restrict__ gz, const real_t* __restrict__ e,
                  const real_t* __restrict__ w, const real_t* __restrict__ d, const i64* __restrict__ lengths,

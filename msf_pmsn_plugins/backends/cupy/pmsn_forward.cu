@@ -23,8 +23,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_forward(const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
                  const real_t* __restrict__ e, const real_t* __restrict__ w, const real_t* __restrict__ d,
                  const i64* __restrict__ lengths, io_t* __restrict__ s_seq, io_t* __restrict__ y_seq,
-                 io_t* __restrict__ m_seq, real_t* __restrict__ r_last, real_t* __restrict__ z_last, i64 T, i64 lanes, i64 channels,
-                 i64 positions, i64 x_step, real_t theta) {
+                 io_t* __restrict__ m_seq, real_t* __restrict__ r_last, real_t* __restrict__ z_last, i64 T, i64 lanes,
+                 i64 channels, i64 positions, i64 x_step, real_t theta) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 c = lane / positions % channels;

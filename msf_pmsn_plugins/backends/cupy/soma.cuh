@@ -35,8 +35,8 @@ __device__ __forceinline__ real_t spikes(real_t k) { return k >= 1 ? BURST::coun
 // Not fmax, which would turn NaN into 0.
 __device__ __forceinline__ real_t relu(real_t y) { return y < 0 ? real_t(0) : y; }
 
-// In each: step, from the drive y and the residual r; clamps, whether negative drives count as none; cumulative, whether
-// a drive moves all later membranes; on_grid, whether the residual has a grid.
+// In each: step, from the drive y and the residual r; clamps, whether negative drives count as none; cumulative,
+// whether a drive moves all later membranes; on_grid, whether the residual has a grid.
 struct Reset {
   static constexpr bool clamps = false, cumulative = false, on_grid = false;
 };

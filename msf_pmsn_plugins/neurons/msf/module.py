@@ -222,10 +222,11 @@ class MSF(Neuron):
                 number(name, value)
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
-        if self._list is not None and (self.D, self.v_threshold) != (len(self._list), self._list[0]):
+        listed = self._list if not isinstance(self.v_threshold, Tensor) else None
+        if listed is not None and (self.D, self.v_threshold) != (len(listed), listed[0]):
             raise ValueError(
                 f"D={self.D} and v_threshold={self.v_threshold} do not fit the explicit thresholds "
-                f"{list(self._list)}: assign to .thresholds instead (None goes back to an even spacing)"
+                f"{list(listed)}: assign to .thresholds instead (None goes back to an even spacing)"
             )
         if self.reset_mode not in RESETS:
             raise ValueError(f"unknown reset_mode {self.reset_mode!r}; known: {', '.join(map(repr, RESETS))}")
@@ -252,7 +253,8 @@ class MSF(Neuron):
         kind, decay = CHARGES[charge].rate, self.decay if self.decay_logit is None else 0.0
         rate = {"decay": 0.0 if isinstance(decay, Tensor) else decay, "tau": self.tau}.get(kind, 0.0)
         learned = isinstance(self.v_threshold, Tensor)
-        thresholds = [d * float(self.threshold_step) for d in range(self.D)] if learned else self.thresholds
+        listed = self._list or [d * float(self.threshold_step) for d in range(self.D)]
+        thresholds = [theta - listed[0] for theta in listed] if learned else self.thresholds
         amount = thresholds[0] if self.reset_step is None else self.reset_step
         named = self.surrogate if isinstance(self.surrogate, Surrogate) else Surrogate("rectangular")
         return MSFSettings(

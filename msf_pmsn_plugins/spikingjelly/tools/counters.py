@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ... import energy
-from ...surrogate import Surrogate
 from ..base import SpikingJellyNode
 from ..nodes import MSFNode
 from .parts import require
@@ -83,8 +82,10 @@ _SEQUENCES = {torch.ops.msf_pmsn_plugins.msf.default, torch.ops.msf_pmsn_plugins
 def _state_rule(
     node: SpikingJellyNode, op: Any, args: Any, kwargs: Any, out: Any, states: Any
 ) -> dict[str, int] | None:
-    stepwise = not isinstance(node, MSFNode) and (node.step_mode == "s" or node._stored())
-    if stepwise or node.has_margin or not isinstance(node.neuron.surrogate, Surrogate):
+    stepwise = not isinstance(node, MSFNode) and (
+        node.step_mode == "s" or bool(node._stored()) or node.has_margin
+    )
+    if stepwise or not node.neuron._has_kernel(node.neuron.surrogate):
         return None
     if op not in _SEQUENCES:
         return {}

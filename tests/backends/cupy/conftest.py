@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -21,15 +22,30 @@ def shim(monkeypatch):
     return device
 
 
-@pytest.fixture
-def chosen(shim, monkeypatch):
-    """``backend="cupy"`` on CPU tensors."""
-    monkeypatch.setitem(backends.BACKENDS, "cupy", replace(backends.BACKENDS["cupy"], device="", needs=""))
-    backends._choose.cache_clear()
-    backends.unusable.cache_clear()
+@contextlib.contextmanager
+def choosing_afresh():
+    """``auto`` remembers nothing from before, and nothing of this afterwards."""
+    caches = (backends._choose, backends.unusable, backends._warn_unusable)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    backends._choose.cache_clear()
-    backends.unusable.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def chosen_on_cpu(monkeypatch):
+    """A table in which CuPy comes first, for tensors of any device."""
+    first = replace(backends.BACKENDS["cupy"], device="", needs="")
+    monkeypatch.setattr(backends, "BACKENDS", {"cupy": first, "torch": backends.BACKENDS["torch"]})
+    with choosing_afresh():
+        yield
+
+
+@pytest.fixture
+def chosen(shim, chosen_on_cpu):
+    """``backend="cupy"`` on CPU tensors."""
+    return shim
 
 
 @pytest.fixture

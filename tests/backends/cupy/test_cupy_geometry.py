@@ -114,7 +114,8 @@ def test_indices_beyond_two_to_the_31(shim):
         (256, 1),
         [
             *(x_seq, v, None, None, None, None, s_seq, None, v_last),
-            *map(np.int64, (2, lanes, lanes, lanes, 0, 0, 0)),
+            *map(np.int64, (2, lanes, lanes, lanes)),
+            *map(np.int32, (0, 0, 0)),
             *map(np.float32, (0, 1, 1, 0, 0.5)),
             np.array(([2.5],), dtype=[("at", np.float32, (1,))]),
         ],

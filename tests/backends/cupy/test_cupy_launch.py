@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from msf_pmsn_plugins import backends
 from msf_pmsn_plugins.backends.cupy import launch, msf
 from msf_pmsn_plugins.backends.cupy.arguments import SLOPES
 from msf_pmsn_plugins.backends.cupy.compile import Kernel, source, variants
@@ -87,6 +88,16 @@ def test_missing_cupy(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(ImportError, match="This torch has no CUDA"):
         launch.load_cupy()
+
+
+def test_auto_says_once_that_cupy_cannot_be_imported(monkeypatch, chosen_on_cpu):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    asked = ("auto", torch.ones(1), "msf", ())
+    with pytest.warns(
+        RuntimeWarning, match=r"'cupy' is installed but not used: .*cannot import CuPy"
+    ) as caught:
+        assert [backends.resolve(*asked), backends.resolve(*asked)] == ["torch"] * 2
+    assert len(caught) == 1
 
 
 class FakeCupy:

@@ -156,3 +156,30 @@ def test_a_missing_gradient_is_zero(shim, missing):
             results = [pmsn_backward("cupy", case, q, p["x_seq"]) for q in ({**p, missing: None}, zero)]
             for one, two in zip(*results, strict=True):
                 assert_same(one, two)
+
+
+LAYOUTS = {
+    "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "channels last": lambda x: x.movedim(2, -1).contiguous().movedim(-1, 2),
+    "slice of steps": lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],
+    "time last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+}
+
+
+@pytest.mark.parametrize("make", [MSF, lambda **how: PMSN(6, **how)], ids=["MSF", "PMSN"])
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_layouts_are_those_of_the_torch_backend(chosen, make, layout):
+    torch.manual_seed(0)
+    x_seq = LAYOUTS[layout](torch.randn(5, 3, 6, 2) * 4)
+    ours, theirs = make(backend="cupy"), make(backend="torch")
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for neuron in (ours, theirs):
+        x = x_seq.detach().requires_grad_()
+        s_seq, (state, *_), m_seq = neuron.sequence(x, membrane=True, lengths=[0, 5, 3])
+        (s_seq.square().sum() + m_seq.tanh().sum()).backward()
+        results.append((s_seq, state, m_seq, x.grad))
+    for one, two in zip(*results, strict=True):
+        assert_close(one, two, "residual")
+        assert one.stride() == two.stride()
+    assert chosen.launches

@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import threading
 import warnings
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -239,18 +238,6 @@ def test_the_options_are_those_that_the_gates_compile_with(driver, torch_cuda, m
 
 
 # The choice of auto
-
-
-@pytest.fixture
-def chosen_on_cpu(monkeypatch):
-    """A table in which CuPy comes first, for tensors of any device."""
-    first = replace(backends.BACKENDS["cupy"], device="", needs="")
-    monkeypatch.setattr(backends, "BACKENDS", {"cupy": first, "torch": backends.BACKENDS["torch"]})
-    for cache in (backends._choose, backends.unusable, backends._warn_unusable):
-        cache.cache_clear()
-    yield
-    for cache in (backends._choose, backends.unusable, backends._warn_unusable):
-        cache.cache_clear()
 
 
 def chosen() -> str:
