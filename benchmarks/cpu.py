@@ -29,6 +29,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import page
+import paths
 import torch
 from clock import Call, interleaved, peak_bytes, saved_bytes, threads
 from rivals import Ours, Rival, SerialLIF, msf_rivals, pmsn_rivals
@@ -43,14 +45,6 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURE = ROOT / "docs" / "benchmarks.png"
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**35)}  # of glibc, in bytes
-
-INTRODUCTION = """\
-`make bench` repeats all of it and rewrites this page. Results are checked before anything is timed; rivals take turns
-in one run, each in its own memory layout; times are medians, minima in parentheses; ratios are to ours. The published
-forms are written anew from their equations, in the best torch we know: loops take their input apart with `unbind` and
-put the output together with `stack`. Only the published forms, the step loop and the torch backend compute the same
-function as ours; the others are different neurons. Freed memory stays with the process, for all alike (glibc's
-`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_`); `--malloc default` measures with page faults.""".splitlines()
 
 
 @dataclass(frozen=True)
@@ -278,8 +272,8 @@ def streaming(rounds: int) -> list[dict[str, Any]]:
             neuron.eval()
             state = neuron.initial_state(x)
             for way, call in (
-                ("step", lambda n=neuron, s=state: n.step(x, s)),
-                ("sequence of one", lambda n=neuron, s=state: n.sequence(x.unsqueeze(0), s)),
+                ("step, the oracle", lambda n=neuron, s=state: n.step(x, s)),
+                ("a single step", lambda n=neuron, s=state: n.single(x, s)),
                 ("x + x", lambda: x + x),
             ):
                 times = interleaved({"one": lambda call=call: [call() for _ in range(200)]}, rounds, 5.0)[
@@ -291,13 +285,22 @@ def streaming(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_paths(fast: bool) -> list[dict[str, Any]]:
+    """Every way of calling, ours beside the host's own neuron, on one thread."""
+    rows = []
+    for path in paths.paths(fast):
+        rows.append(paths.measure(path, 3 if fast else 15, 0.2 if fast else 4.0))
+        print(paths.line(rows[-1]), flush=True)
+    return rows
+
+
 def first_calls() -> list[dict[str, Any]]:
     """Seconds until the kernels of a neuron are there: compiled, and loaded from the cache on disk."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for way in ("compiled", "from the cache"):
             for neuron in ("msf", "pmsn"):
-                code = f"from msf_pmsn_plugins.backends import numba_backend as b; print(b.warm_up(['{neuron}']))"
+                code = f"from msf_pmsn_plugins.backends import numba as b; print(b.warm_up(['{neuron}']))"
                 done = subprocess.run(
                     [sys.executable, "-c", code],
                     env=os.environ | {"NUMBA_CACHE_DIR": folder},
@@ -307,9 +310,6 @@ def first_calls() -> list[dict[str, Any]]:
                 )
                 rows.append({"neuron": neuron.upper(), "way": way, "seconds": float(done.stdout)})
     return rows
-
-
-# ---------------------------------------------------------------- reporting
 
 
 def machine() -> dict[str, Any]:
@@ -340,266 +340,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def best_reference(result: dict[str, Any]) -> str:
-    """The name of the published form in a result."""
-    return next(name for name in result["saved"] if name.startswith("published"))
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = []
-    for result in report["cases"]:
-        numel = math.prod(result["shape"])
-        lines += [f"### {result['case']}", ""]
-        for count, times in result["times"].items():
-            copy, many = result["copy"][count], "threads" if int(count) > 1 else "thread"
-            lines += [
-                f"{count} {many}; a copy moves {copy['fresh'] / 1e9:.1f} GB/s into fresh",
-                f"memory, {copy['there already'] / 1e9:.1f} into memory that is there already.",
-                "",
-                "| | forward ms | ratio | forward+backward ms | ratio | ns per step | saved B/element | peak MiB |",
-                "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            ]
-            both = times["forward"], times["forward+backward"]
-            for name in times["forward"]:
-                cells = [name]
-                for part in both:
-                    mid, best = part[name]
-                    ours = part["ours"]
-                    cells += [
-                        f"{1e3 * mid:.2f} ({1e3 * best:.2f})",
-                        f"{mid / ours[0]:.1f} ({best / ours[1]:.1f})",
-                    ]
-                saved, peak = result["saved"].get(name), result["peak"].get(name)
-                cells += [
-                    f"{1e9 * both[1][name][0] / numel:.2f}",
-                    "" if saved is None else f"{saved / numel:.1f}",
-                    "" if peak is None else f"{peak / 2**20:.0f}",
-                ]
-                lines.append("| " + " | ".join(cells) + " |")
-            forward = 8 * numel / both[0]["ours"][0]
-            lines += [
-                "",
-                f"Our forward reads 4 and writes 4 bytes an element: {forward / 1e9:.1f} GB/s,",
-                f"{forward / copy['fresh']:.0%} of the copy.",
-                "",
-            ]
-    return "\n".join(lines)
-
-
-def targets(report: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """What was aimed at (float32, forward+backward, two threads, median and minimum) and what was reached."""
-    cases = {result["case"]: result for result in report["cases"]}
-    rows: list[tuple[str, str, str, bool]] = []
-
-    def ratio(case: str, rival: str, least: float) -> None:
-        times = cases.get(case, {}).get("times", {}).get("2", {}).get("forward+backward", {})
-        if rival in times:
-            mid, best = (theirs / ours for theirs, ours in zip(times[rival], times["ours"], strict=True))
-            rows.append(
-                (
-                    f"{case} against {rival}",
-                    f"{least:g}×",
-                    f"{mid:.1f}× ({best:.1f}×)",
-                    min(mid, best) >= least,
-                )
-            )
-
-    def bandwidth(case: str, least: float) -> None:
-        result = cases.get(case)
-        if result and "2" in result["times"]:
-            mid = 8 * math.prod(result["shape"]) / result["times"]["2"]["forward"]["ours"][0]
-            share = mid / result["copy"]["2"]["fresh"]
-            rows.append((f"{case} forward, share of a copy", f"{least:.0%}", f"{share:.0%}", share >= least))
-
-    def speedup(case: str, least: float) -> None:
-        result = cases.get(case)
-        if result and {"1", "2"} <= result["times"].keys():
-            one, two = (result["times"][n]["forward+backward"]["ours"][0] for n in ("1", "2"))
-            rows.append((f"{case}, 1 to 2 threads", f"{least:.2f}×", f"{one / two:.2f}×", one / two >= least))
-
-    def speedup_of_copy(case: str) -> None:
-        result = cases.get(case)
-        if result and {"1", "2"} <= result["times"].keys():
-            one, two = (result["times"][n]["forward"]["ours"][0] for n in ("1", "2"))
-            copy = result["copy"]["2"]["there already"] / result["copy"]["1"]["there already"]
-            rows.append(
-                (
-                    f"{case} forward, 1 to 2 threads",
-                    f"{0.9 * copy:.2f}× (0.9 of the copy's)",
-                    f"{one / two:.2f}×",
-                    one / two >= 0.9 * copy,
-                )
-            )
-
-    for shape, published, lif in (
-        ("[4, 32, 64, 32, 32]", 12, 3),
-        ("[128, 32, 256]", 40, 12),
-        ("[1024, 16, 128]", 200, 40),
-    ):
-        ratio(f"MSF {shape}", "published loop", published)
-        ratio(f"MSF {shape}", "SpikingJelly LIFNode", lif)
-        bandwidth(f"MSF {shape}", 0.75)
-        speedup_of_copy(f"MSF {shape}")
-    for shape, published in (
-        ("[784, 64, 128]", 12),
-        ("[1024, 16, 128]", 6),
-        ("[250, 32, 256]", 6),
-        ("[32, 32, 128, 32]", 10),
-    ):
-        ratio(f"PMSN {shape}", "published FFT", published)
-    for shape, least in (("[784, 64, 128]", 6), ("[1024, 16, 128]", 6), ("[4096, 4, 128]", 25)):
-        for rival in ("SpikingJelly PSN", "SpikingJelly SlidingPSN"):
-            ratio(f"PMSN {shape}", rival, least)
-        bandwidth(f"PMSN {shape}", 0.25)
-    for shape in ("[784, 64, 128]", "[1024, 16, 128]"):
-        speedup(f"PMSN {shape}", 1.7)
-    for result in report["cases"]:
-        ours, published = result["peak"]["ours"], result["peak"][best_reference(result)]
-        if not published:  # too small to see
-            continue
-        rows.append(
-            (
-                f"{result['case']} peak memory, share of the published form's",
-                "at most 60%",
-                f"{ours / published:.0%}",
-                ours <= 0.6 * published,
-            )
-        )
-        psn = result["peak"].get("SpikingJelly PSN")
-        if psn:
-            rows.append(
-                (
-                    f"{result['case']} peak memory, share of PSN's",
-                    "at most 100%",
-                    f"{ours / psn:.0%}",
-                    ours <= psn,
-                )
-            )
-    for neuron in ("MSF", "PMSN"):
-        found = [row["ns"] for row in report["scaling"] if row["neuron"] == neuron and not row["few"]]
-        if found:
-            spread = max(found) / min(found)
-            rows.append(
-                (
-                    f"{neuron} time per element-step, slowest / fastest over T",
-                    "at most 1.25",
-                    f"{spread:.2f}",
-                    spread <= 1.25,
-                )
-            )
-    return rows
-
-
-def over_time(rows: list[dict[str, Any]]) -> list[str]:
-    """The section on time per element-step."""
-    return [
-        "## Time per element-step over T",
-        "",
-        "Forward and backward, two threads, nanoseconds; a constant number of element-steps, and few lanes apart.",
-        "",
-        "| neuron | lanes | T | ns |",
-        "| --- | ---: | ---: | ---: |",
-        *[
-            f"| {r['neuron']} | {r['lanes']} | {r['steps']} | {r['ns']:.2f} ({r['ns_min']:.2f}) |"
-            for r in rows
-        ],
-        "",
-    ]
-
-
-def first_call_section(rows: list[dict[str, Any]]) -> list[str]:
-    """The section on compilation."""
-    return [
-        "## The first call",
-        "",
-        "Seconds until the float32 kernels of a neuron, forward and backward, are there; `warm_up()` pays them ahead.",
-        "",
-        "| neuron | | s |",
-        "| --- | --- | ---: |",
-        *[f"| {row['neuron']} | {row['way']} | {row['seconds']:.1f} |" for row in rows],
-        "",
-    ]
-
-
-def page(report: dict[str, Any]) -> str:
-    """docs/benchmarks.md"""
-    where = report["machine"]
-    versions = ", ".join(f"{name} {found}" for name, found in where["versions"].items() if found)
-    lines = [
-        "# Benchmarks on a CPU",
-        "",
-        f"{where['cpu']}, {where['cores']} cores, {where['system']}, Python {where['python']};",
-        f"{versions}; {report['date']}.",
-        "",
-        *INTRODUCTION,
-        "",
-        *(
-            [
-                f"![One layer of 256 neurons over the sequence length]({FIGURE.name})",
-                "",
-                "A batch of 16 through a linear layer and 256 neurons. PSN and SlidingPSN, whose weights are [T, T],",
-                "end at 2,048 steps, the serial MSN at 512.",
-                "",
-            ]
-            if report["figure"]
-            else []
-        ),
-        "## What was aimed at",
-        "",
-        "Float32, forward and backward unless it says otherwise, two threads.",
-        "",
-        "| | aim | reached | |",
-        "| --- | --- | --- | --- |",
-        *[
-            f"| {what} | {aim} | {got} | {'yes' if met else 'no'} |"
-            for what, aim, got, met in targets(report)
-        ],
-        "",
-        "## One step at a time",
-        "",
-        "N = 1, C = 128, float32, carrying the state.",
-        "",
-        "| | µs |",
-        "| --- | ---: |",
-        *[
-            f"| {row['neuron']}, {row['call']} | {row['us']:.1f} ({row['us_min']:.1f}) |"
-            for row in report["streaming"]
-        ],
-        "",
-        *first_call_section(report.get("first calls", [])),
-        *(over_time(report["scaling"]) if report["scaling"] else []),
-        "## All cases",
-        "",
-        table(report),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def figure(report: dict[str, Any]) -> None:
-    """The speed figure, as a picture."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, mode in zip(drawing.subplots(1, 2, sharey=True), ("inference", "training"), strict=True):
-        rows = [row for row in report["figure"] if row["mode"] == mode]
-        for name in dict.fromkeys(row["name"] for row in rows):
-            mine = [row for row in rows if row["name"] == name]
-            axes.plot(
-                [row["steps"] for row in mine],
-                [1e3 * row["median"] for row in mine],
-                marker="o",
-                linewidth=2.5 if name in ("PMSN", "MSF") else 1.2,
-                label=name,
-            )
-        axes.set(xscale="log", yscale="log", xlabel="time steps", title=mode)
-        axes.set_xscale("log", base=2)
-        axes.grid(alpha=0.3)
-    drawing.axes[0].set_ylabel("ms per batch of 16")
-    drawing.axes[1].legend(frameon=False)
-    drawing.savefig(FIGURE, dpi=130)
-
-
 def main() -> None:
     """Measure, print, and keep the report."""
     parser = argparse.ArgumentParser(
@@ -609,7 +349,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="only cases whose name holds this word, or a part: first calls, streaming, scaling, figure",
+        help="only cases whose name holds this word, or a part: paths, first calls, streaming, scaling, figure",
     )
     parser.add_argument(
         "--page", action="store_true", help="write the page from the last report, measure nothing"
@@ -623,15 +363,16 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEPT)
     if chosen.page:
         report = json.loads(REPORT.read_text())
-        PAGE.write_text(page(report))
-        if report["figure"]:
-            figure(report)
+        PAGE.write_text(page.page(report))
+        page.figure(report, FIGURE)
         return
     rounds, budget = (3, 0.5) if chosen.fast else (25, 5.0)
     counts = sorted({1, min(2, os.cpu_count() or 1)})
     path = chosen.json or (None if chosen.fast else REPORT)
     # A part of the measurements replaces that part of the last report.
-    report: dict[str, Any] = {name: [] for name in ("cases", "first calls", "streaming", "scaling", "figure")}
+    report: dict[str, Any] = {
+        name: [] for name in ("cases", "paths", "first calls", "streaming", "scaling", "figure")
+    }
     if chosen.only and path and path.exists():
         report = json.loads(path.read_text())
     report |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
@@ -647,9 +388,10 @@ def main() -> None:
         if chosen.only.lower() in case.name.lower():
             result = json.loads(json.dumps(measure(case, counts, rounds, budget)))
             report["cases"] = [old for old in report["cases"] if old["case"] != case.name] + [result]
-            print(table({"cases": [result]}), flush=True)
+            print(page.case_table(result), flush=True)
             keep()
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "paths": lambda: measure_paths(chosen.fast),
         "first calls": first_calls,
         "streaming": lambda: streaming(rounds),
         "scaling": lambda: scaling(2**14 if chosen.fast else 2**26, 3, budget / 4),
@@ -659,11 +401,9 @@ def main() -> None:
     }
     for name, measured in parts.items():
         if chosen.only in ("", name):
-            with threads(counts[-1]):
+            with threads(1 if name == "paths" else counts[-1]):
                 report[name] = measured()
             keep()
-    for what, aim, got, met in targets(report):
-        print(f"{'yes' if met else 'NO':3}  {what}: {got}, aimed at {aim}")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -80,17 +80,16 @@ def _backends() -> dict[str, str]:
     """Every backend and why it cannot run, or on what it does."""
     found = {}
     for name in backends.BACKENDS:
-        device = backends.NEEDS.get(name, ("any device",))[0]
+        device = backends.BACKENDS[name].device
         if device == "cuda" and not torch.cuda.is_available():
             found[name] = "missing: torch sees no CUDA device"
             continue
         try:
-            backends.resolve(name, torch.empty(0, device="cpu" if device == "any device" else device))
-            backends.load(name)
+            backends.resolve(name, torch.empty(0, device=device or "cpu"), "msf", ())
         except Exception as error:
             found[name] = f"missing: {error}"
         else:
-            found[name] = f"runs on {device}"
+            found[name] = f"runs on {device or 'any device'}"
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .neurons import MSF, PMSN, Neuron, ParallelIF
 from .neurons.base import State, channel_axes
-from .neurons.pmsn import soma_step
+from .neurons.pmsn.step import soma_step
 
 __all__ = ["RealPMSN", "RealParallelIF", "Streaming"]
 
@@ -30,8 +30,7 @@ class RealParallelIF(Neuron):
 
     def __init__(self, held: ParallelIF) -> None:
         super().__init__(held.backend)
-        theta, burst = held._soma()
-        self.soma = theta, "floor", burst
+        self.soma = held.settings()
 
     def initial_state(self, x: Tensor) -> State:
         return (torch.zeros_like(x),)
@@ -44,9 +43,8 @@ class RealParallelIF(Neuron):
 
     def _fire(self, y: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Spikes, next residual, membrane before reset in volts."""
-        theta, reset_mode, burst = self.soma
-        v, k, r = soma_step(y, r, theta, reset_mode)
-        return torch.where(k >= 1, k if burst else 1.0, 0.0), r, v * theta
+        v, k, r = soma_step(y, r, self.soma)
+        return torch.where(k >= 1, k if self.soma.burst else 1.0, 0.0), r, v * self.soma.v_threshold
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -66,29 +64,28 @@ class RealPMSN(RealParallelIF):
     """
 
     state_names = ("r", "z")
-    a: Tensor
+    e: Tensor
     w: Tensor
     d: Tensor
 
     def __init__(self, held: PMSN) -> None:
         Neuron.__init__(self, held.backend)
-        theta, reset_mode, burst, fixed = held._soma()
+        self.soma = held.settings()
         if held.channels is None:
             raise ValueError(
                 "this PMSN has no channels yet: pass channels=..., or run one forward pass first"
             )
         if held.context == "global":
             raise ValueError("context='global' uses the mean input over all steps: there is no single step")
-        if fixed:
+        if self.soma.fixed:
             raise ValueError(
                 "residual='fixed' is integer arithmetic in 64 bits: set residual='float' to export"
             )
         self.channel_dim = held.channel_dim
         self.modes = held.modes
-        self.soma = theta, reset_mode, burst
         with torch.no_grad():
-            a, w, d = held.weights(torch.float64 if held.D.dtype == torch.float64 else torch.float32)
-        for name, value in (("a", torch.view_as_real(a)), ("w", torch.view_as_real(w)), ("d", d)):
+            e, w, d = held.weights(torch.float64 if held.D.dtype == torch.float64 else torch.float32)
+        for name, value in (("e", torch.view_as_real(e)), ("w", torch.view_as_real(w)), ("d", d)):
             self.register_buffer(name, value.detach().clone())
 
     def initial_state(self, x: Tensor) -> State:
@@ -100,12 +97,16 @@ class RealPMSN(RealParallelIF):
         r, z = self.check_state(x, state)
         axes = channel_axes(self.channel_dim, x)
         shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
-        (a_re, a_im), (w_re, w_im) = (
-            part.reshape(*shape, self.modes, 2).unbind(-1) for part in (self.a, self.w)
+        (e_re, e_im), (w_re, w_im) = (
+            part.reshape(*shape, self.modes, 2).unbind(-1) for part in (self.e, self.w)
         )
         u = _finite(x).to(r.dtype)
         z_re, z_im = z.unbind(-1)
-        z_re, z_im = a_re * z_re - a_im * z_im + u.unsqueeze(-1), a_re * z_im + a_im * z_re
+        # z + (e z + x), as in pmsn_step
+        z_re, z_im = (
+            z_re + (e_re * z_re - e_im * z_im + u.unsqueeze(-1)),
+            z_im + (e_re * z_im + e_im * z_re),
+        )
         y = (w_re * z_re - w_im * z_im).sum(-1) + self.d.reshape(shape) * u
         s, r, m = self._fire(y, r)
         return s.to(x.dtype), (r, torch.stack([z_re, z_im], -1)), m
@@ -158,7 +159,7 @@ def _step_of(path: str, module: nn.Module) -> _Step:
     elif not isinstance(module, Neuron):
         if node.step_mode != "s":
             raise ValueError(f"{where}: a step is exported, call functional.set_step_mode(net, 's') first")
-        node.hand_over(torch.get_default_dtype())
+        node.sync_settings(torch.get_default_dtype())
     try:
         held = {PMSN: RealPMSN, ParallelIF: RealParallelIF}.get(type(held), lambda same: same)(held)
     except ValueError as error:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,14 +36,18 @@ from torch import Tensor
 __all__ = [
     "SURROGATES",
     "Custom",
+    "Kind",
     "Soft",
     "Surrogate",
     "as_surrogate",
     "fire",
     "flattest_width",
+    "gives_slopes",
     "ripple",
     "slope",
+    "slope_of",
     "summed_slope",
+    "with_slope",
 ]
 
 
@@ -90,7 +95,9 @@ def _triangle_integral(t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
+    """A surrogate: derivative ``g(u, width)``, default width, antiderivative from 0 to 1 of u over its spread."""
+
     derivative: Callable[[Tensor, float], Tensor]
     width: float
     integral: Callable[[Tensor], Tensor]
@@ -101,12 +108,12 @@ class _Kind:
         return 1 / width if self.inverse else width
 
 
-SURROGATES: dict[str, _Kind] = {
-    "rectangular": _Kind(_rectangular, 0.5, _rectangular_integral),
-    "sigmoid": _Kind(_sigmoid, 4.0, torch.sigmoid, inverse=True),
-    "atan": _Kind(_atan, 2.0, _atan_integral, inverse=True),
-    "gaussian": _Kind(_gaussian, 0.4, _gaussian_integral),
-    "triangle": _Kind(_triangle, 1.0, _triangle_integral),
+SURROGATES: dict[str, Kind] = {
+    "rectangular": Kind(_rectangular, 0.5, _rectangular_integral),
+    "sigmoid": Kind(_sigmoid, 4.0, torch.sigmoid, inverse=True),
+    "atan": Kind(_atan, 2.0, _atan_integral, inverse=True),
+    "gaussian": Kind(_gaussian, 0.4, _gaussian_integral),
+    "triangle": Kind(_triangle, 1.0, _triangle_integral),
 }
 
 
@@ -172,7 +179,7 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Custom:
-    """A step ``u >= 0`` with a derivative of your own; runs on the plain step loop.
+    """A step ``u >= 0`` with a derivative of your own.
 
     Args:
         derivative: a torch function ``u -> g(u)``, element by element, in the shape of ``u``.
@@ -266,7 +273,7 @@ class Soft:
 
     def derivative(self, u: Tensor) -> Tensor:
         """The derivative at the present temperature (0 for the step), for plots and checks. Same shape as ``u``."""
-        return _derivative(self, u)
+        return slope_of(self, u)
 
     def _spread(self) -> float:
         assert self.surrogate is not None
@@ -300,7 +307,7 @@ def as_surrogate(value: str | Surrogate | FireFunction) -> Surrogate | FireFunct
     """Turn a constructor argument into a surrogate.
 
     A name gives that surrogate at its default width; a callable ``u -> spikes`` (a :class:`Custom` or :class:`Soft`,
-    a framework's surrogate object) is taken as it is and runs on the plain step loop.
+    a framework's surrogate object) is taken as it is: see :func:`gives_slopes`.
     """
     if isinstance(value, str):
         return Surrogate(value)
@@ -317,8 +324,68 @@ def fire(u: Tensor, surrogate: Surrogate | FireFunction) -> Tensor:
     return surrogate(u).to(u.dtype)
 
 
-def _derivative(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
-    """The slope that ``surrogate`` gives to autograd at ``u``; 0 where it has none."""
+class _Slope(torch.autograd.Function):
+    """``s`` as it is, with a derivative to ``volts``: that of the surrogate at ``u``."""
+
+    @staticmethod
+    def forward(s: Tensor, volts: Tensor, u: Tensor, surrogate: Any) -> Tensor:
+        return s.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _s, _volts, u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return None, grads[0] * slope_of(ctx.surrogate, u), None, None
+
+
+def with_slope(s: Tensor, volts: Tensor, u: Tensor, surrogate: Surrogate | FireFunction) -> Tensor:
+    """The spikes ``s``, given, with the surrogate's derivative to ``volts`` read at ``u``."""
+    return _Slope.apply(s, volts, u, surrogate)
+
+
+def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
+    """Whether ``surrogate`` is the step ``u >= 0`` with a slope that depends on ``u`` alone.
+
+    Then kernels may fire, and take its slopes from one call on all membranes. Not so: soft firing functions, slopes
+    that are drawn at random, and surrogates that learn. A callable is tried out, once for each object and mode.
+    """
+    if isinstance(surrogate, Surrogate | Custom):
+        return True
+    if getattr(surrogate, "soft", False):  # it may be annealed to the step and back
+        return False
+    key = getattr(surrogate, "spiking", None), getattr(surrogate, "training", None)
+    try:
+        known = _tried.setdefault(surrogate, {})
+    except TypeError:  # no weak references to it
+        return _is_step(surrogate)
+    if key not in known:
+        known[key] = _is_step(surrogate)
+    return known[key]
+
+
+_tried: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
+
+
+def _is_step(surrogate: FireFunction) -> bool:
+    u = torch.tensor([-8.0, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 8.0])
+    before = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        learns = surrogate(u).requires_grad  # of something else than u
+        leaf = u.clone().requires_grad_()
+        s = surrogate(leaf)
+        if s.requires_grad:
+            s.sum().backward()
+        draws = not torch.equal(before, torch.get_rng_state())
+    fires = s.shape == u.shape and torch.equal(s.detach().to(u.dtype), (u >= 0).to(u.dtype))
+    return fires and not (learns or draws)
+
+
+def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
+    """The slope that ``surrogate`` gives to autograd at ``u``, in its shape and dtype; 0 where it has none."""
     if isinstance(surrogate, Surrogate | Custom):
         return surrogate.derivative(u)
     with torch.inference_mode(False), torch.enable_grad():
@@ -344,7 +411,7 @@ def summed_slope(u: Tensor, thresholds: Iterable[float], surrogate: str | Surrog
     surrogate = as_surrogate(surrogate)
     total = None
     for theta in thresholds:
-        g = _derivative(surrogate, u - theta)
+        g = slope_of(surrogate, u - theta)
         total = g if total is None else total + g
     if total is None:
         raise ValueError("summed_slope needs at least one threshold, got none")

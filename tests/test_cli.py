@@ -69,8 +69,22 @@ def test_a_plan_of_a_file(run):
     assert [line for line in err.splitlines() if ".." in line] == [
         "importing some_model.py ..",
         "building the model ..",
-        "planning: two forward passes ..",
+        "planning: some forward passes ..",
     ]
+
+
+def test_a_plan_is_written_and_read(run, tmp_path):
+    planned = ("plan", "some_model.py:Net", "--step-mode", "m")
+    status, made, _ = run(*planned, "--input", "5,3,6", "--target", "pmsn", "--save", "plan.json")
+    assert status == 0
+    status, read, _ = run(*planned, "--load", "plan.json")
+    assert (status, read) == (0, made)
+    status, _, err = run(*planned, "--kwargs", '{"width": 9}', "--load", "plan.json")
+    assert status == 2
+    assert "fc.weight: [8, 6] then, [9, 6] now" in err
+    status, _, err = run(*planned)
+    assert status == 2
+    assert "--load" in err
 
 
 def test_arguments_reach_the_model_and_json_comes_out(run):

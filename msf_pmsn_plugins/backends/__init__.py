@@ -1,30 +1,54 @@
-"""Backends: providers of ``msf_fwd``, ``msf_bwd``, ``pmsn_fwd``, ``pmsn_bwd`` behind the custom ops.
+"""Backends: providers of ``msf_forward``, ``msf_backward``, ``pmsn_forward``, ``pmsn_backward`` behind the custom ops.
 
-A backend is one module and one line in :data:`BACKENDS`. ``"auto"`` takes the fastest one that is installed where the
-input lies: Numba for CPU tensors, CuPy for CUDA tensors, else torch. A name given explicitly is used or raises.
+A backend is a package and one line in :data:`BACKENDS`. It holds two modules, ``msf`` and ``pmsn``, with those
+functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has (None: all); the package
+holds ``unusable()``, why it cannot work here (``""`` if it can). ``"auto"`` takes the first one that is installed
+where the input lies, works, and knows all that is asked; torch does. A name given explicitly is used or raises.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import warnings
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["BACKENDS", "load", "resolve"]
+__all__ = ["BACKENDS", "Backend", "load", "resolve"]
 
-BACKENDS: dict[str, str] = {
-    "torch": "msf_pmsn_plugins.backends.torch_backend",
-    "numba": "msf_pmsn_plugins.backends.numba_backend",
-    "cupy": "msf_pmsn_plugins.backends.cupy_backend",
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a backend is, and what it needs.
+
+    Args:
+        package: the dotted name of its package.
+        device: the type of device it runs on, ``""`` for any.
+        needs: the module that must be importable.
+        extra: the extra of this package that installs it; ``{cuda}`` is torch's version of CUDA.
+        keeps_drive: its backward of PMSN reads the drive that the forward keeps, instead of walking forward again.
+    """
+
+    package: str
+    device: str = ""
+    needs: str = ""
+    extra: str = ""
+    keeps_drive: bool = False
+
+    def installed(self) -> bool:
+        """Whether the module that it needs can be found; nothing is imported."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
+
+
+BACKENDS: dict[str, Backend] = {
+    "numba": Backend("msf_pmsn_plugins.backends.numba", "cpu", "numba", "cpu"),
+    "cupy": Backend("msf_pmsn_plugins.backends.cupy", "cuda", "cupy", "cupy{cuda}"),
+    "torch": Backend("msf_pmsn_plugins.backends.torch", keeps_drive=True),
 }
-
-# Backend -> the device it runs on, the module it needs, the extra that installs it for torch's version of CUDA.
-NEEDS = {"numba": ("cpu", "numba", "cpu"), "cupy": ("cuda", "cupy", "cupy{cuda}")}
-INSTALLED = {name: importlib.util.find_spec(module) is not None for name, (_, module, _) in NEEDS.items()}
-RECOMPUTE_DRIVE = frozenset({"numba", "cupy"})  # their PMSN backward keeps no drive, it walks forward again
 
 
 def check(name: str) -> str:
@@ -34,33 +58,94 @@ def check(name: str) -> str:
     return name
 
 
-def resolve(name: str, x: Tensor) -> str:
+def load(name: str, neuron: str) -> ModuleType:
+    """The backend's module for ``neuron``, ``"msf"`` or ``"pmsn"``, imported on first use."""
+    module = _loaded.get((name, neuron))
+    if module is None:
+        module = _loaded[name, neuron] = importlib.import_module(f"{BACKENDS[name].package}.{neuron}")
+    return module
+
+
+_loaded: dict[tuple[str, str], ModuleType] = {}
+
+
+@torch.compiler.assume_constant_result
+def knows(name: str, neuron: str, word: str) -> bool:
+    """Whether a backend has what ``word`` names."""
+    known = load(name, neuron).KNOWS
+    return known is None or word in known
+
+
+def _lacks(name: str, neuron: str, words: tuple[str, ...]) -> str:
+    """The first of ``words`` that a backend has not, ``""`` if it has all."""
+    return next((word for word in words if not knows(name, neuron, word)), "")
+
+
+@functools.cache
+def unusable(name: str) -> str:
+    """Why an installed backend cannot work here, ``""`` if it can; found out, and said, once."""
+    try:
+        reason = str(importlib.import_module(BACKENDS[name].package).unusable())
+    except Exception as error:  # a library that is broken, whatever it raises
+        reason = f"it cannot be imported ({type(error).__name__}: {error})"
+    return reason
+
+
+@functools.cache
+def _warn_unusable(name: str, reason: str) -> None:
+    warnings.warn(f"backend {name!r} is installed but not used: {reason}", RuntimeWarning, stacklevel=2)
+
+
+def resolve(name: str, x: Tensor, neuron: str, words: tuple[str, ...]) -> str:
     """The backend that will run ``x``: ``name`` itself if it can, or the choice of ``"auto"``.
 
+    Args:
+        name: ``"auto"`` or a key of :data:`BACKENDS`.
+        x: an input, of which the device is asked.
+        neuron: ``"msf"`` or ``"pmsn"``.
+        words: what it will have to do, :func:`~msf_pmsn_plugins.settings.asks`.
+
     Raises:
-        ValueError: an unknown backend, or one that does not run where ``x`` lies.
-        ImportError: a backend whose library is not installed.
+        ValueError: an unknown backend, one that does not run where ``x`` lies, or lacks what is asked.
+        ImportError: a backend whose library is not installed, or does not work.
     """
-    if check(name) == "auto":
-        for candidate, (device, _, _) in NEEDS.items():
-            if x.device.type == device and INSTALLED[candidate]:
-                return candidate
-        return "torch"
-    if name in NEEDS:
-        device, module, extra = NEEDS[name]
-        if x.device.type != device:
-            raise ValueError(
-                f"backend {name!r} runs on {device!r} tensors, this input is on {x.device}: move it, or set "
-                "backend='auto'"
-            )
-        if not INSTALLED[name]:
-            extra = extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
-            raise ImportError(
-                f"backend {name!r} needs {module}: pip install \"msf-pmsn-plugins[{extra}]\", or set backend='auto'"
-            )
-    return name
+    return _constant(name, x.device.type, neuron, words)
 
 
-def load(name: str) -> ModuleType:
-    """Import the backend's module."""
-    return importlib.import_module(BACKENDS[name])
+@torch.compiler.assume_constant_result
+def _constant(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
+    return _choose(name, device, neuron, words)
+
+
+@functools.cache
+def _choose(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
+    if check(name) != "auto":
+        _require(name, device)
+        if word := _lacks(name, neuron, words):
+            raise ValueError(f"backend {name!r} has no {word}: set backend='auto'")
+        return name
+    for candidate, backend in BACKENDS.items():
+        if backend.device not in ("", device) or not backend.installed():
+            continue
+        if reason := unusable(candidate):
+            _warn_unusable(candidate, reason)
+        elif not _lacks(candidate, neuron, words):
+            return candidate
+    raise ValueError(f"no backend has all of: {', '.join(words)}")
+
+
+def _require(name: str, device: str) -> None:
+    backend = BACKENDS[name]
+    if backend.device not in ("", device):
+        raise ValueError(
+            f"backend {name!r} runs on {backend.device!r} tensors, this input is on {device!r}: move it, or set "
+            "backend='auto'"
+        )
+    if not backend.installed():
+        extra = backend.extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
+        raise ImportError(
+            f'backend {name!r} needs {backend.needs}: pip install "msf-pmsn-plugins[{extra}]", '
+            "or set backend='auto'"
+        )
+    if reason := unusable(name):
+        raise ImportError(f"backend {name!r} does not work here, {reason}; or set backend='auto'")

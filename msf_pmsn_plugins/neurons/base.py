@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..surrogate import Surrogate
+from ..surrogate import Surrogate, gives_slopes
+from .autograd import transformed
+from .lengths import Lengths, check_lengths, live_steps
 
 __all__ = [
-    "Lengths",
     "Neuron",
-    "NoSecondDerivative",
     "PropertiesFirst",
     "State",
+    "add_prefix",
     "channel_axes",
-    "file_under_neuron",
     "first_step",
-    "loop_vmap",
     "number",
     "state_dtype",
-    "untracked",
 ]
 
 State = tuple[Tensor, ...]
-Lengths = Tensor | Sequence[int]
 
 
 def number(name: str, value: Any) -> float:
@@ -54,7 +51,7 @@ def paired_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype == torch.float64 else torch.complex64
 
 
-def file_under_neuron(state_dict: dict[str, Any], prefix: str, neuron: nn.Module) -> None:
+def add_prefix(state_dict: dict[str, Any], prefix: str, neuron: nn.Module) -> None:
     """Rename, in place, the entries that a bare neuron saved to those of a node that holds it as ``neuron``."""
     for name, _ in neuron.named_parameters(recurse=False):
         if prefix + name in state_dict:
@@ -74,7 +71,7 @@ def refuse_newer(
 
 def first_step(x_seq: Tensor) -> Tensor:
     """One step [N, *] of a sequence [T, N, *], to read shapes from; of an empty sequence, an empty one."""
-    return x_seq[0] if len(x_seq) else x_seq.new_empty(x_seq.shape[1:])
+    return x_seq[0] if x_seq.shape[0] else x_seq.new_empty(x_seq.shape[1:])
 
 
 def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]:
@@ -89,46 +86,6 @@ def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]
     if axes != tuple(range(axes[0], axes[0] + len(axes))):
         raise ValueError(f"channel_dim={channel_dim} must name adjacent axes in ascending order")
     return axes
-
-
-def _check_lengths(x_seq: Tensor, lengths: Lengths) -> Tensor:
-    """Lengths as int64 [N], or a mask as bool [T, N], on the device of ``x_seq``; raise if they do not fit it.
-
-    Values are checked where that costs no synchronisation: lists and CPU tensors.
-    """
-    steps, batch = x_seq.shape[:2]
-    given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
-    if given.numel() == 0 and not isinstance(lengths, Tensor):
-        given = given.long()  # of an empty list torch makes floats
-    if given.dtype == torch.bool:
-        if given.shape != (steps, batch):
-            raise ValueError(
-                f"a mask is [T, N] = {(steps, batch)} for this input, True at valid steps; got {tuple(given.shape)}"
-            )
-        return given.to(x_seq.device)
-    if given.is_floating_point() or given.is_complex():
-        raise TypeError(f"lengths must be integers [N] or a bool mask [T, N], got {given.dtype}")
-    if given.shape != (batch,):
-        raise ValueError(
-            f"lengths need one entry for each of the {batch} samples, got shape {tuple(given.shape)}"
-        )
-    if given.device.type == "cpu" and batch and not (int(given.min()) >= 0 and int(given.max()) <= steps):
-        raise ValueError(f"lengths must lie in 0..{steps}, the steps of this input; got {given.tolist()}")
-    return given.to(x_seq.device, torch.int64)
-
-
-def valid_steps(x_seq: Tensor, lengths: Lengths) -> Tensor:
-    """``lengths`` or a mask for ``x_seq`` [T, N, *], checked, as a mask: bool [T, N], True at valid steps."""
-    checked = _check_lengths(x_seq, lengths)
-    if checked.dtype == torch.bool:
-        return checked
-    return torch.arange(len(x_seq), device=checked.device).unsqueeze(1) < checked
-
-
-def live_steps(lengths: Tensor, x_seq: Tensor) -> Tensor:
-    """True where step t < lengths[n], bool [T, N, 1, ..] against ``x_seq`` [T, N, *]."""
-    live = torch.arange(len(x_seq), device=lengths.device).unsqueeze(1) < lengths
-    return live.reshape(*live.shape, *[1] * (x_seq.dim() - 2))
 
 
 class PropertiesFirst:
@@ -214,15 +171,18 @@ class Neuron(PropertiesFirst, nn.Module):
         state = self._begin(x_seq, state)
         if lengths is None:
             return self._run(x_seq, state, membrane, None)
-        lengths = _check_lengths(x_seq, lengths)
+        lengths = check_lengths(x_seq, lengths)
         if lengths.dtype != torch.bool:
             return self._run(x_seq, state, membrane, lengths)
         # Valid steps first, in their order; then back to where they were.
         count, order = lengths.sum(0), torch.argsort((~lengths).byte(), dim=0, stable=True)
         order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
         s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
-        s_seq = torch.zeros_like(s_seq).scatter(0, order, s_seq)
-        return s_seq, state, None if m_seq is None else torch.zeros_like(m_seq).scatter(0, order, m_seq)
+
+        def back(seq: Tensor) -> Tensor:
+            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)
+
+        return back(s_seq), state, None if m_seq is None else back(m_seq)
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
@@ -250,6 +210,18 @@ class Neuron(PropertiesFirst, nn.Module):
     def check_state(self, x: Tensor, state: State, remedy: str = "start anew with state=None") -> State:
         """Return ``state`` in the dtypes used for ``x``; raise ValueError if it belongs to another shape."""
         name, spec = type(self).__name__, self.state_spec(x)
+        if (
+            type(state) is tuple
+            and len(state) == len(spec)
+            and all(
+                isinstance(part, Tensor)
+                and part.dtype == dtype
+                and part.shape == shape
+                and part.device == x.device
+                for part, (shape, dtype) in zip(state, spec, strict=False)
+            )
+        ):
+            return state
         if not isinstance(state, tuple | list) or len(state) != len(spec):
             given = f"a {type(state).__name__}" if isinstance(state, Tensor) else f"{len(state)} of them"
             raise ValueError(
@@ -290,16 +262,56 @@ class Neuron(PropertiesFirst, nn.Module):
                 state_dict[prefix + name] = state_dict.pop(f"{prefix}neuron.{name}")
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _has_kernel(self, surrogate: Any) -> TypeGuard[Surrogate]:
-        """Whether the backends know ``surrogate``; raise if not and one of them was asked for by name."""
+    def _has_kernel(self, surrogate: Any) -> bool:
+        """Whether the backends can take ``surrogate``; raise if not and one of them was asked for by name."""
         if isinstance(surrogate, Surrogate):
             return True
+        if torch.compiler.is_compiling():
+            return False  # of a loop a compiler sees the surrogate's own operations
+        if gives_slopes(surrogate):
+            return not transformed()
         if self.backend not in ("auto", "torch"):
             raise ValueError(
-                f"backend {self.backend!r} has no kernel for the surrogate {surrogate!r}: name one of "
-                "msf_pmsn_plugins.surrogate.SURROGATES, or set backend='auto'"
+                f"backend {self.backend!r} cannot run the surrogate {surrogate!r}: it does not fire as the step "
+                "u >= 0, draws its slope at random or learns. Set backend='auto' for a loop of steps"
             )
         return False
+
+    def _remembered(self, key: Any, make: Callable[[], Any]) -> Any:
+        """``make()``, or what it made before, until an attribute of this neuron is set."""
+        if torch.compiler.is_compiling():
+            return make()
+        known = self.__dict__.setdefault("_made", {})
+        found = known.get(key)
+        if found is None:
+            if len(known) > 100:  # inputs of ever new shapes
+                known.clear()
+            found = known[key] = make()
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop("_made", None)
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+    def single(
+        self, x: Tensor, state: State | None = None, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """:meth:`step` by the fast path: ``x`` [N, *] -> spikes, next state, membrane [N, *] if asked for."""
+        self.check_input(x)
+        state = self.initial_state(x) if state is None else self.check_state(x, state)
+        if torch.compiler.is_compiling() or (done := self._run_single(x, state, membrane)) is None:
+            s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
+            return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+        return done
+
+    def _run_single(
+        self, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        """:meth:`single` after its checks, if there is something faster than a sequence of one; else None."""
+        return None
 
     def _loop(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None = None
@@ -326,44 +338,3 @@ class Neuron(PropertiesFirst, nn.Module):
             state = tuple(part.contiguous() for part in state)
             return torch.empty_like(x_seq), state, m_empty if membrane else None
         return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
-
-
-class NoSecondDerivative(torch.autograd.Function):
-    """The backward of a neuron as a function of its own: a second derivative raises instead of being zero."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            "a spiking neuron has no second derivative: its gradient comes from a surrogate. Differentiate once, or "
-            "use a loop of step() with a surrogate callable that is differentiable twice"
-        )
-
-
-def untracked() -> bool:
-    """True where no derivative of any kind can be asked for: an op may then be called without its Function."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:
-    """A vmap rule for a custom op: one call per sample of the mapped axis, results stacked in front."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        calls = []
-        for i in range(info.batch_size):
-            pairs = zip(args, in_dims, strict=True)  # a list of numbers has a list of Nones for its axis
-            calls.append(op(*(a.select(axis, i) if isinstance(axis, int) else a for a, axis in pairs)))
-        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
-        return outputs, tuple(0 for _ in outputs)
-
-    return rule

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..settings import PMSNSettings
 from ..surrogate import FireFunction, Surrogate, as_surrogate
+from ..tensors import PMSNState, PMSNWeights
 from .base import Neuron, State, number, paired_dtype, state_dtype
 from .pmsn import BURSTS, parallel_reset, pmsn_step
 
@@ -45,7 +47,7 @@ class ParallelIF(Neuron):
         self.v_threshold = v_threshold
         self.burst = burst
         self._keep_surrogate(Surrogate("triangle", 1.0) if surrogate is None else as_surrogate(surrogate))
-        self._soma()
+        self.settings()
 
     @property
     def surrogate(self) -> Surrogate | FireFunction:
@@ -55,14 +57,14 @@ class ParallelIF(Neuron):
     def surrogate(self, value: str | Surrogate | FireFunction) -> None:
         self._keep_surrogate(as_surrogate(value))
 
-    def _soma(self) -> tuple[float, str]:
-        """Threshold and burst as they are now, checked."""
+    def settings(self) -> PMSNSettings:
+        """What the reset must know that is no tensor, as it is now, checked."""
         theta = number("v_threshold", self.v_threshold)
         if not theta > 0:
             raise ValueError(f"v_threshold must be positive, got {self.v_threshold!r}")
         if self.burst not in BURSTS:
             raise ValueError(f"unknown burst {self.burst!r}; known: {', '.join(map(repr, BURSTS))}")
-        return theta, BURSTS[self.burst]
+        return PMSNSettings(v_threshold=theta, burst=BURSTS[self.burst], keep_drive=False)
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         return ((x.shape, state_dtype(x.dtype)),)
@@ -73,13 +75,10 @@ class ParallelIF(Neuron):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)
         (r,) = self.check_state(x, state)
-        theta, burst = self._soma()
         none = r.new_empty(0, dtype=paired_dtype(r.dtype))
-        modes = none.expand(*r.shape, 0)
-        s, r, _z, m = pmsn_step(
-            x.to(r.dtype), r, modes, none, none, r.new_ones(()), theta, self.surrogate, burst=burst
-        )
-        return s.to(x.dtype), (r,), m
+        before, weights = PMSNState(r, none.expand(*r.shape, 0)), PMSNWeights(none, none, r.new_ones(()))
+        s, after, m = pmsn_step(x.to(r.dtype), before, weights, self.settings(), self.surrogate)
+        return s.to(x.dtype), (after.r,), m
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
@@ -87,13 +86,11 @@ class ParallelIF(Neuron):
         (r,) = state
         if not self._has_kernel(self.surrogate):
             return self._loop(x_seq, state, membrane, lengths)
-        theta, burst = self._soma()
         s_seq, r, m_seq = parallel_reset(
             x_seq.to(r.dtype),
             r,
-            theta,
-            self.surrogate,
-            burst=burst,
+            self.settings(),
+            surrogate=self.surrogate,
             lengths=lengths,
             membrane=membrane,
             backend=self.backend,

@@ -28,7 +28,10 @@ from .graph import (
 from .libraries import nir, nirtorch
 from .numbers import array_of, numbers, time_constant, torch_type, wide_type
 
-OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf", "neurons.pmsn", "neurons.parallel_if")}
+OWN = {
+    f"msf_pmsn_plugins.{part}"
+    for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")
+}
 
 
 def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = False, dt: float = 1e-4) -> Any:
@@ -149,8 +152,8 @@ class Exporter:
     # Neurons.
 
     def _neuron(self, module: Any, held: Any, shape: tuple[int, ...]) -> Any:
-        if hasattr(module, "hand_over"):  # SpikingJelly: settings live on the node
-            module.hand_over(self.dtype)
+        if hasattr(module, "sync_settings"):  # SpikingJelly: settings live on the node
+            module.sync_settings(self.dtype)
         for name, why in (
             ("inhibition", "the winner-take-all of the output"),
             ("state_quant", "a quantiser of the state, a function"),
@@ -271,7 +274,9 @@ class Exporter:
         if isinstance(decay, Tensor):
             like = torch.empty((1, *shape))
             decay = (
-                held._learned_decay(like, torch_type(wide)).expand(like.shape)[0] if decay.dim() else decay
+                held.parameters_of(like, torch_type(wide)).rate.expand(like.shape)[0]
+                if decay.dim()
+                else decay
             )
             decay = array_of(decay)
         # NIR fires above its threshold, MSF at it: the same, one number below.

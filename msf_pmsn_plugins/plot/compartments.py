@@ -43,8 +43,8 @@ def pick_channel(held: PMSN, channel: int | None) -> slice:
 def weights_of(held: PMSN, channel: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Its ``a``, ``w`` and ``d`` in double precision, of the channels to draw."""
     pick = pick_channel(held, channel)
-    a, w, d = (part.detach().cpu()[pick] for part in held.weights(torch.float64))
-    return a, w, d
+    e, w, d = (part.detach().cpu()[pick] for part in held.weights(torch.float64))
+    return 1 + e, w, d
 
 
 def impulse_response(

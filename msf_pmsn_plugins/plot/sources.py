@@ -213,9 +213,9 @@ def takes_sequences(module: Any) -> bool:
 
 def held_neuron(source: Any, kinds: tuple[type[Neuron], ...] = (Neuron,)) -> Any:
     """The neutral neuron in ``source``, with the settings that its node has now."""
-    hand_over = getattr(source, "hand_over", None)
-    if callable(hand_over):
-        hand_over(torch.get_default_dtype())
+    sync_settings = getattr(source, "sync_settings", None)
+    if callable(sync_settings):
+        sync_settings(torch.get_default_dtype())
     held = source if isinstance(source, Neuron) else getattr(source, "neuron", None)
     if not isinstance(held, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)

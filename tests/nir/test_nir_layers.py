@@ -31,7 +31,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_first(name, host, through, tmp_path):
     x = 4 * torch.rand(3, 2, 8, 7)
-    net = nn.Sequential(LAYERS[name](), MSF(init_hidden=True))
+    net = nn.Sequential(LAYERS[name](), MSF.published(init_hidden=True))
     graph = export_to_nir(net, x)
     if through == "file":
         nir.write(tmp_path / "net.nir", graph)
@@ -44,7 +44,7 @@ def test_a_layer_first(name, host, through, tmp_path):
 def test_a_one_dimensional_average_of_layers_behind_one_another():
     x = 4 * torch.rand(2, 2, 9, 8)
     net = nn.Sequential(
-        nn.AvgPool2d((1, 2)), nn.Conv2d(2, 3, (2, 3)), MSF(init_hidden=True), nn.AvgPool2d(2), nn.Flatten(),
+        nn.AvgPool2d((1, 2)), nn.Conv2d(2, 3, (2, 3)), MSF.published(init_hidden=True), nn.AvgPool2d(2), nn.Flatten(),
         nn.Linear(12, 4), PMSN(4, init_hidden=True),
     )  # fmt: skip
     assert torch.equal(import_from_nir(export_to_nir(net, x))(x)[0], net(x))
@@ -53,7 +53,7 @@ def test_a_one_dimensional_average_of_layers_behind_one_another():
 @pytest.mark.parametrize("standard", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_half_precision(dtype, standard, tmp_path):
-    net = nn.Sequential(nn.Linear(6, 5), MSF(0.5, D=1, init_hidden=True), nn.Linear(5, 3)).to(dtype)
+    net = nn.Sequential(nn.Linear(6, 5), MSF.published(0.5, D=1, init_hidden=True), nn.Linear(5, 3)).to(dtype)
     x = torch.rand(4, 6).to(dtype) * 4
     nir.write(tmp_path / "net.nir", export_to_nir(net, x, standard=standard))
     again = import_from_nir(tmp_path / "net.nir", dtype=dtype)
@@ -65,7 +65,7 @@ def test_half_precision(dtype, standard, tmp_path):
 
 def test_a_factor_for_each_neuron(tmp_path):
     factor = torch.tensor([0.5, 1.0, 2.0])
-    net = nn.Sequential(MSF(D=3, graded_spikes_factor=factor, init_hidden=True))
+    net = nn.Sequential(MSF.published(D=3, graded_spikes_factor=factor, init_hidden=True))
     nir.write(tmp_path / "net.nir", export_to_nir(net, torch.zeros(2, 3)))
     x = 4 * torch.rand(5, 2, 3)
     again = import_from_nir(tmp_path / "net.nir")

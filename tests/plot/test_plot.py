@@ -100,7 +100,7 @@ def test_a_picture_leaves_the_neuron_as_it_was(name):
 @pytest.mark.parametrize("mechanism", ["zero", "subtract", "none"])
 def test_traces_of_snntorch_show_its_own_dynamics(mechanism):
     snn = pytest.importorskip("msf_pmsn_plugins.snntorch")
-    neuron = snn.MSF(beta=0.5, reset_mechanism=mechanism, graded_spikes_factor=0.5)
+    neuron = snn.MSF.published(beta=0.5, reset_mechanism=mechanism, graded_spikes_factor=0.5)
     mem, expected, counts = neuron.reset_mem(), [], []
     for x in X_SEQ:
         spk, mem = neuron(x, mem)

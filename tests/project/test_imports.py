@@ -24,8 +24,9 @@ INTERNAL = {
     "neurons": CORE,
     "spikingjelly": CORE | {"spikingjelly"},
     "snntorch": CORE | {"snntorch"},
-    "spikingjelly_tools": CORE | {"spikingjelly", "spikingjelly_tools", "energy"},
-    "swap": CORE | {"swap", "checkpoints"},
+    "spikingjelly.tools": CORE | {"spikingjelly", "energy"},
+    "hosts": set(),
+    "swap": CORE | {"swap", "checkpoints", "hosts"},
     "optim": CORE,
     "state": CORE,
     "checkpoints": CORE | {"checkpoints"},
@@ -49,11 +50,13 @@ INTERNAL_LAZY = {
 # Besides the standard library and torch.
 EXTERNAL = {
     "spikingjelly": {"spikingjelly", "nir", "nirtorch"},
-    "spikingjelly_tools": {"spikingjelly"},
     "snntorch": {"snntorch"},
     "backends.numba_backend": {"numba", "numpy"},
     "backends.numba_kernels": {"numba", "numpy"},
-    "backends.cupy_backend": {"cupy", "numpy"},
+    "backends.cupy.launch": {"cupy"},
+    "backends.cupy.arguments": {"numpy"},
+    "backends.cupy.msf": {"numpy"},
+    "backends.cupy.pmsn": {"numpy"},
     # one module imports NIR's packages; nir/__init__.py imports none of these when it is loaded
     "nir.libraries": {"nir", "nirtorch"},
     **{f"nir.{name}": {"numpy"} for name in ("nodes", "numbers", "exporter", "builder", "hosts")},
@@ -111,7 +114,8 @@ def imports(module: str, path: Path) -> Iterator[tuple[str, bool, int]]:
 
 
 def violations(module: str, path: Path) -> list[str]:
-    part = module.split(".")[0]
+    part = ".".join(module.split(".")[:2])
+    part = part if part in INTERNAL else module.split(".")[0]
     found = []
     for name, lazy, line in imports(module, path):
         top, *rest = name.split(".")

@@ -1,0 +1,286 @@
+"""What kernels are told: one record of whole numbers and doubles in memory, by name on both sides.
+
+Tensors are addresses, 0 for one that is not there; a stride over time counts numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple, get_type_hints
+
+from numba import types
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.extending import intrinsic, models, register_model
+
+from .lanes import DOUBLE, LONG, Value
+from .memory import pointer
+
+# What MSF keeps for the backward.
+NOTHING, MEMBRANE, CODE = range(3)
+KEEP_CODES = {"none": NOTHING, "membrane": MEMBRANE, "code": CODE}
+
+
+class MSFForward(NamedTuple):
+    """A call of ``msf_forward``. Lanes [N, *] are cut into blocks; a block is a run of neighbours in all sequences."""
+
+    block: int  # lanes
+    steps: int
+    row: int  # lanes that are neighbours in all sequences
+    blocks: int  # of a row
+    per_length: int  # lanes that share a length
+    x: int
+    x_step: int
+    x_row: int
+    v: int
+    v_last: int
+    s: int
+    kept: int
+    out_step: int  # of all sequences that are written
+    out_row: int
+    thetas: int
+    lengths: int
+    rates: int  # one a lane, as the next two
+    firsts: int  # first thresholds, from which ``thetas`` are distances
+    amounts: int
+    keep: int
+    count: int  # of thresholds
+    charge: int
+    reset: int
+    delay: int
+    rate: float  # of all lanes where there are no ``rates``
+    amount: float  # that a soft reset subtracts per spike, likewise
+    scale: float
+    rest: float
+    v_reset: float
+    width: float
+
+
+class MSFBackward(NamedTuple):
+    """A call of ``msf_backward``."""
+
+    block: int
+    steps: int
+    row: int
+    blocks: int
+    per_length: int
+    gs: int
+    gs_step: int
+    gs_row: int
+    gm: int
+    gm_step: int
+    gm_row: int
+    gv: int
+    x: int
+    x_step: int
+    x_row: int
+    kept: int
+    kept_step: int
+    kept_row: int
+    total: int  # slopes of a surrogate without a name, summed over the thresholds
+    total_step: int
+    total_row: int
+    slope: int  # at the first threshold
+    slope_step: int
+    slope_row: int
+    v0: int
+    gx: int
+    out_step: int
+    out_row: int
+    gv0: int
+    grate: int  # the gradients of parameters, one a lane
+    gfirst: int
+    gamount: int
+    thetas: int
+    sums: int  # slopes of 0, 1, .. windows
+    lengths: int
+    rates: int
+    firsts: int
+    amounts: int
+    keep: int
+    count: int
+    charge: int  # its backward
+    rate_charge: int  # its gradient of the rate
+    reset: int
+    delay: int
+    through: int  # the reset through which gradients go; that of "none" where it is detached
+    surrogate: int
+    rate: float
+    amount: float
+    scale: float
+    rest: float
+    v_reset: float
+    p: float
+    q: float
+
+
+# When a reset is delayed to the next step, and where it acts there.
+AT_ONCE, BEFORE_CHARGE, AFTER_CHARGE = range(3)
+
+
+class PMSNForward(NamedTuple):
+    """A call of ``pmsn_forward``. Lanes [L, C, K] come in units of one or more leading lanes, cut into tiles."""
+
+    tile: int  # lanes, whole vectors
+    groups: int  # of units; a task is one tile in the units of one group
+    units: int
+    leap: int  # lanes of a unit
+    inner: int  # lanes of a leading lane
+    per_channel: int
+    lanes: int
+    steps: int
+    modes: int
+    x: int
+    x_step: int
+    x_row: int  # of a unit, as all rows
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    s: int
+    y: int
+    m: int
+    out_step: int
+    out_row: int
+    r_last: int
+    z_last: int
+    lengths: int  # with them a unit is one leading lane
+    soma: int
+    burst: int
+    theta: float
+    inverse: float  # of theta, where it is exact
+
+
+class PMSNBackward(NamedTuple):
+    """A call of ``pmsn_backward``."""
+
+    tile: int
+    groups: int
+    units: int
+    leap: int
+    inner: int
+    per_channel: int
+    lanes: int
+    steps: int
+    modes: int
+    slots: int  # the most channels that a tile meets
+    gs: int
+    gs_step: int
+    gs_row: int
+    gy: int
+    gy_step: int
+    gy_row: int
+    gm: int
+    gm_step: int
+    gm_row: int
+    gr: int
+    gz: int
+    x: int
+    x_step: int
+    x_row: int
+    slope: int  # slopes of a surrogate without a name
+    slope_step: int
+    slope_row: int
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    gx: int
+    out_step: int
+    out_row: int
+    gr0: int
+    gz0: int
+    sums: int  # double [tasks, slots, 6 modes + 1], zeroed
+    lengths: int
+    soma: int
+    burst: int
+    surrogate: int
+    theta: float
+    inverse: float
+    p: float
+    q: float
+
+
+class Share(NamedTuple):
+    """How threads share a call. Each takes the next piece until none is left."""
+
+    arrived: int  # threads; each has scratch of its own
+    taken: int  # pieces
+    finished: int  # pieces
+    pieces: int
+    count: int  # blocks or tasks of all pieces
+    scratch: int
+    scratch_bytes: int  # of a thread
+
+
+ARRIVED, TAKEN, FINISHED = range(3)  # the words of a Share that threads count up
+
+
+def _is_float(record: Any) -> dict[str, bool]:
+    hints = get_type_hints(record)
+    return {field: hints[field] is float for field in record._fields}
+
+
+def layout(record: Any) -> struct.Struct:
+    """How a record lies in memory: words of eight bytes."""
+    return struct.Struct("=" + "".join("d" if is_float else "q" for is_float in _is_float(record).values()))
+
+
+SHARE = layout(Share)
+
+
+# ---------------------------------------------------------------- records in kernels
+
+
+class Record(types.Type):
+    """The address of a record, whose fields kernels read by name."""
+
+    def __init__(self, record: Any) -> None:
+        self.floats = _is_float(record)
+        super().__init__(name=f"Record({record.__name__})")
+
+
+@register_model(Record)
+class _RecordModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Record) -> None:
+        super().__init__(manager, kind, LONG)
+
+
+@infer_getattr
+class _RecordAttribute(AttributeTemplate):
+    key = Record
+
+    def generic_resolve(self, kind: Record, name: str) -> Any:
+        return types.float64 if kind.floats[name] else types.int64
+
+
+@lower_getattr_generic(Record)
+def _field(context: Any, b: Any, kind: Record, address: Any, name: str) -> Any:
+    index = list(kind.floats).index(name)
+    word = b.load(pointer(Value(b, address), index, DOUBLE if kind.floats[name] else LONG))
+    word.set_metadata("invariant.load", b.module.add_metadata([]))  # nobody writes to it while a kernel runs
+    return word
+
+
+def reader(record: Any) -> Any:
+    """The function that takes an address for that of a record."""
+    kind = Record(record)
+
+    @intrinsic
+    def read(typing: Any, address: Any) -> Any:
+        return kind(types.int64), lambda context, b, sig, args: args[0]
+
+    return read
+
+
+@intrinsic
+def count_up(typing: Any, address: Any, word: Any) -> Any:
+    """Add one to a word that threads share, and return what was there."""
+
+    def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        at = pointer(Value(b, args[0]), Value(b, args[1]), LONG)
+        return b.atomic_rmw("add", at, LONG(1), "acq_rel")
+
+    return types.int64(types.int64, types.int64), emit

@@ -1,0 +1,353 @@
+"""MSF: a block of lanes at a time walks over all steps, its membranes in scratch memory.
+
+Scratch of a block, one number a lane each: membranes, or their gradient; int32 lengths; the sums for gradients of
+rates, first thresholds and amounts of a soft reset.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .calls import AFTER_CHARGE, AT_ONCE, BEFORE_CHARGE, CODE, MEMBRANE, MSFBackward, MSFForward
+from .charges import RATE_OF_INPUT, charge, charge_back, rate_gradient
+from .kernel import kernel
+from .lanes import long_zeros, once, pasted, rounded, width
+from .memory import (
+    living,
+    load,
+    load_bytes,
+    load_part,
+    read_lengths,
+    store,
+    store_bytes,
+    store_part,
+    will_read,
+)
+from .resets import (
+    HARD,
+    decode,
+    encode,
+    fire,
+    no_counts,
+    past_reset,
+    quiet_lanes,
+    reset,
+    through_reset,
+    window_slopes,
+)
+from .surrogates import GIVEN, slope
+
+NUMBER = 8  # bytes of a lane in each part of the scratch, enough for a double
+FORWARD_SCRATCH = 2 * NUMBER  # bytes of a lane
+BACKWARD_SCRATCH = 5 * NUMBER
+
+
+class Run(NamedTuple):
+    """Neighbouring lanes, and where the first of them lies in each sequence."""
+
+    start: int
+    size: int
+    x: int
+    out: int
+
+
+class RunBack(NamedTuple):
+    """The same for the way back."""
+
+    start: int
+    size: int
+    gs: int
+    gm: int
+    x: int
+    kept: int
+    total: int
+    slope: int
+    out: int
+
+
+class Scratch(NamedTuple):
+    """Where the parts of a thread's memory begin."""
+
+    state: int
+    lives: int
+    rate: int
+    first: int
+    amount: int
+
+
+class Values(NamedTuple):
+    """The numbers of a vector of lanes."""
+
+    rate: float
+    first: float  # its own first thresholds, zeros if it has none
+    theta: float  # the first threshold
+    amount: float
+
+
+@pasted
+def _values(call, nil, unit, lane, left):
+    """The numbers of the ``left`` lanes from ``lane``."""
+    rate = nil + rounded(call.rate, unit)
+    if call.rates != 0:
+        rate = load_part(nil, call.rates, lane, left)
+    first = nil
+    if call.firsts != 0:
+        first = load_part(nil, call.firsts, lane, left)
+    amount = nil + rounded(call.amount, unit)
+    if call.amounts != 0:
+        amount = load_part(nil, call.amounts, lane, left)
+    return Values(rate, first, first + load(unit, call.thetas, 0), amount)
+
+
+@pasted
+def _after_reset(call, unit, m, n, values):
+    return reset(call.reset, m, n, values.theta, rounded(call.v_reset, unit), values.amount)
+
+
+# ---------------------------------------------------------------- forward
+
+
+@pasted
+def _charged(call, unit, current, before, values):
+    """The membrane of a step that began with the state ``before``."""
+    rest = rounded(call.rest, unit)
+    if call.delay == AT_ONCE:
+        return charge(call.charge, current, before, values.rate, rest)
+    n = fire(call, unit, before, values.first)
+    if call.delay == BEFORE_CHARGE:
+        return charge(call.charge, current, _after_reset(call, unit, before, n, values), values.rate, rest)
+    return _after_reset(call, unit, charge(call.charge, current, before, values.rate, rest), n, values)
+
+
+@pasted
+def _forward_step(call, unit, scratch, run, j, left, t, partly):
+    """Step ``t`` of the ``left`` lanes from lane ``j`` of a run; in a ``partly`` padded one some lanes are over."""
+    nil = long_zeros(unit)
+    x = run.x + t * call.x_step + j
+    out = run.out + t * call.out_step + j
+    will_read(nil, call.x, x + call.x_step if t + 1 < call.steps else run.x + run.size + j)
+    values = _values(call, nil, unit, run.start + j, left)
+    before = load(nil, scratch.state, j)
+    current = load_part(nil, call.x, x, left) * rounded(call.scale, unit)
+    m = _charged(call, unit, current, before, values)
+    if call.keep == MEMBRANE:
+        store_part(call.kept, out, living(partly, scratch.lives, j, t, m, nil), left)
+    elif call.keep == CODE:
+        code = encode(call, unit, m, rounded(call.width, unit))
+        store_bytes(call.kept, out, living(partly, scratch.lives, j, t, code, no_counts(nil)), left)
+    n = fire(call, unit, m, values.first)
+    store_part(call.s, out, living(partly, scratch.lives, j, t, n, nil), left)
+    if call.delay == AT_ONCE:
+        m = _after_reset(call, unit, m, n, values)
+    store(scratch.state, j, living(partly, scratch.lives, j, t, m, before))
+
+
+@kernel(MSFForward)
+def msf_forward(first, last, memory, unit, call):
+    """All steps of blocks of lanes."""
+    nil = long_zeros(unit)
+    wide = width(nil)
+    part = NUMBER * call.block
+    scratch = Scratch(memory, memory + part, 0, 0, 0)
+    for i in range(first, last):
+        row = i // call.blocks
+        lane = i % call.blocks * call.block
+        size = min(call.block, call.row - lane)
+        run = Run(row * call.row + lane, size, row * call.x_row + lane, row * call.out_row + lane)
+        until = call.steps
+        if call.lengths != 0:
+            until = read_lengths(call, scratch.lives, run.start, size)
+        for j in range(0, size, wide):
+            store(scratch.state, j, load_part(nil, call.v, run.start + j, size - j))
+        whole = size - size % wide
+        for t in range(call.steps):
+            done = 0
+            if t < until:
+                for j in range(0, whole, wide):
+                    _forward_step(call, unit, scratch, run, j, wide, t, False)
+                done = whole
+            for j in range(done, size, wide):
+                _forward_step(call, unit, scratch, run, j, size - j, t, t >= until)
+        for j in range(0, size, wide):
+            store_part(call.v_last, run.start + j, load(nil, scratch.state, j), size - j)
+
+
+# ---------------------------------------------------------------- backward
+
+
+@pasted
+def _back(call, run, t, step):
+    """From step ``t`` of a sequence to the one that is walked next, of this run or of the one beside it."""
+    return -step if t > 0 else (call.steps - 1) * step + run.size
+
+
+@pasted
+def _state_before(call, nil, run, j, left, t):
+    """With which step ``t`` began; where resets are not delayed and ``t > 0``, before its reset."""
+    if t == 0:
+        return load_part(nil, call.v0, run.start + j, left)
+    return load_part(nil, call.kept, run.kept + (t - 1) * call.kept_step + j, left)
+
+
+@pasted
+def _charged_state(call, unit, before, t, values):
+    """What step ``t`` charged, from :func:`_state_before`."""
+    if (t == 0 and call.delay == AT_ONCE) or call.delay == AFTER_CHARGE:
+        return before
+    return _after_reset(call, unit, before, fire(call, unit, before, values.first), values)
+
+
+@pasted
+def _quiet_before(call, nil, run, j, left, t, values):
+    """1 where the step before ``t`` did not fire, else 0."""
+    if t > 0 and call.keep == CODE:
+        code = load_bytes(nil, call.kept, run.kept + (t - 1) * call.kept_step + j, left)
+        return decode(code)[0]
+    return quiet_lanes(_state_before(call, nil, run, j, left, t), values.theta)
+
+
+@pasted
+def _slopes(call, nil, unit, run, j, left, t, m, values):
+    """The surrogate at the membranes, summed over the thresholds and at the first of them."""
+    if call.surrogate == GIVEN:
+        total = load_part(nil, call.total, run.total + t * call.total_step + j, left)
+        first = total
+        if call.slope != 0:
+            first = load_part(nil, call.slope, run.slope + t * call.slope_step + j, left)
+        return total, first
+    p, q = rounded(call.p, unit), rounded(call.q, unit)
+    first = slope(call.surrogate, m - values.theta, p, q)
+    total = first
+    for i in range(1, call.count):
+        total = total + slope(call.surrogate, m - (values.first + load(unit, call.thetas, i)), p, q)
+    return total, first
+
+
+@pasted
+def _add(nil, row, j, t, partly, lives, share):
+    store(row, j, load(nil, row, j) + living(partly, lives, j, t, share, nil))
+
+
+@pasted
+def _backward_step(call, unit, scratch, run, j, left, t, partly):
+    """The adjoint of :func:`_forward_step`."""
+    nil = long_zeros(unit)
+    kept = run.kept + t * call.kept_step + j
+    out = run.out + t * call.out_step + j
+    will_read(nil, call.gx, out + _back(call, run, t, call.out_step))
+    values = _values(call, nil, unit, run.start + j, left)
+    after = load(nil, scratch.state, j)
+    g = nil
+    if call.gs != 0:
+        gs = run.gs + t * call.gs_step + j
+        will_read(nil, call.gs, gs + _back(call, run, t, call.gs_step))
+        g = load_part(nil, call.gs, gs, left)
+
+    m = nil
+    first = nil
+    if call.keep == CODE:
+        quiet, near = decode(load_bytes(nil, call.kept, kept, left))
+        total = window_slopes(call, unit, near, rounded(call.q, unit))
+    else:
+        will_read(nil, call.kept, kept + _back(call, run, t, call.kept_step))
+        m = load_part(nil, call.kept, kept, left)
+        quiet = quiet_lanes(m, values.theta)
+        total, first = _slopes(call, nil, unit, run, j, left, t, m, values)
+
+    fired = through_reset(call.through, g, after, total, first, m, rounded(call.v_reset, unit), values.amount)
+    if call.through == HARD and call.count > 1:  # the reset looks at the first threshold only
+        fired = fired + g * (total - first)
+    h = fired + (past_reset(call.reset, after, quiet) if call.delay == AT_ONCE else after)
+    if call.gm != 0:
+        h = h + load_part(nil, call.gm, run.gm + t * call.gm_step + j, left)
+    gx, before = charge_back(call.charge, h, values.rate, rounded(call.scale, unit))
+    if call.delay == BEFORE_CHARGE:
+        before = past_reset(call.reset, before, _quiet_before(call, nil, run, j, left, t, values))
+
+    lives = scratch.lives
+    if call.grate != 0:
+        current = nil
+        if call.rate_charge == RATE_OF_INPUT:
+            current = load_part(nil, call.x, run.x + t * call.x_step + j, left)
+        v = _charged_state(call, unit, _state_before(call, nil, run, j, left, t), t, values)
+        share = rate_gradient(call.rate_charge, h, current, v, rounded(call.rest, unit))
+        _add(nil, scratch.rate, j, t, partly, lives, share)
+    if call.gfirst != 0:
+        _add(nil, scratch.first, j, t, partly, lives, -fired)
+    if call.gamount != 0:
+        if call.delay == AT_ONCE:
+            share = -fire(call, unit, m, values.first) * after
+        else:
+            n = fire(call, unit, _state_before(call, nil, run, j, left, t), values.first)
+            share = -n * h
+        _add(nil, scratch.amount, j, t, partly, lives, share)
+    store(scratch.state, j, living(partly, lives, j, t, before, after))
+    store_part(call.gx, out, living(partly, lives, j, t, gx, nil), left)
+
+
+@pasted
+def _run_back(call, row, lane):
+    """The run from ``lane`` of a row."""
+    return RunBack(
+        row * call.row + lane,
+        min(call.block, call.row - lane),
+        row * call.gs_row + lane,
+        row * call.gm_row + lane,
+        row * call.x_row + lane,
+        row * call.kept_row + lane,
+        row * call.total_row + lane,
+        row * call.slope_row + lane,
+        row * call.out_row + lane,
+    )
+
+
+@pasted
+def _sums(call, scratch):
+    """The gradients of parameters, and where they are summed."""
+    return (call.grate, scratch.rate), (call.gfirst, scratch.first), (call.gamount, scratch.amount)
+
+
+@once
+def _begin_back(call, nil, scratch, run):
+    for j in range(0, run.size, width(nil)):
+        g = nil
+        if call.gv != 0:
+            g = load_part(nil, call.gv, run.start + j, run.size - j)
+        store(scratch.state, j, g)
+        for target, sums in _sums(call, scratch):
+            if target != 0:
+                store(sums, j, nil)
+
+
+@once
+def _end_back(call, nil, scratch, run):
+    for j in range(0, run.size, width(nil)):
+        left = run.size - j
+        store_part(call.gv0, run.start + j, load(nil, scratch.state, j), left)
+        for target, sums in _sums(call, scratch):
+            if target != 0:
+                store_part(target, run.start + j, load(nil, sums, j), left)
+
+
+@kernel(MSFBackward)
+def msf_backward(first, last, memory, unit, call):
+    """The adjoint of :func:`msf_forward`; an address 0 stands for zeros."""
+    wide = width(long_zeros(unit))
+    part = NUMBER * call.block
+    scratch = Scratch(memory, memory + part, memory + 2 * part, memory + 3 * part, memory + 4 * part)
+    for i in range(first, last):
+        run = _run_back(call, i // call.blocks, i % call.blocks * call.block)
+        until = call.steps
+        if call.lengths != 0:
+            until = read_lengths(call, scratch.lives, run.start, run.size)
+        _begin_back(call, long_zeros(unit), scratch, run)
+        whole = run.size - run.size % wide
+        for t in range(call.steps - 1, -1, -1):
+            done = 0
+            if t < until:
+                for j in range(0, whole, wide):
+                    _backward_step(call, unit, scratch, run, j, wide, t, False)
+                done = whole
+            for j in range(done, run.size, wide):
+                _backward_step(call, unit, scratch, run, j, run.size - j, t, t >= until)
+        _end_back(call, long_zeros(unit), scratch, run)

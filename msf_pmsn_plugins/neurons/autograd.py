@@ -1,0 +1,123 @@
+"""What the neurons need of torch's machinery: autograd, dispatch, vmap."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "NoSecondDerivative",
+    "loop_vmap",
+    "no_autograd",
+    "no_dispatch",
+    "recomputing",
+    "saved_tensors",
+    "transformed",
+    "usable",
+]
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """The backward of a neuron as a function of its own: a second derivative raises instead of being zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            "a spiking neuron has no second derivative: its gradient comes from a surrogate. Differentiate once, or "
+            "use a loop of step() with a surrogate callable that is differentiable twice"
+        )
+
+
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """What a neuron kept for its backward; where that is gone, an error that names the reset that was forgotten."""
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "backward() has freed what this neuron kept: its state carries the graph of an earlier call. Bring the net "
+            "to rest between batches (SpikingJelly: functional.reset_net(net); snnTorch: "
+            "msf_pmsn_plugins.snntorch.reset(net)), or cut the graph there (functional.detach_net(net), "
+            "msf_pmsn_plugins.snntorch.detach(net)). To go through one graph twice: backward(retain_graph=True)"
+        ) from error
+
+
+def recomputing(exact: str = "") -> bool:
+    """True in a forward pass that ``torch.utils.checkpoint`` makes again during a backward pass.
+
+    ``exact`` names a module that, between it and us, brings back the states that the first time started from.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__")
+        if name in ("torch.utils.checkpoint", exact):
+            return name != exact
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def usable(value: Any) -> Any:
+    """``value``; of a tensor that inference mode left, and autograd refuses, a copy."""
+    if torch.compiler.is_compiling() or not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
+
+
+def transformed() -> bool:
+    """True where torch compiles, traces or transforms what is called."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    )
+
+
+def no_autograd() -> bool:
+    """True where no derivative of any kind can be asked for: an op may then be called without its Function."""
+    return not (torch.is_grad_enabled() or transformed())
+
+
+def no_dispatch(*tensors: Tensor | None) -> bool:
+    """True where nobody would see the call of an op: a backend may then be called without torch's dispatcher.
+
+    Modes (counters, fake tensors), profilers, transforms and subclasses of Tensor must go on seeing it.
+    """
+    return not (
+        transformed()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    ) and all(type(t) in _PLAIN for t in tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
+
+def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:
+    """A vmap rule for a custom op: one call per sample of the mapped axis, results stacked in front."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        calls = []
+        for i in range(info.batch_size):
+            pairs = zip(args, in_dims, strict=True)  # a list of numbers has a list of Nones for its axis
+            calls.append(op(*(a.select(axis, i) if isinstance(axis, int) else a for a, axis in pairs)))
+        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+        return outputs, tuple(0 for _ in outputs)
+
+    return rule

@@ -1,0 +1,55 @@
+"""Memory layouts: backends walk [T, N, rest] with a contiguous rest; other orders of the rest come and go as views."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_steps_of", "memory_order", "permuted"]
+
+
+def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
+    """The axes of ``x`` with those from ``first`` on in the order of memory; None where they are so already.
+
+    Also None where that order is not plain: expanded axes, or strides that are symbols, whose comparison would bind
+    the sizes of an exported program.
+    """
+    if x.is_contiguous():
+        return None
+    axes = [d for d in range(first, x.dim()) if x.shape[d] != 1]
+    strides = [x.stride(d) for d in axes]
+    if not all(type(stride) is int and stride > 0 for stride in strides):
+        return None
+    order = sorted(axes, key=x.stride, reverse=True)
+    if order == axes:
+        return None
+    single = [d for d in range(first, x.dim()) if x.shape[d] == 1]
+    return (*range(first), *order, *single)
+
+
+def permuted(x: Tensor, order: tuple[int, ...] | None, back: bool = False) -> Tensor:
+    """``x`` with its axes in ``order`` (None: as they are), or back from it; axes in front are left alone if ``x`` is
+    one step of what the order was made for.
+    """
+    if order is None:
+        return x
+    skipped = len(order) - x.dim()  # one step has no time axis
+    order = tuple(d - skipped for d in order[skipped:])
+    return x.permute([order.index(d) for d in range(len(order))] if back else order)
+
+
+def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
+    """A gradient [T, N, *] in the layout in which step by step ``like[t] * slope`` would come, time outermost.
+
+    So do the hosts' neurons return it, and a layer in front that sums in memory order adds in the same order.
+    """
+    if like is None or like.shape[0] == 0 or (like.is_contiguous() and g_seq.is_contiguous()):
+        return g_seq
+    step = like[0]
+    if not any(step.stride()):  # one number for all: nothing to follow
+        return g_seq
+    strides = torch.empty_like(step, device="meta").stride()
+    strides = (step.numel(), *strides)
+    if g_seq.stride() == strides:
+        return g_seq
+    return g_seq.new_empty_strided(g_seq.shape, strides).copy_(g_seq)

@@ -1,0 +1,115 @@
+"""The parallel reset for any non-leaky compartment, and PMSN's variant with the mean input over time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...settings import PMSNSettings
+from ...surrogate import FireFunction, Surrogate, gives_slopes
+from ...tensors import PMSNState, PMSNWeights
+from ..base import first_step, paired_dtype
+from ..lengths import live_steps
+from .op import pmsn
+from .step import pmsn_step
+
+__all__ = ["global_drive", "parallel_reset"]
+
+
+def parallel_reset(
+    y_seq: Tensor,
+    r: Tensor | None = None,
+    settings: PMSNSettings = PMSNSettings(),  # noqa: B008  # immutable
+    *,
+    surrogate: Surrogate | FireFunction | None = None,
+    lengths: Tensor | None = None,
+    membrane: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The parallel reset of PMSN for any non-leaky compartment (equations 16 to 18): drives in, spikes out.
+
+    ``v = r + max(y, 0)/v_threshold``, ``s = [v >= 1]``, ``r = v - floor(v)``: all steps at once, because the whole
+    thresholds removed up to a step are the floor of a prefix sum. It holds for drives that are known in advance,
+    a compartment without leak, and a reset that removes all whole thresholds; negative drives are clamped.
+
+    Args:
+        y_seq: drives in volts, [T, N, *], float32 or float64.
+        r: residual in units of the threshold, [N, *]; None is rest.
+        settings: threshold, reset, burst and surrogate.
+        surrogate: over ``v - v_threshold`` in volts, in place of the one that the settings name.
+        lengths, backend: as in :func:`pmsn`.
+        membrane: return the membranes.
+
+    Returns:
+        spikes [T, N, *], last ``r``, membranes before reset in volts [T, N, *] or None.
+    """
+    r = torch.zeros_like(first_step(y_seq)) if r is None else r
+    none = r.new_empty(0, dtype=paired_dtype(r.dtype))
+    if surrogate is not None and not gives_slopes(surrogate):
+        weights = PMSNWeights(none, none, r.new_ones(()))
+        return _loop(
+            y_seq, PMSNState(r, none.expand(*r.shape, 0)), weights, settings, surrogate, lengths, membrane
+        )
+    shape = r.shape
+    lanes = (shape[0], 1, math.prod(shape[1:]))
+    s_seq, _y_seq, m_seq, (r_last, _z) = pmsn(
+        y_seq.reshape(y_seq.shape[0], *lanes),
+        PMSNState(r.reshape(lanes), none.expand(*lanes, 0)),
+        PMSNWeights(none.expand(1, 0), none.expand(1, 0), r.new_ones(1)),
+        replace(settings, keep_drive=False, keep_membrane=membrane),
+        surrogate=surrogate,
+        lengths=lengths,
+        backend=backend,
+    )
+    m_seq = None if m_seq is None else m_seq.reshape(y_seq.shape)
+    return s_seq.reshape(y_seq.shape), r_last.reshape(shape), m_seq
+
+
+def _loop(
+    y_seq: Tensor,
+    state: PMSNState,
+    weights: PMSNWeights,
+    settings: PMSNSettings,
+    surrogate: FireFunction,
+    lengths: Tensor | None,
+    membrane: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Step by step, for a soft firing function."""
+    live_seq = None if lengths is None else live_steps(lengths, y_seq)
+    s_seq, m_seq = [], []
+    for t, y in enumerate(y_seq.unbind(0)):
+        s, after, m = pmsn_step(y, state, weights, settings, surrogate)
+        r = after.r
+        if live_seq is not None:
+            r = torch.where(live_seq[t], r, state.r)
+            s, m = torch.where(live_seq[t], s, 0.0), torch.where(live_seq[t], m, 0.0)
+        state = PMSNState(r, state.z)
+        s_seq.append(s)
+        m_seq.append(m)
+    if not s_seq:
+        return torch.empty_like(y_seq), state.r, torch.empty_like(y_seq) if membrane else None
+    return torch.stack(s_seq), state.r, torch.stack(m_seq) if membrane else None
+
+
+def global_drive(x_seq: Tensor, weights: PMSNWeights, lengths: Tensor | None, backend: str) -> Tensor:
+    """The drive [T, L, C, K] with the mean input in the hidden compartments: their step response times the mean."""
+    steps, _lead, channels, _tail = x_seq.shape
+    if lengths is None:
+        mean = x_seq.mean(0)
+    else:
+        x_seq = torch.where(live_steps(lengths, x_seq), x_seq, 0.0)  # padding may hold anything
+        mean = x_seq.sum(0) / lengths.clamp(min=1).to(x_seq.dtype).reshape(-1, 1, 1)
+    e, w, d = weights
+    rest = e.new_zeros(1, channels, 1, e.shape[1])
+    _s, response, _m, _state = pmsn(
+        x_seq.new_ones(steps, 1, channels, 1),
+        PMSNState(rest.real.sum(-1), rest),
+        PMSNWeights(e, w, torch.zeros_like(d)),
+        PMSNSettings(reset_mode="none", keep_drive=True),
+        backend=backend,
+    )
+    assert response is not None
+    return response * mean + d.reshape(-1, 1) * x_seq

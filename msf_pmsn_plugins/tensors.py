@@ -1,0 +1,62 @@
+"""Tensors that go together between an op and its backend, by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["MSFGrads", "MSFParameters", "PMSNGrads", "PMSNState", "PMSNWeights", "Slopes"]
+
+
+class MSFParameters(NamedTuple):
+    """What may be learned, or differ between the elements of one step [N, *]: None is the number in the settings."""
+
+    rate: Tensor | None = None
+    threshold: Tensor | None = None  # the first one, volts
+    reset: Tensor | None = None  # what a soft reset subtracts per spike, volts
+
+
+class MSFGrads(NamedTuple):
+    """Gradients to the outputs of MSF; None is zero."""
+
+    s: Tensor | None  # counts [T, N, *]
+    m: Tensor | None  # membranes [T, N, *]
+    v: Tensor | None  # last state [N, *]
+
+
+class Slopes(NamedTuple):
+    """What a surrogate without a name gives at the membranes before the reset, [T, N, *]."""
+
+    total: Tensor  # summed over the thresholds
+    first: Tensor | None = (
+        None  # at the first one: a reset that looks at it alone and is not detached needs it
+    )
+
+
+class PMSNState(NamedTuple):
+    """The state of PMSN, or its gradient."""
+
+    r: Tensor  # residual in units of the threshold, [L, C, K]
+    z: Tensor  # hidden state, complex [L, C, K, modes]
+
+
+class PMSNWeights(NamedTuple):
+    """The weights of the recurrence, or their gradients: ``z <- z + (e z + x)``, ``y = Re(sum w z) + d x``.
+
+    ``e = a - 1`` keeps its digits where ``a`` lies close to 1: a rounded ``a`` errs the same way at every step.
+    """
+
+    e: Tensor  # complex [C, modes]
+    w: Tensor  # complex [C, modes]
+    d: Tensor  # [C]
+
+
+class PMSNGrads(NamedTuple):
+    """Gradients to the outputs of PMSN; None is zero."""
+
+    s: Tensor | None  # spikes [T, L, C, K]
+    y: Tensor | None  # drives [T, L, C, K]
+    m: Tensor | None  # membranes [T, L, C, K]
+    r: Tensor | None
+    z: Tensor | None
