@@ -13,6 +13,7 @@ from ..neurons import Neuron
 from ..neurons.autograd import recomputing, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, first_step, number
 from ..neurons.lengths import Lengths, valid_steps
+from .counters import counted
 from .surrogates import translate
 
 __all__ = ["SpikingJellyNode"]
@@ -217,6 +218,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         rest = tuple(self._memories_rv[name] for name in self.neuron.state_names)
         self._remember(rest if state is None else state)
 
+    @counted
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
@@ -226,6 +228,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         s, states, _m = self.neuron.step(inputs[0], states)
         return (s,), states
 
+    @counted
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **_: object
     ) -> tuple[tuple[Tensor], State]:

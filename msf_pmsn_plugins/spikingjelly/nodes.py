@@ -21,6 +21,7 @@ from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
 from .base import SpikingJellyNode, brief
 from .charge import lif_charge
+from .counters import counted
 
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
@@ -254,6 +255,7 @@ class MSFNode(SpikingJellyNode):
         if several:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 
+    @counted
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
@@ -389,6 +391,7 @@ class PMSNNode(_ResidualNode):
         if not margin:
             self._held.v_threshold = number("v_threshold", value)
 
+    @counted
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
     ) -> tuple[tuple[Tensor], State]:
@@ -398,6 +401,7 @@ class PMSNNode(_ResidualNode):
         (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return (s_seq.squeeze(0),), states
 
+    @counted
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **kwargs: object
     ) -> tuple[tuple[Tensor], State]:

@@ -116,9 +116,9 @@ def pmsn_forward(
     small = lengths is None and is_small(x_seq, *state, *weights)
     key = ("pmsn_forward", settings, x_seq.shape, x_seq.dtype, state.z.shape[3])
     if small and (prepared := known(key)):
-        s_seq, empty = torch.empty_like(x_seq), x_seq.new_empty(0)
-        y_seq = torch.empty_like(x_seq) if settings.keep_drive else empty
-        m_seq = torch.empty_like(x_seq) if settings.keep_membrane else empty
+        s_seq = torch.empty_like(x_seq)
+        y_seq = torch.empty_like(x_seq) if settings.keep_drive else x_seq.new_empty(0)
+        m_seq = torch.empty_like(x_seq) if settings.keep_membrane else x_seq.new_empty(0)  # no alias of y_seq
         last = PMSNState(torch.empty_like(state.r), torch.empty_like(state.z))
         prepared(*map(address, (x_seq, *state, *weights, s_seq, y_seq, m_seq, *last)))
         return s_seq, y_seq, m_seq, last
