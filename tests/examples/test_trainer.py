@@ -61,6 +61,9 @@ SMALL = {
         [f"{NET}planes=8", f"{NET}classes=2", "--data.classes=2", "--data.size=32"],
     ),
     "sine": (None, ["--data.amplitudes=1"]),
+    "sleepedf_eegnet": ("SleepEDF", ["--data.folds=4"]),
+    "deap_eegnet": ("DEAP", ["--data.folds=4"]),
+    "eegmmidb_eegnet": ("EEGMMIDB", ["--data.folds=3"]),
 }
 # SpikingJelly's zoo has no width to make narrow; CIFAR-100 differs from CIFAR-10 in the classes only
 LARGE = ("imagenet_sew18", "imagenet_sew34", "imagenet_mhsanet50", "imagenet_mhsanet101", "cifar100_mhsanet")
