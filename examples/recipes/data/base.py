@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from .. import RecipeError
 from .files import Fault, Locked, one_line, places
 
-__all__ = ["Data", "hold_out"]
+__all__ = ["Data", "Part", "hold_out"]
 
 SPLITS = ("train", "val", "test")
 
@@ -94,6 +94,21 @@ class Failure:
 
 def collate_unless_failed(collate: Callable[[list[Any]], Any], samples: list[Any] | Failure) -> Any:
     return samples if isinstance(samples, Failure) else collate(samples)
+
+
+class Part(Dataset):
+    """Some samples of another data set."""
+
+    def __init__(self, source: Any, indices: np.ndarray):
+        self.source = source
+        self.indices = indices
+        self.targets = source.targets[indices]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.source[self.indices[index]]
 
 
 class Order(DistributedSampler):
@@ -206,7 +221,7 @@ class Data(LightningDataModule):
     """
 
     layout: str
-    """Axes of x: "NCHW", "TNC" or "TNCHW"."""
+    """Axes of x: "NCHW", "TNC", "TNCHW", or "NCL" for signals that the network cuts into steps."""
     classes: int | None = None
     """Number of classes, None for regression."""
     tree: str
