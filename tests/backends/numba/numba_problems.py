@@ -195,7 +195,10 @@ def everything(given) -> list[Tensor]:
     from msf_pmsn_plugins.backends.numba import msf, pmsn
 
     x, v, problem = given
-    settings, parameters = MSFSettings("decay", (1.0, 2.0), detach_reset=False), MSFParameters(torch.tensor(0.5))
+    settings, parameters = (
+        MSFSettings("decay", (1.0, 2.0), detach_reset=False),
+        MSFParameters(torch.tensor(0.5)),
+    )
     s, kept, v_last = msf.msf_forward(x, v, parameters, None, settings)
     gx, gv, grads = msf.msf_backward(MSFGrads(x, None, v), x, kept, v, parameters, None, None, settings)
     soma, (state, weights) = SOMAS["floor"], (problem.state, problem.weights)

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
+from numba_problems import CONSTANT, RESETS, THRESHOLDS, msf_grads, msf_loop, odd_input, rand, randn, rates
+
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba.msf import msf_backward, msf_forward
 from msf_pmsn_plugins.backends.torch import msf as torch_backend
@@ -17,7 +19,6 @@ from msf_pmsn_plugins.neurons.msf import msf_step
 from msf_pmsn_plugins.settings import MSFSettings
 from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate, slope
 from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, Slopes
-from numba_problems import CONSTANT, RESETS, THRESHOLDS, msf_grads, msf_loop, odd_input, rand, randn, rates
 from tolerances import F32, F64, assert_close, assert_same
 
 both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
@@ -88,7 +89,9 @@ def backward_cases(charge, dtype):
             x, v = odd_input(6, lanes, dtype, seed=count), randn(lanes, seed=1, dtype=dtype)
             lengths = None if lanes == 1 else torch.arange(lanes) % 7
             thresholds, v_reset = THRESHOLDS[count], -0.25 if reset == "hard" else 0.0
-            settings = MSFSettings(charge, thresholds, rate, 0.7, v_reset, reset, thresholds[0], False, detach)
+            settings = MSFSettings(
+                charge, thresholds, rate, 0.7, v_reset, reset, thresholds[0], False, detach
+            )
             yield x, v, lengths, MSFParameters(tensor), settings
             if tensor is None and (detach or reset == "none"):
                 yield x, v, lengths, MSFParameters(), replace(settings, keep="code")
@@ -112,7 +115,9 @@ def test_backward_is_the_torch_backend_to_the_bit(charge, dtype):
     givens = itertools.cycle([(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
     for x, v, lengths, parameters, settings in backward_cases(charge, dtype):
         widths = {name: kind.width for name, kind in SURROGATES.items()}
-        if settings.keep == "code":  # 0.83 volts: up to six windows at once, whose heights add up with rounding
+        if (
+            settings.keep == "code"
+        ):  # 0.83 volts: up to six windows at once, whose heights add up with rounding
             widths = {"rectangular": 0.5 if len(settings.thresholds) == 1 else 0.83}
         given = next(givens)
         grads = msf_grads(x, v, (given[0], given[1] and settings.keep != "code", given[2]))

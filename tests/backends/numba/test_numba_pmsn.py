@@ -8,11 +8,12 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
+from numba_problems import SOMAS, Problem, drives, only_spikes, pmsn_loop, pmsn_problem, randn
+
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
 from msf_pmsn_plugins.settings import PMSNSettings
 from msf_pmsn_plugins.tensors import PMSNState
-from numba_problems import SOMAS, Problem, drives, only_spikes, pmsn_loop, pmsn_problem, randn
 from tolerances import F32, F64, assert_close, assert_flips_proved, assert_same
 
 both_dtypes = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
@@ -100,7 +101,9 @@ def test_halves_go_to_the_even_neighbour(dtype, burst):
 def test_slow_modes_keep_their_digits():
     """At dt = 1e-3 a rounded factor beside 1 would err the same way at every step; ``e = a - 1`` does not."""
     steps, dt = 1 << 14, 1e-3
-    wide = torch.expm1(torch.complex(torch.tensor([[-0.5]], dtype=F64), torch.tensor([[3.0]], dtype=F64)) * dt)
+    wide = torch.expm1(
+        torch.complex(torch.tensor([[-0.5]], dtype=F64), torch.tensor([[3.0]], dtype=F64)) * dt
+    )
     x, one = randn(steps, 8, 1, 1), torch.ones(1, 1, dtype=torch.complex128)
     r, z = torch.zeros(8, 1, 1, dtype=F64), torch.zeros(8, 1, 1, 1, dtype=torch.complex128)
     problem = Problem.of((x, r, z, wide, one * dt, torch.zeros(1, dtype=F64)))
@@ -133,7 +136,9 @@ def test_chunks_are_the_whole_to_the_bit(modes, settings):
         row = slice(n, n + 1)
         here = PMSNState(state.r[row], state.z[row])
         *alone, after = pmsn_forward(x[:, row], here, weights, None, settings)
-        for part, expected in zip((*alone, *after), (*(t[:, row] for t in whole), *(t[row] for t in last)), strict=True):
+        for part, expected in zip(
+            (*alone, *after), (*(t[:, row] for t in whole), *(t[row] for t in last)), strict=True
+        ):
             assert_same(part, expected)
         gx_, g_state_, _ = pmsn_backward(
             only_spikes(gs[:, row]), x[:, row], alone[1], here, weights, None, None, settings

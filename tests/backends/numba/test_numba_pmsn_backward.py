@@ -9,11 +9,6 @@ import torch
 
 pytest.importorskip("numba", reason="needs the extra cpu")
 
-from helpers import poisoned_empty
-from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
-from msf_pmsn_plugins.settings import PMSNSettings
-from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate, slope
-from msf_pmsn_plugins.tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from numba_problems import (
     SOMAS,
     Problem,
@@ -25,6 +20,12 @@ from numba_problems import (
     pmsn_problem,
     randn,
 )
+
+from helpers import poisoned_empty
+from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
+from msf_pmsn_plugins.settings import PMSNSettings
+from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate, slope
+from msf_pmsn_plugins.tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from tolerances import F32, F64, assert_close, assert_same
 
 all_somas = pytest.mark.parametrize("settings", SOMAS.values(), ids=SOMAS)
@@ -62,10 +63,10 @@ def both_gradients(problem, settings, dtype):
     if cumulative:
         loss = loss + (last.r * grads.r).sum()
     expected = torch.autograd.grad(loss, leaves.tensors, allow_unused=True)
-    expected = [torch.zeros_like(t) if g is None else g for g, t in zip(expected, leaves.tensors, strict=True)]
-    given = (
-        None if g is None else g.to(dtype.to_complex() if g.is_complex() else dtype) for g in grads
-    )
+    expected = [
+        torch.zeros_like(t) if g is None else g for g, t in zip(expected, leaves.tensors, strict=True)
+    ]
+    given = (None if g is None else g.to(dtype.to_complex() if g.is_complex() else dtype) for g in grads)
     return flat(backward(PMSNGrads(*given), problem, settings)), expected, s.detach()
 
 
@@ -119,7 +120,11 @@ def test_conjugate_modes_are_halved_without_a_trace():
     spoiled = w.clone()
     spoiled[2, 0] += 1e-3
     gs, gz = randn(*x.shape, seed=1, dtype=F32), paired(complex_randn(*state.z.shape, seed=2, dtype=F32))
-    grads, settings, results = PMSNGrads(gs, None, None, None, gz), PMSNSettings(surrogate="atan", width=2.0), []
+    grads, settings, results = (
+        PMSNGrads(gs, None, None, None, gz),
+        PMSNSettings(surrogate="atan", width=2.0),
+        [],
+    )
     for weights in (PMSNWeights(e, w, d), PMSNWeights(e, spoiled, d)):
         s, y, _m, last = pmsn_forward(x, state, weights, None, settings)
         gx, g_state, g_weights = pmsn_backward(grads, x, y, state, weights, None, None, settings)

@@ -337,7 +337,9 @@ def _teach(sign: Callable[..., Any], emit: Callable[..., Any]) -> None:
         overload(sign)(lambda x: (lambda x: emitted(x)) if isinstance(x, Lanes) else None)
     else:
         overload(sign)(
-            lambda x, y: (lambda x, y: emitted(x, y)) if isinstance(x, Lanes) or isinstance(y, Lanes) else None
+            lambda x, y: (
+                (lambda x, y: emitted(x, y)) if isinstance(x, Lanes) or isinstance(y, Lanes) else None
+            )
         )
 
 
@@ -376,6 +378,12 @@ def nbytes(nil):
 
 
 @formula
+def filled(nil, number):
+    """A number in all lanes."""
+    return number.spread(nil.count)
+
+
+@formula
 def rounded(number, unit):
     """A double in the dtype of ``unit``."""
     return number.round_to(unit)
@@ -383,6 +391,7 @@ def rounded(number, unit):
 
 @formula
 def choose(mask, yes, no):
+    """``yes`` where the mask is true, else ``no``."""
     return where(mask, yes, no)
 
 
