@@ -94,11 +94,11 @@ def _fields(settings: MSFSettings, own: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 class _Numbers(NamedTuple):
-    """The addresses of the rate, the first threshold and the amount of a soft reset."""
+    """The addresses of the rate, the amount of a soft reset and the lanes' own first thresholds."""
 
     rate: int
-    first: int
     amount: int
+    first: int = 0
 
     def or_tensors(
         self, parameters: MSFParameters, settings: MSFSettings, v: Tensor, tensors: Tensors
@@ -106,28 +106,29 @@ class _Numbers(NamedTuple):
         """Of tensors, where there are such."""
         if not any(own is not None for own in parameters):
             return self
-        factors = CHARGES[settings.charge].factor, None, None
-        found = []
-        for constant, tensor, factor in zip(self, parameters, factors, strict=True):
-            if tensor is None:
-                found.append(constant)
-                continue
-            tensor = tensor.detach() if factor is None else factor(tensor.detach())
-            found.append(tensors.at(tensor.expand(v.shape) if tensor.numel() > 1 else tensor))
-        return _Numbers(*found)
+        rate, first, amount = (None if tensor is None else tensor.detach() for tensor in parameters)
+        factor = CHARGES[settings.charge].factor
+        if rate is not None and factor is not None:
+            rate = factor(rate)
+        return _Numbers(
+            self.rate if rate is None else tensors.at(rate.expand(v.shape) if rate.numel() > 1 else rate),
+            self.amount if amount is None else tensors.at(amount.expand(v.shape)),
+            0 if first is None else tensors.at(first.expand(v.shape)),
+        )
 
 
 def _constants(settings: MSFSettings, dtype: torch.dtype) -> tuple[Any, _Numbers]:
     """The numbers in the settings: their memory, and where each lies."""
     factor = CHARGES[settings.charge].factor
     rate = settings.rate if factor is None else factor(settings.rate)
-    array, address = numbers((rate, 0.0, settings.reset_amount), dtype)
-    return array, _Numbers(*(address + i * dtype.itemsize for i in range(3)))
+    array, address = numbers((rate, settings.reset_amount), dtype)
+    return array, _Numbers(address, address + dtype.itemsize)
 
 
 def _own(parameters: MSFParameters) -> tuple[int, ...]:
-    """Whether a parameter has a number for each lane, not one for all."""
-    return tuple(int(tensor is not None and tensor.numel() > 1) for tensor in parameters)
+    """Whether lanes have numbers of their own."""
+    rate, first, amount = parameters
+    return int(rate is not None and rate.numel() > 1), int(first is not None), int(amount is not None)
 
 
 # ---------------------------------------------------------------- forward

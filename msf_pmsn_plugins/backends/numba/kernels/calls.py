@@ -35,9 +35,9 @@ class MSFForwardTensors(NamedTuple):
     s: int
     kept: int
     lengths: int
-    rate: int  # one number, or one a lane; so are the next two
-    first: int  # the first threshold, from which ``thetas`` are distances
-    amount: int  # that a soft reset subtracts per spike
+    rate: int  # one number, or one a lane
+    amount: int  # that a soft reset subtracts per spike, likewise
+    first: int  # one first threshold a lane, from which ``thetas`` are distances; or 0
 
 
 class MSFForward(NamedTuple):
@@ -85,8 +85,8 @@ class MSFBackwardTensors(NamedTuple):
     gamount: int
     lengths: int
     rate: int
-    first: int
     amount: int
+    first: int
 
 
 class MSFBackward(NamedTuple):

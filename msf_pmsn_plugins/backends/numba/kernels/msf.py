@@ -90,7 +90,7 @@ class Values(NamedTuple):
     """The numbers of a vector of lanes."""
 
     rate: float
-    first: float  # from here the thresholds are counted
+    first: float  # zeros, or the lanes' own first thresholds
     theta: float  # the first threshold
     amount: float
 
@@ -106,7 +106,9 @@ def _of_lanes(nil, unit, address, own, lane, left):
 @pasted
 def _values(call, nil, unit, lane, left):
     """The numbers of the ``left`` lanes from ``lane``."""
-    first = _of_lanes(nil, unit, call.first, call.own_firsts, lane, left)
+    first = nil
+    if call.own_firsts != 0:
+        first = load_part(nil, call.first, lane, left)
     return Values(
         _of_lanes(nil, unit, call.rate, call.own_rates, lane, left),
         first,

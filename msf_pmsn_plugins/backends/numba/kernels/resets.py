@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .lanes import INT, formula, one, one_of, pasted, where
+from .lanes import INT, filled, formula, one, one_of, pasted, where
 from .memory import load
 
 # ---------------------------------------------------------------- resets
@@ -105,17 +105,19 @@ def _in_numbers(n, like):
 
 @pasted
 def threshold(call, unit, first, i):
-    """Threshold ``i`` of a vector of lanes, from their first ones."""
+    """Threshold ``i`` of a vector of lanes, from their own first ones if they have any."""
+    if call.own_firsts == 0:
+        return filled(first, load(unit, call.thetas, i))
     return first + load(unit, call.thetas, i)
 
 
 @pasted
 def fire(call, unit, m, first):
-    """How many thresholds each lane has reached, from their first ones."""
+    """How many thresholds each lane has reached."""
     n = no_counts(m)
     if call.own_firsts == 0:
         for i in range(call.count):
-            n = _reached(n, m, load(unit, call.first, 0) + load(unit, call.thetas, i))
+            n = _reached(n, m, load(unit, call.thetas, i))
     else:
         for i in range(call.count):
             n = _reached(n, m, threshold(call, unit, first, i))
