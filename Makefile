@@ -15,12 +15,19 @@ HOST_TESTS       := $(addprefix tests/,spikingjelly snntorch swap adapters test_
 # One worker a core; the tests keep torch at one thread.
 PARALLEL := -n auto
 
-.PHONY: help demo test test-slow test-kernels bench lint docs release-check clean
+# The CuPy versions whose host code launches the kernels in tests, without a device; the older with the CUDA it is for.
+CUPY_12       := $(VENV)/cupy-13.6-cuda12
+CUPY_13       := $(VENV)/cupy-cuda13
+CUPY_12_STAMP := $(CUPY_12)/.installed
+CUPY_13_STAMP := $(CUPY_13)/.installed
+
+.PHONY: help demo test test-slow test-full test-kernels bench lint docs release-check clean
 
 help:
 	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
 	@echo "make test           the test suite, then its framework-facing part on the older versions"
 	@echo "make test-slow      the slow tests: long sequences and other large cases"
+	@echo "make test-full      every combination of the large tables, of which make test tries a sample"
 	@echo "make test-kernels   prove the CUDA kernels without a device (needs g++, Linux x86_64; some minutes)"
 	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (half an hour on a quiet machine)"
 	@echo "make lint           ruff and mypy"
@@ -44,8 +51,15 @@ lint: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m slow $(ARGS)
 
-test-kernels: $(VENV)/.dev
+test-full: $(VENV)/.dev
+	$(BIN)/pytest $(PARALLEL) -m full $(ARGS)
+
+test-kernels: $(VENV)/.dev $(CUPY_12_STAMP) $(CUPY_13_STAMP)
 	$(BIN)/pytest $(PARALLEL) -m "kernels and not slow" $(ARGS)
+	@for cupy in $(CUPY_12) $(CUPY_13); do \
+		echo "== through the CuPy in $$cupy"; \
+		PYTHONPATH=$$(cd $$cupy && pwd) $(BIN)/pytest -m kernels tests/backends/cupy/test_real_cupy.py || exit 1; \
+	done
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
@@ -77,6 +91,17 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
 	@echo "Installing into $(VENV) (minutes where torch has to be downloaded)"
 	@$(PIP) install -e '.[all]' --group dev
 	@touch $@ $(VENV)/.demo
+
+$(CUPY_12_STAMP): $(VENV)/.pip
+	@rm -rf $(CUPY_12)
+	@$(PIP) install --no-deps --target $(CUPY_12) 'cupy-cuda12x==13.6.*' fastrlock \
+		'nvidia-cuda-nvrtc-cu12==12.9.*' 'nvidia-cuda-runtime-cu12==12.9.*'
+	@touch $@
+
+$(CUPY_13_STAMP): $(VENV)/.pip
+	@rm -rf $(CUPY_13)
+	@$(PIP) install --no-deps --target $(CUPY_13) cupy-cuda13x
+	@touch $@
 
 $(OLD_STAMP): $(VENV)/.pip
 	@rm -rf $(OLD)

@@ -13,7 +13,7 @@ import torch
 from cpu import Case
 from gpu import CASES
 
-from msf_pmsn_plugins.backends import cupy_backend
+from msf_pmsn_plugins.backends.cupy import geometry, launch
 
 BANDWIDTH = 3e12  # bytes a second
 MULTIPROCESSORS = 132
@@ -40,30 +40,30 @@ MSF = {
     "backward": [Kernel("msf_backward", 9, 13, 4, 0.03e-6)],
 }
 PMSN = {
-    "forward": [Kernel("pmsn_forward", 8, 60, 8, 0.07e-6)],
+    "forward": [Kernel("pmsn_forward", 8, 68, 8, 0.07e-6)],
     "backward": [
-        Kernel("pmsn_gather", 12, 140, 4, 0.12e-6),
-        Kernel("pmsn_adjoint", 8, 45, 8, 0.03e-6),
+        Kernel("pmsn_gather", 12, 156, 4, 0.12e-6),
+        Kernel("pmsn_adjoint", 8, 53, 8, 0.03e-6),
         Kernel("pmsn_parameters", 0, 0, 1, 0),
     ],
 }
 CHUNKED = {
     "forward": [
-        Kernel("pmsn_chunk", 4, 20, 8, 0.03e-6, True),
+        Kernel("pmsn_chunk", 4, 28, 8, 0.03e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
-        Kernel("pmsn_chunk", 8, 40, 8, 0.04e-6, True),
+        Kernel("pmsn_chunk", 8, 48, 8, 0.04e-6, True),
         Kernel("pmsn_soma", 8, 12, 32, 0.02e-6),
     ],
     "backward": [
-        Kernel("pmsn_chunk", 4, 40, 8, 0.03e-6, True),
+        Kernel("pmsn_chunk", 4, 56, 8, 0.03e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
-        Kernel("pmsn_chunk", 8, 60, 8, 0.06e-6, True),
+        Kernel("pmsn_chunk", 8, 76, 8, 0.06e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
         Kernel("pmsn_soma", 12, 20, 16, 0.03e-6),
-        Kernel("pmsn_adjoint", 4, 40, 8, 0.03e-6, True),
+        Kernel("pmsn_adjoint", 4, 48, 8, 0.03e-6, True),
         Kernel("pmsn_carry", 0, 0, 1, 0),
-        Kernel("pmsn_gather", 8, 110, 4, 0.08e-6, True),
-        Kernel("pmsn_adjoint", 8, 45, 8, 0.03e-6, True),
+        Kernel("pmsn_gather", 8, 126, 4, 0.08e-6, True),
+        Kernel("pmsn_adjoint", 8, 53, 8, 0.03e-6, True),
         Kernel("pmsn_parameters", 0, 0, 1, 0),
     ],
 }
@@ -84,19 +84,19 @@ class _H100:
         return MULTIPROCESSORS
 
 
-def chunks(case: Case) -> cupy_backend.Chunks:
+def chunks(case: Case) -> geometry.Chunks:
     """How the backend cuts time on such a device."""
-    before, cupy_backend.device = cupy_backend.device, _H100()  # type: ignore[assignment]
+    before, launch.device = launch.device, _H100()  # type: ignore[assignment]
     try:
-        return cupy_backend.chunks_of(_Shape(case.shape), MODES, False)  # type: ignore[arg-type]
+        return geometry.chunks_of(_Shape(case.shape), MODES, False)  # type: ignore[arg-type]
     finally:
-        cupy_backend.device = before
+        launch.device = before
 
 
 def predict(case: Case) -> Iterator[tuple[str, float, str]]:
     """(direction, seconds, what takes most of them) of a training step."""
     steps, lanes = case.shape[0], math.prod(case.shape[1:])
-    cut = chunks(case) if case.neuron == "PMSN" else cupy_backend.Chunks(1, steps)
+    cut = chunks(case) if case.neuron == "PMSN" else geometry.Chunks(1, steps)
     kernels = MSF if case.neuron == "MSF" else PMSN if cut.count == 1 else CHUNKED
     state = 8 if case.neuron == "MSF" else 8 + 16 * MODES
     for direction, launches in kernels.items():

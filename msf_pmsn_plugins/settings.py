@@ -16,8 +16,18 @@ from .tensors import MSFParameters
 __all__ = ["MSFSettings", "MSFValues", "PMSNSettings", "asks", "flatten", "restore", "schema"]
 
 
+class _HashedOnce:
+    """The hash of a frozen dataclass, made once: settings are the key of what backends remember."""
+
+    def __hash__(self) -> int:
+        found = self.__dict__.get("_hash")
+        if found is None:
+            found = self.__dict__["_hash"] = hash(flatten(self))
+        return found
+
+
 @dataclass(frozen=True)
-class MSFSettings:
+class MSFSettings(_HashedOnce):
     """The numbers and words of one MSF op.
 
     Args:
@@ -49,9 +59,11 @@ class MSFSettings:
     width: float = 0.5
     keep: str = "membrane"
 
+    __hash__ = _HashedOnce.__hash__
+
 
 @dataclass(frozen=True)
-class PMSNSettings:
+class PMSNSettings(_HashedOnce):
     """The numbers and words of one PMSN op.
 
     Args:
@@ -75,6 +87,8 @@ class PMSNSettings:
     keep_drive: bool = True
     keep_membrane: bool = False
     state_grad: bool = True
+
+    __hash__ = _HashedOnce.__hash__
 
 
 class MSFValues:

@@ -355,6 +355,8 @@ def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
     """
     if isinstance(surrogate, Surrogate | Custom):
         return True
+    if getattr(surrogate, "soft", False):  # it may be annealed to the step and back
+        return False
     key = getattr(surrogate, "spiking", None), getattr(surrogate, "training", None)
     try:
         known = _tried.setdefault(surrogate, {})
@@ -369,8 +371,6 @@ _tried: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 def _is_step(surrogate: FireFunction) -> bool:
-    if getattr(surrogate, "soft", False):
-        return False
     u = torch.tensor([-8.0, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 8.0])
     before = torch.get_rng_state()
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():

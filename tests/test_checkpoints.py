@@ -18,6 +18,7 @@ from torch import nn
 from msf_pmsn_plugins.checkpoints import SOURCES, Incomplete, read
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS, PER_CHANNEL
+from msf_pmsn_plugins.swap import load_published
 from tolerances import assert_same
 
 KERNEL = [name for name in PARAMETERS if name != "D"]
@@ -675,6 +676,74 @@ def test_reading_leaves_the_safe_globals_as_they_were():
         assert set(torch.serialization.get_safe_globals()) == before | {argparse.Namespace}
 
 
+# Files that are no checkpoints: one line each, which names the file
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b'{"error": "not found"}', "is JSON"),
+        (b"\x10\0\0\0\0\0\0\0" + b'{"a": 1}', "is a safetensors file"),
+        (b"weights", "cannot be read: it is no checkpoint of torch.save, or was cut short or damaged"),
+        (pickle.dumps([1, 2]), "cannot be read"),
+    ],
+    ids=["empty", "html", "lfs", "json", "safetensors", "text", "pickle"],
+)
+@pytest.mark.parametrize("reader", [read, load_published], ids=["read", "load_published"])
+def test_a_file_that_is_no_checkpoint_is_named_in_one_line(tmp_path, reader, content, message):
+    file = tmp_path / "w.pth"
+    file.write_bytes(content)
+    given = (file, PMSN(4)) if reader is read else (PMSN(4), file)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        reader(*given)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_cut_at_any_byte_is_named_in_one_line(tmp_path, zipped):
+    file = tmp_path / "w.pth"
+    torch.save(PMSN(4, compartments=3).state_dict(), file, _use_new_zipfile_serialization=zipped)
+    data = file.read_bytes()
+    for size in range(0, len(data), 7 if zipped else 3):
+        file.write_bytes(data[:size])
+        with pytest.raises(ValueError, match=r"w\.pth") as caught:
+            read(file, PMSN(4), "pmsn")
+        assert "\n" not in str(caught.value)
+        assert "may run code" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (lambda: torch.ones(4).to_sparse(), "no dense tensor (sparse_coo)"),
+        (lambda: torch.eye(4).to_sparse_csr(), "no dense tensor (sparse_csr)"),
+        (lambda: torch.ones(4, device="meta"), "a meta tensor"),
+        (lambda: torch.ones(4).to(torch.float8_e4m3fn), "8-bit floats"),
+        (lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "quantized"),
+    ],
+    ids=["coo", "csr", "meta", "fp8", "quantized"],
+)
+def test_an_entry_without_plain_numbers_is_named_in_one_line(tmp_path, entry, message):
+    file = tmp_path / "w.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about such tensors
+        torch.save({"state_dict": {**published_state(shd), "odd": entry()}}, file)
+    with pytest.raises(ValueError, match=rf"w\.pth': entry 'odd' is .*{re.escape(message)}") as caught:
+        read(file, shd(PMSN))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dict_that_holds_itself_ends():
+    own = {}
+    own["state_dict"] = {"model": own}
+    with pytest.raises(ValueError, match="a dict that holds itself, at state_dict / model"):
+        read(own, PMSN(4))
+
+
 # Which script
 
 
@@ -788,8 +857,8 @@ def test_spikingjelly_nodes():
     with pytest.warns(UserWarning, match=r"v_threshold: published 1.0, here 0.5 in hidden1\.1\.neuron"):
         read(state, model)
     state = sine(nn.Identity).state_dict()
-    assert read(state, sine(lambda: MSFNode(v_threshold=0.5))).ok
-    model = sine(lambda: MSFNode(v_threshold=0.5))
+    assert read(state, sine(lambda: MSFNode.published(v_threshold=0.5))).ok
+    model = sine(lambda: MSFNode.published(v_threshold=0.5))
     model.act.tau = 2.0
     with pytest.warns(UserWarning, match="decay: published 0.25, here 0.5 in act.neuron"):
         read(state, model)
@@ -805,7 +874,7 @@ def test_snntorch_neurons():
     assert report.ok
     assert_same(model.hidden1[1].neuron.A_imag, state["hidden1.1.kernel.A_imag"])
     state = sine(nn.Identity).state_dict()
-    assert read(state, sine(lambda: face.MSF(threshold=0.5))).ok
+    assert read(state, sine(lambda: face.MSF.published(threshold=0.5))).ok
 
 
 def test_the_page_prints_what_stands_in_it():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from msf_pmsn_plugins import __main__ as cli
-from msf_pmsn_plugins import adapters
+from msf_pmsn_plugins import adapters, doctor
 
 MODEL = """
     import torch
@@ -69,8 +69,22 @@ def test_a_plan_of_a_file(run):
     assert [line for line in err.splitlines() if ".." in line] == [
         "importing some_model.py ..",
         "building the model ..",
-        "planning: two forward passes ..",
+        "planning: some forward passes ..",
     ]
+
+
+def test_a_plan_is_written_and_read(run, tmp_path):
+    planned = ("plan", "some_model.py:Net", "--step-mode", "m")
+    status, made, _ = run(*planned, "--input", "5,3,6", "--target", "pmsn", "--save", "plan.json")
+    assert status == 0
+    status, read, _ = run(*planned, "--load", "plan.json")
+    assert (status, read) == (0, made)
+    status, _, err = run(*planned, "--kwargs", '{"width": 9}', "--load", "plan.json")
+    assert status == 2
+    assert "fc.weight: [8, 6] then, [9, 6] now" in err
+    status, _, err = run(*planned)
+    assert status == 2
+    assert "--load" in err
 
 
 def test_arguments_reach_the_model_and_json_comes_out(run):
@@ -206,8 +220,8 @@ def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkey
     def fails():
         raise AssertionError("other spikes")
 
-    monkeypatch.setitem(cli.TESTS, "SpikingJelly", fails)
-    monkeypatch.setitem(cli.TESTS, "backends", lambda: "ok")
+    monkeypatch.setitem(doctor.TESTS, "SpikingJelly", fails)
+    monkeypatch.setitem(doctor.TESTS, "backends", lambda: "ok")
     status, out, _ = run("doctor", "--json")
     report = json.loads(out)
     assert status == 1
@@ -220,7 +234,7 @@ def test_the_self_test_notices_a_backend_that_is_wrong(monkeypatch):
     from msf_pmsn_plugins.backends import torch_backend
 
     right = torch_backend.msf_fwd
-    monkeypatch.setattr(cli, "_backends", lambda: {"torch": "runs on any device"})
+    monkeypatch.setattr(doctor, "_backends", lambda: {"torch": "runs on any device"})
 
     def wrong(*args):
         s, *rest = right(*args)
@@ -228,7 +242,7 @@ def test_the_self_test_notices_a_backend_that_is_wrong(monkeypatch):
 
     monkeypatch.setattr(torch_backend, "msf_fwd", wrong)
     with pytest.raises(AssertionError, match="other spikes than its steps"):
-        cli._test_backends()
+        doctor._test_backends()
 
 
 def test_started_as_a_user_does(tmp_path):

@@ -178,8 +178,11 @@ class Neuron(PropertiesFirst, nn.Module):
         count, order = lengths.sum(0), torch.argsort((~lengths).byte(), dim=0, stable=True)
         order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
         s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
-        s_seq = torch.zeros_like(s_seq).scatter(0, order, s_seq)
-        return s_seq, state, None if m_seq is None else torch.zeros_like(m_seq).scatter(0, order, m_seq)
+
+        def back(seq: Tensor) -> Tensor:
+            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)
+
+        return back(s_seq), state, None if m_seq is None else back(m_seq)
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
@@ -297,8 +300,18 @@ class Neuron(PropertiesFirst, nn.Module):
         self, x: Tensor, state: State | None = None, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None]:
         """:meth:`step` by the fast path: ``x`` [N, *] -> spikes, next state, membrane [N, *] if asked for."""
-        s_seq, state, m_seq = self.sequence(x.unsqueeze(0), state, membrane)
-        return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+        self.check_input(x)
+        state = self.initial_state(x) if state is None else self.check_state(x, state)
+        if torch.compiler.is_compiling() or (done := self._run_single(x, state, membrane)) is None:
+            s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
+            return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+        return done
+
+    def _run_single(
+        self, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        """:meth:`single` after its checks, if there is something faster than a sequence of one; else None."""
+        return None
 
     def _loop(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None = None

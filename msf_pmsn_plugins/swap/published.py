@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .. import checkpoints
+from ..checkpoints import files, names
 from ..neurons import PMSN, Neuron
 
 __all__ = ["Loaded", "load_published"]
@@ -77,11 +78,11 @@ def load_published(
         ValueError: not a checkpoint, an unsafe one, a rename that renames nothing, or nothing that fits.
         KeyError: an unknown recipe.
     """
-    model = checkpoints._inner(model)
-    state, path = checkpoints._unwrap(checkpoints._load(path_or_state_dict), weights)
-    targets = {name: target.tensor for name, target in checkpoints._targets(model)}
-    state, prefix = checkpoints._strip(state, targets)
-    renamed, left_out = checkpoints._rename(state, rename or {})
+    model = names.inner_model(model)
+    state, path = files.read_state_dict(path_or_state_dict, weights)
+    targets = {name: target.tensor for name, target in names.targets_of(model)}
+    state, prefix = names.strip_prefixes(state, targets)
+    renamed, left_out = names.rename_entries(state, rename or {})
     keys = _keys(recipe)
     owners = _neurons(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from msf_pmsn_plugins import energy
+from msf_pmsn_plugins.energy.counter import MULTIPLIES
 from msf_pmsn_plugins.neurons import MSF, MSN, PMSN, ParallelIF
 
 
@@ -141,7 +143,7 @@ def test_computed_weights_of_integers_are_no_spikes(shape, bias):
 
 def test_names_of_what_multiplies():
     def found(*names):
-        return [name for name in names if energy._MULTIPLIES.search(name)]
+        return [name for name in names if MULTIPLIES.search(name)]
 
     yes = [
         "mm",
@@ -155,6 +157,7 @@ def test_names_of_what_multiplies():
         "conv_tbc",
         "matmul",
     ]
+    yes += ["_fft_r2c", "_fft_c2c", "_foreach_mul", "linalg_cross", "_cdist_forward"]
     yes += ["_scaled_dot_product_attention_math", "mkldnn_rnn_layer", "_convolution", "_weight_int8pack_mm"]
     no = [
         "cummax",
@@ -162,7 +165,8 @@ def test_names_of_what_multiplies():
         "upsample_linear1d",
         "_convert_indices_from_coo_to_csr",
         "lgamma",
-        "mul",
+        "cross_entropy_loss",
+        "native_dropout",
     ]
     assert found(*yes) == yes
     assert found(*no) == []
@@ -337,7 +341,7 @@ def test_nets_of_snntorch_by_hand():
         recurrent.recurrent.bias.zero_()
     for neuron, spikes in (
         (snn.Leaky(beta=0.5, reset_mechanism="none", init_hidden=True), 3 + 3),  # 1.25, 2.5, 6.25
-        (skin.MSF(beta=0.5, D=4, init_hidden=True), (1 + 3 + 4) + (0 + 1 + 2)),
+        (skin.MSF.published(beta=0.5, D=4, init_hidden=True), (1 + 3 + 4) + (0 + 1 + 2)),
     ):
         counts = counted(Loop(neuron), x_seq)
         rows = {row.layer: row for row in counts.synapses}
@@ -522,9 +526,119 @@ def test_tables_print_whole_numbers():
     assert "4,000" in text
     assert "e+0" not in text
     lines = str(counted(Small(MSF()), torch.rand(2, 1, 1)).energy()).splitlines()
-    assert lines[0].split() == ["part", "macs", "accumulates", "total"]
-    assert lines[-1].startswith("total")
-    assert "neuron (MSF)" in lines[-2]
+    assert re.split("  +", lines[0]) == ["part", "macs, nJ", "accumulates, nJ", "total, nJ"]
+    assert lines[-2].startswith("total")
+    assert "neuron (MSF)" in lines[-3]
+
+
+def test_every_table_says_its_units_and_that_it_is_of_one_sample():
+    counts = counted(Small(MSF()), torch.rand(2, 1, 1))
+    for table in (counts.energy(), counts.compare(steps=2)):
+        text = str(table)
+        assert "nJ" in text
+        assert "per sample" in text
+    assert str(counts.synapses).endswith("operations per sample; rate: mean count of an input element")
+    assert str(counts.neurons).endswith("operations per sample")
+
+
+# Products of single elements ------------------------------------------------------------------------------------------
+
+ONES = torch.full((2, 6), 2.0)
+PRODUCTS = {  # function of two tensors [2, 6] -> multiplications
+    "mul": (lambda x, y: x * y, 12),
+    "in place": (lambda x, y: x.clone().mul_(y), 12),
+    "broadcast": (lambda x, y: x.unsqueeze(1) * y, 24),
+    "scalar": (lambda x, y: 0.5 * x, 12),
+    "addcmul": (lambda x, y: torch.addcmul(y, x, y), 12),
+    "square": (lambda x, y: x**2, 12),
+    "square by name": (lambda x, y: torch.square(x), 12),
+    "fifth power": (lambda x, y: x**5, 36),
+    "gate": (lambda x, y: x * y.sigmoid(), 12),
+    "glu": (lambda x, y: nn.functional.glu(torch.cat([x, y], 1)), 12),
+    "einsum": (lambda x, y: torch.einsum("bn,bn->bn", x, y), 12),
+    "divided": (lambda x, y: x / 3.0, 12),
+    "alpha": (lambda x, y: torch.add(x, y, alpha=0.5), 12),
+    "prod": (lambda x, y: x.prod(1), 10),
+    "lerp": (lambda x, y: torch.lerp(x, y, 0.25), 12),
+    "complex": (lambda x, y: torch.complex(x, y) * torch.complex(y, x), 48),
+    "complex and real": (lambda x, y: torch.complex(x, y) * y, 24),
+    "sum": (lambda x, y: x + y, 0),
+    "difference": (lambda x, y: x - y, 0),
+    "root": (lambda x, y: x**0.5, 0),
+    "indices": (lambda x, y: (2 * torch.arange(6)).float() + x, 0),
+    "mean": (lambda x, y: x.mean(1), 0),
+}
+
+
+class Elementwise(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, y):
+        return self.function(x, y)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("operands", ["counts", "real"])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_no_product_of_elements_is_free(name, operands, inference):
+    function, macs = PRODUCTS[name]
+    x = ONES if operands == "counts" else ONES + 0.5
+    net = Elementwise(function)
+    with torch.inference_mode(inference), torch.no_grad(), energy.counting(net, strict=True) as counts:
+        net(x, x)
+    assert counts.macs == macs
+    assert counts.accumulates == 0
+
+
+class Scaled(nn.Module):
+    """Standardised weights: a product of parameters alone, and one of an activation with a gain."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.rand(4, 6)), nn.Parameter(torch.rand(4, 1))
+        self.gain = nn.Parameter(torch.rand(4)) if gain else None
+
+    def forward(self, x):
+        y = nn.functional.linear(x, self.weight * self.scale)
+        return y if self.gain is None else y * self.gain
+
+
+@pytest.mark.parametrize("gain", [False, True])
+def test_a_product_of_parameters_is_none_and_one_with_a_gain_is(gain):
+    counts = counted(Scaled(gain), torch.rand(2, 6))
+    assert counts.macs == 2 * 24 + (8 if gain else 0)
+
+
+@pytest.mark.parametrize(
+    "make", [nn.Dropout, lambda: nn.BatchNorm1d(6), lambda: nn.RMSNorm(6), lambda: nn.LayerNorm(6)]
+)
+def test_norms_and_dropout_of_torch_are_not_counted(make):
+    counts = counted(nn.Sequential(make(), nn.Linear(6, 4)), torch.rand(3, 6), strict=True)
+    assert counts.macs == 3 * 24
+
+
+class Fourier(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x).real
+
+
+def test_a_fourier_transform_is_unknown():
+    net = Fourier()
+    with pytest.warns(UserWarning, match="_fft_r2c"):
+        counts = counted(net, torch.rand(2, 8))
+    assert [row.name for row in counts.unknown] == ["aten._fft_r2c.default"]
+    with pytest.raises(energy.EnergyError, match="_fft_r2c"):
+        counted(net, torch.rand(2, 8), strict=True)
+
+
+@pytest.mark.parametrize("make", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_a_wrapper_or_a_profiler_is_no_unknown_operation(make, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    net = make(nn.Linear(4, 4)) if make is nn.DataParallel else make(nn.Linear(4, 4), backend="eager")
+    with torch.profiler.profile(), torch.profiler.record_function("mine"):
+        assert counted(net, torch.rand(2, 4), strict=True).macs == 32
 
 
 def test_the_plot_shows_the_sweep():

@@ -9,7 +9,7 @@ from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import BURSTS
 from msf_pmsn_plugins.surrogate import SURROGATES
-from test_variants import SOMAS
+from subjects import SOMAS
 from tolerances import F64, assert_close
 
 DOCUMENTED = (ValueError, TypeError)

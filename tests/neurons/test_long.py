@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from msf_pmsn_plugins.neurons import MSF, PMSN, parallel_reset
-from msf_pmsn_plugins.neurons.pmsn import membranes, pmsn
+from msf_pmsn_plugins.neurons.pmsn import pmsn
+from msf_pmsn_plugins.settings import PMSNSettings
+from msf_pmsn_plugins.tensors import PMSNWeights
+from subjects import at_rest
 from tolerances import F32, F64, assert_close, assert_same
 
 pytestmark = pytest.mark.slow
@@ -43,10 +46,9 @@ def test_error_of_the_drive_does_not_grow_with_time():
     neuron, x = PMSN(1), drives(MILLION)
 
     def drive(dtype):
-        a, w, d = (part.detach() for part in neuron.weights(dtype))
-        r = torch.zeros(1, 1, 1, dtype=dtype)
-        z = torch.zeros(1, 1, 1, 4, dtype=dtype.to_complex())
-        return pmsn(x.to(dtype).unsqueeze(-1), r, z, a, w, d, 1.0, neuron.surrogate)[1].flatten()
+        weights = PMSNWeights(*(part.detach() for part in neuron.weights(dtype)))
+        wide = x.to(dtype).unsqueeze(-1)
+        return pmsn(wide, at_rest(wide[0], 4), weights)[1].flatten()
 
     error = (drive(F32).double() - drive(F64)).abs()
     assert error[-MILLION // 2 :].max() <= 3 * error[1024 : MILLION // 2].max()
@@ -57,7 +59,7 @@ def test_error_of_the_drive_does_not_grow_with_time():
 def test_wrong_spikes_of_the_reset_in_a_million_steps(fixed):
     """Identical float32 drives, against exact arithmetic: the error grows like 2**-24 sqrt(T) thresholds."""
     y = drives(MILLION, seed=1)
-    s, _, _ = parallel_reset(y, fixed=fixed)
+    s, _, _ = parallel_reset(y, settings=PMSNSettings(fixed=fixed))
     # in steps of 2**-40 the sum of a million drives is off by 2**-21 at most
     exact = torch.cumsum(torch.round(torch.relu(y).double() * 2.0**40).long(), 0) >> 40
     spikes = torch.diff(exact, dim=0, prepend=torch.zeros_like(exact[:1])) > 0
@@ -87,5 +89,5 @@ def test_trained_on_two_thousand_steps_runs_on_thirty_thousand():
 
 def test_membranes_of_a_long_sequence_stay_small():
     y = drives(30_000).abs()
-    m = membranes(y, torch.zeros(1, 1), 1.0)
+    m = parallel_reset(y, membrane=True)[2]
     assert m.max() < 1 + y.max()

@@ -1,6 +1,6 @@
 """A CPU in the place of the CUDA device: g++ compiles the text that NVRTC would get, fibers run its threads.
 
-:class:`ShimDevice` takes what ``cupy_backend`` would launch, with the same options, geometry and argument list. It
+:class:`ShimDevice` takes what the backend would launch: the same text, geometry and argument list. It
 keeps every launch with a copy of its inputs, for tests of the launch path and for replays under the sanitizers
 (``replay.py``).
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msf_pmsn_plugins.backends.cupy_backend import Kernel
+from msf_pmsn_plugins.backends.cupy.compile import Kernel
 
 HERE = Path(__file__).parent
 CXX = os.environ.get("CXX", "g++")
@@ -89,11 +89,10 @@ def scheduler(build: Build) -> Path:
     )
 
 
-def compile_text(text: str, options: Sequence[str], build: Build, scratch: Path, *link: str | Path) -> None:
+def compile_text(text: str, build: Build, scratch: Path, *link: str | Path) -> None:
     """Compile a kernel text with an entry for each of its kernels."""
-    macros = [option for option in options if option.startswith("-D")]
     (scratch / "kernel.cu").write_text(text)
-    flags = [*FLAGS, *FMA, *macros, *build.flags, "-I", HERE, "-include", HERE / "cuda_shim.h"]
+    flags = [*FLAGS, *FMA, *build.flags, "-I", HERE, "-include", HERE / "cuda_shim.h"]
     # Which kernels there are is known after the preprocessor.
     plain = run(CXX, *flags, "-E", "-x", "c++", scratch / "kernel.cu")
     names = re.findall(r'extern "C"\s+void\s+(\w+)\(', plain)
@@ -103,13 +102,13 @@ def compile_text(text: str, options: Sequence[str], build: Build, scratch: Path,
 
 
 @functools.cache
-def library(text: str, options: tuple[str, ...], build: Build = Build()) -> ctypes.CDLL:
+def library(text: str, build: Build = Build()) -> ctypes.CDLL:
     """The shared library of a kernel text."""
     link = ("-fPIC", "-shared", scheduler(build))
     path = _cached(
         "kernel.so",
-        (text, options, build),
-        lambda scratch, out: compile_text(text, options, build, scratch, *link, "-o", out),
+        (text, build),
+        lambda scratch, out: compile_text(text, build, scratch, *link, "-o", out),
     )
     handle = ctypes.CDLL(str(path))
     handle.shim_launch.restype = ctypes.c_char_p
@@ -136,7 +135,7 @@ def memory(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
 
 @dataclass
 class ShimDevice:
-    """A ``cupy_backend.Device`` of CPU tensors.
+    """A ``launch.Device`` of CPU tensors.
 
     ``order`` is that of threads and blocks: 0 ascending, 1 descending, others shuffle. ``edit`` changes kernel texts,
     to plant bugs. ``size`` is the number of multiprocessors: how few lanes are cut into chunks in time.
@@ -147,6 +146,9 @@ class ShimDevice:
     size: int = 0
     launches: list[Launch] = field(default_factory=list)
     only: int = -1  # the one block to run
+
+    def probe(self) -> None:
+        pass
 
     def check(self, x: Tensor) -> None:
         assert x.device.type == "cpu"
@@ -159,11 +161,11 @@ class ShimDevice:
     ) -> None:
         copies = tuple(memory(a).raw if isinstance(a, Tensor) else None for a in args)
         self.launches.append(Launch(kernel, blocks, threads, tuple(args), copies))
-        text = kernel.source if self.edit is None else self.edit(kernel.source)
-        launch(library(text, kernel.options), kernel.name, blocks, threads, args, self.order, self.only)
+        text = kernel.text if self.edit is None else self.edit(kernel.text)
+        run_kernel(library(text), kernel.name, blocks, threads, args, self.order, self.only)
 
 
-def launch(
+def run_kernel(
     handle: ctypes.CDLL,
     name: str,
     blocks: int,

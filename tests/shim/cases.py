@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from msf_pmsn_plugins.backends import cupy_backend, torch_backend
+from msf_pmsn_plugins import backends
+from msf_pmsn_plugins.backends.cupy import geometry
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons.msf import msf_step
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
-from msf_pmsn_plugins.surrogate import Surrogate
+from msf_pmsn_plugins.settings import MSFSettings, MSFValues, PMSNSettings
+from msf_pmsn_plugins.surrogate import Surrogate, slope
+from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights, Slopes
 from tolerances import assert_close, assert_same
 
 EXPONENTIAL = ("sigmoid", "gaussian")  # whose last bit depends on the library's exp
@@ -28,6 +33,10 @@ class MSFCase:
     keep: str = "membrane"
     detach: bool = True
     learned: str = ""  # "" (a constant rate), "one" (a 0-d tensor), "lanes" (a tensor over the lanes)
+    threshold: str = ""  # likewise
+    amount: str = ""  # of a soft reset, likewise
+    delay: bool = False
+    slopes: bool = False  # given to the backward
     lengths: bool = False
     grad_membrane: bool = False
     v_reset: float = 0.0
@@ -49,16 +58,20 @@ def msf_problem(case: MSFCase) -> dict[str, Any]:
         return torch.randint(-24, 56, shape, generator=g) / 16
 
     rate = {"tau": 3.0, "w": 0.375, "decay": 0.25}.get(CHARGES[case.charge].rate, 0.0)
-    rate_tensor = None
-    if case.learned:
-        shape = () if case.learned == "one" else (*[1] * (len(case.shape) - 1), case.shape[-1])
-        rate_tensor = (rate + torch.rand(shape, generator=g) / 8).to(state)
+
+    def learned(how: str, value: float) -> Tensor | None:
+        shape = () if how == "one" else (*[1] * (len(case.shape) - 1), case.shape[-1])
+        return (value + torch.rand(shape, generator=g) / 8).to(state) if how else None
+
+    rate_tensor = learned(case.learned, rate)
     lengths = torch.randint(0, case.steps + 1, case.shape[:1], generator=g) if case.lengths else None
     return {
         "x_seq": grid(case.steps, *case.shape).to(case.dtype),
         "v": grid(*case.shape).to(state),
         "lengths": lengths,
         "rate_tensor": rate_tensor,
+        "threshold": learned(case.threshold, 0.5),
+        "amount": learned(case.amount, 0.75),
         "rate": rate,
         "input_scale": 0.5 if case.charge == "decay" else 1.0,
         "thresholds": [1.0 + d / max(2, case.levels // 3) for d in range(case.levels)],
@@ -69,44 +82,73 @@ def msf_problem(case: MSFCase) -> dict[str, Any]:
     }
 
 
+def msf_settings(case: MSFCase, p: dict[str, Any], keep: str) -> MSFSettings:
+    surrogate = Surrogate(case.surrogate)
+    return MSFSettings(
+        charge=case.charge,
+        thresholds=tuple(p["thresholds"]),
+        rate=p["rate"],
+        input_scale=p["input_scale"],
+        v_reset=p["v_reset"],
+        reset_mode=case.reset_mode,
+        reset_amount=1.25,
+        reset_delay=case.delay,
+        detach_reset=case.detach,
+        surrogate=surrogate.name,
+        width=surrogate.width,
+        keep=keep,
+    )
+
+
+def msf_parameters(p: dict[str, Any]) -> MSFParameters:
+    return MSFParameters(p["rate_tensor"], p["threshold"], p["amount"])
+
+
 def msf_forward(
-    backend: Any, case: MSFCase, p: dict[str, Any], keep: str | None = None
+    backend: str, case: MSFCase, p: dict[str, Any], keep: str | None = None
 ) -> tuple[Tensor, ...]:
-    keys = ("x_seq", "v", "lengths", "rate_tensor", "rate", "input_scale")
-    width = Surrogate(case.surrogate).width
-    settings = (case.charge, p["thresholds"], p["v_reset"], case.reset_mode, width, keep or case.keep)
-    return backend.msf_fwd(*(p[key] for key in keys), *settings)
+    """Counts, what was kept, the last state."""
+    settings = msf_settings(case, p, case.keep if keep is None else keep)
+    module = backends.load(backend, "msf")
+    return module.msf_forward(p["x_seq"], p["v"], msf_parameters(p), p["lengths"], settings)
 
 
-def msf_backward(backend: Any, case: MSFCase, p: dict[str, Any], kept: Tensor) -> tuple[Tensor, ...]:
-    gm_seq = p["gm_seq"] if case.grad_membrane else None
+def msf_backward(backend: str, case: MSFCase, p: dict[str, Any], kept: Tensor) -> list[Tensor]:
+    """Gradients to x, v and what is learned."""
+    grads = MSFGrads(p["gs_seq"], p["gm_seq"] if case.grad_membrane else None, p["gv"])
     half = case.dtype in (torch.float16, torch.bfloat16)
     x_seq = p["x_seq"] if p["rate_tensor"] is not None or half else kept
-    rest = (p["v"], p["lengths"], p["rate_tensor"], p["rate"], p["input_scale"], case.charge, p["thresholds"])
-    surrogate = Surrogate(case.surrogate)
-    settings = (p["v_reset"], case.reset_mode, case.detach, surrogate.name, surrogate.width, case.keep)
-    return backend.msf_bwd(p["gs_seq"], gm_seq, p["gv"], x_seq, kept, *rest, *settings)
+    settings, parameters, slopes = msf_settings(case, p, case.keep), msf_parameters(p), None
+    if case.slopes:
+        slopes = msf_slopes(settings, parameters, kept)
+        settings = replace(settings, surrogate="")
+    gx, gv, of_parameters = backends.load(backend, "msf").msf_backward(
+        grads, x_seq, kept, p["v"], parameters, p["lengths"], slopes, settings
+    )
+    return [gx, gv, *(g for g in of_parameters if g is not None)]
+
+
+def msf_slopes(settings: MSFSettings, parameters: MSFParameters, m_seq: Tensor) -> Slopes:
+    """What the surrogate of the settings gives at the membranes."""
+    thresholds = MSFValues(settings, parameters).thresholds
+    each = [slope(m_seq - theta, settings.surrogate, settings.width) for theta in thresholds]
+    total = each[0]
+    for part in each[1:]:
+        total = total + part
+    return Slopes(total, each[0])
 
 
 def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Counts, membranes, last state and gradients to x, v and the rate, from a loop of ``msf_step``."""
+    """Counts, membranes, last state and gradients to x, v and what is learned, from a loop of ``msf_step``."""
+    settings = msf_settings(case, p, "membrane")
     x_seq = p["x_seq"].to(case.state_dtype).requires_grad_()
     v0 = p["v"].clone().requires_grad_()
-    rate = p["rate"] if p["rate_tensor"] is None else p["rate_tensor"].clone().requires_grad_()
+    parameters = MSFParameters(
+        *(None if tensor is None else tensor.clone().requires_grad_() for tensor in msf_parameters(p))
+    )
     v, s_seq, m_seq = v0, [], []
     for t, x in enumerate(x_seq):
-        s, after, m = msf_step(
-            x,
-            v,
-            rate,
-            p["thresholds"],
-            Surrogate(case.surrogate),
-            case.charge,
-            p["input_scale"],
-            p["v_reset"],
-            case.reset_mode,
-            case.detach,
-        )
+        s, after, m = msf_step(x, v, settings, parameters)
         if p["lengths"] is not None:
             live = (t < p["lengths"]).reshape(-1, *[1] * (x.dim() - 1))
             s, m, after = torch.where(live, s, 0.0), torch.where(live, m, 0.0), torch.where(live, after, v)
@@ -117,7 +159,7 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     loss = (s_seq * p["gs_seq"].to(s_seq.dtype)).sum() + (v * p["gv"]).sum()
     if case.grad_membrane:
         loss = loss + (m_seq * p["gm_seq"]).sum()
-    wanted = [x_seq, v0, *([rate] if isinstance(rate, Tensor) else [])]
+    wanted = [x_seq, v0, *(tensor for tensor in parameters if tensor is not None)]
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
@@ -129,23 +171,23 @@ def check_msf(case: MSFCase) -> None:
     """
     p = msf_problem(case)
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
-    s, kept, v = msf_forward(cupy_backend, case, p)
+    s, kept, v = msf_forward("cupy", case, p)
     assert_same(s, s_ref.to(case.dtype))
     assert_same(v, v_ref)
     if case.keep == "membrane":
         assert_same(kept, m_ref)
-    bare = msf_forward(cupy_backend, case, p, "none")
+    bare = msf_forward("cupy", case, p, "none")
     assert bare[1].numel() == 0
     assert_same(bare[0], s)
     assert_same(bare[2], v)
-    grads = msf_backward(cupy_backend, case, p, kept)
-    for grad, ref in zip(grads, grads_ref, strict=False):
+    grads = msf_backward("cupy", case, p, kept)
+    for grad, ref in zip(grads, grads_ref, strict=True):
         if case.dtype in (torch.float16, torch.bfloat16) and grad.dtype == case.dtype:
             torch.testing.assert_close(grad, ref.to(case.dtype), rtol=0.01, atol=1e-6)
         else:
             assert_close(grad, ref, "adjoint")
     wide = {key: p[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}
-    ref = msf_backward(torch_backend, replace(case, dtype=case.state_dtype), {**p, **wide}, kept)
+    ref = msf_backward("torch", replace(case, dtype=case.state_dtype), {**p, **wide}, kept)
     if case.surrogate in EXPONENTIAL:
         assert_close(grads[1], ref[1], "slope")
         if case.dtype == case.state_dtype:
@@ -153,13 +195,14 @@ def check_msf(case: MSFCase) -> None:
     else:
         assert_same(grads[0], ref[0].to(case.dtype))
         assert_same(grads[1], ref[1])
-    assert_close(grads[2], ref[2], "adjoint")
+    for grad, expected in zip(grads[2:], ref[2:], strict=True):
+        assert_close(grad, expected, "adjoint")
 
 
 def cut_time(monkeypatch: Any, device: Any) -> None:
     """Have every sequence of four steps and more cut into chunks in time."""
-    monkeypatch.setattr(cupy_backend, "LEAST_STEPS", 2)
-    monkeypatch.setattr(cupy_backend, "LEAST_CHUNKS", 2)
+    monkeypatch.setattr(geometry, "LEAST_STEPS", 2)
+    monkeypatch.setattr(geometry, "LEAST_CHUNKS", 2)
     monkeypatch.setattr(device, "size", 132)
 
 
@@ -173,6 +216,8 @@ class PMSNCase:
     dtype: torch.dtype = torch.float32
     lengths: bool = False
     grad_drive: bool = True
+    grad_membrane: bool = False
+    slopes: bool = False  # given to the backward
     threshold: float = 1.0
     steps: int = 9
     lanes: tuple[int, int, int] = (5, 3, 2)  # L, C, K
@@ -201,57 +246,87 @@ def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
         "x_seq": real(*seq),
         "r": torch.rand(case.lanes, generator=g, dtype=torch.float64).to(case.dtype),
         "z": as_complex(complex_randn(*case.lanes, modes)),
-        "a": torch.polar(size, turn).to(complex_dtype),
+        "e": (torch.polar(size, turn) - 1).to(complex_dtype),
         "w": as_complex(complex_randn(channels, modes) / max(1, modes) ** 0.5),
         "d": real(channels),
         "lengths": lengths,
         "gs_seq": real(*seq),
         "gy_seq": real(*seq) if case.grad_drive else None,
+        "gm_seq": real(*seq) if case.grad_membrane else None,
         "gr": real(*case.lanes),
         "gz": as_complex(complex_randn(*case.lanes, modes)),
     }
 
 
-INPUTS = ("x_seq", "r", "z", "a", "w", "d")
+def state_of(p: dict[str, Any]) -> PMSNState:
+    return PMSNState(p["r"], p["z"])
 
 
-def pmsn_forward(backend: Any, case: PMSNCase, p: dict[str, Any], keep: bool = True) -> tuple[Tensor, ...]:
-    settings = (p["lengths"], case.threshold, case.reset_mode, case.burst, case.fixed, keep)
-    return backend.pmsn_fwd(*(p[key] for key in INPUTS), *settings)
+def weights_of(p: dict[str, Any]) -> PMSNWeights:
+    return PMSNWeights(p["e"], p["w"], p["d"])
 
 
-def pmsn_backward(backend: Any, case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor, ...]:
-    gr = p["gr"] if case.reset_mode == "cumulative" else None
-    x_seq, *rest = (p[key] for key in INPUTS)
+def pmsn_settings(case: PMSNCase, keep: bool = True) -> PMSNSettings:
     surrogate = Surrogate(case.surrogate)
-    settings = (p["lengths"], case.threshold, case.reset_mode, case.burst, case.fixed)
-    grads = p["gs_seq"], p["gy_seq"], gr, p["gz"]
-    return backend.pmsn_bwd(*grads, x_seq, y_seq, *rest, *settings, surrogate.name, surrogate.width)
+    return PMSNSettings(
+        v_threshold=case.threshold,
+        reset_mode=case.reset_mode,
+        burst=case.burst,
+        fixed=case.fixed,
+        surrogate=surrogate.name,
+        width=surrogate.width,
+        keep_drive=keep,
+        keep_membrane=keep,
+    )
+
+
+def pmsn_forward(backend: str, case: PMSNCase, p: dict[str, Any], keep: bool = True) -> tuple[Tensor, ...]:
+    """Spikes, drives, membranes, last r and z."""
+    settings, module = pmsn_settings(case, keep), backends.load(backend, "pmsn")
+    *sequences, last = module.pmsn_forward(p["x_seq"], state_of(p), weights_of(p), p["lengths"], settings)
+    return *sequences, *last
+
+
+def pmsn_backward(backend: str, case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor, ...]:
+    """Gradients to x, r, z, e, w and d."""
+    gr = p["gr"] if case.reset_mode == "cumulative" else None
+    grads = PMSNGrads(s=p["gs_seq"], y=p["gy_seq"], m=p["gm_seq"], r=gr, z=p["gz"])
+    settings, slopes = pmsn_settings(case), None
+    if case.slopes:
+        slopes = Slopes(torch.linspace(0, 2, p["x_seq"].numel(), dtype=p["r"].dtype).view(p["x_seq"].shape))
+        settings = replace(settings, surrogate="")
+    gx, state, weights = backends.load(backend, "pmsn").pmsn_backward(
+        grads, p["x_seq"], y_seq, state_of(p), weights_of(p), p["lengths"], slopes, settings
+    )
+    return gx, *state, *weights
 
 
 def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Spikes, last r and z; gradients to the inputs, from a loop of ``pmsn_step``. No gradient of y."""
-    x_seq, r0, z0, a, w, d = leaves = [p[key].clone().requires_grad_() for key in INPUTS]
-    r, z, s_seq = r0, z0, []
-    a_, w_, d_ = a.unsqueeze(1), w.unsqueeze(1), d.unsqueeze(1)
+    """Spikes, membranes, last r and z; gradients to the inputs, from a loop of ``pmsn_step``. No gradient of y."""
+    leaves = [p[key].clone().requires_grad_() for key in ("x_seq", "r", "z", "e", "w", "d")]
+    x_seq, r, z, e, w, d = leaves
+    state, weights = PMSNState(r, z), PMSNWeights(e.unsqueeze(1), w.unsqueeze(1), d.unsqueeze(1))
+    s_seq, m_seq = [], []
     for t, x in enumerate(x_seq):
-        surrogate = Surrogate(case.surrogate)
-        s, r_, z_, _ = pmsn_step(
-            x, r, z, a_, w_, d_, case.threshold, surrogate, case.reset_mode, case.burst, case.fixed
-        )
+        s, after, m = pmsn_step(x, state, weights, pmsn_settings(case))
         if p["lengths"] is not None:
             live = (t < p["lengths"]).reshape(-1, 1, 1)
-            s, r_ = torch.where(live, s, 0.0), torch.where(live, r_, r)
-            z_ = torch.where(live.unsqueeze(-1), z_, z)
+            s, m = torch.where(live, s, 0.0), torch.where(live, m, 0.0)
+            after = PMSNState(
+                torch.where(live, after.r, state.r), torch.where(live.unsqueeze(-1), after.z, state.z)
+            )
         s_seq.append(s)
-        r, z = r_, z_
-    s_seq = torch.stack(s_seq)
-    loss = (s_seq * p["gs_seq"]).sum() + (z * p["gz"].conj()).real.sum()
+        m_seq.append(m)
+        state = after
+    s_seq, m_seq = torch.stack(s_seq), torch.stack(m_seq)
+    loss = (s_seq * p["gs_seq"]).sum() + (state.z * p["gz"].conj()).real.sum()
+    if case.grad_membrane:
+        loss = loss + (m_seq * p["gm_seq"]).sum()
     if case.reset_mode == "cumulative":
-        loss = loss + (r * p["gr"]).sum()
+        loss = loss + (state.r * p["gr"]).sum()
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     grads = [torch.zeros_like(p_) if g is None else g for g, p_ in zip(grads, leaves, strict=True)]
-    return (s_seq, r, z), tuple(grads)
+    return (s_seq, m_seq, *state), tuple(grads)
 
 
 def check_pmsn(case: PMSNCase) -> None:
@@ -262,28 +337,27 @@ def check_pmsn(case: PMSNCase) -> None:
     """
     p = pmsn_problem(case)
     double = {key: _double(value) for key, value in p.items()}
-    s, y, r, z = pmsn_forward(cupy_backend, case, p)
-    _, y_ref, _, z_ref = pmsn_forward(torch_backend, case, double)
+    s, y, m, r, z = pmsn_forward("cupy", case, p)
+    _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
     assert_close(y, y_ref, "drive", case.dtype)
     assert_close(z, z_ref, "drive", case.dtype)
-    s_soma, r_soma = soma_loop(case, p, y)
-    assert_same(s, s_soma)
-    assert_same(r, r_soma)
-    assert s.any() or s.numel() < 50
-    bare = pmsn_forward(cupy_backend, case, p, keep=False)
-    assert bare[1].numel() == 0
-    for one, other in zip((bare[0], *bare[2:]), (s, r, z), strict=True):
+    for one, other in zip((s, m, r), soma_loop(case, p, y), strict=True):
         assert_same(one, other)
-    grads = pmsn_backward(cupy_backend, case, p, y.new_empty(0))
-    for grad, ref in zip(grads, pmsn_backward(torch_backend, case, double, y.double()), strict=True):
+    assert s.any() or s.numel() < 50
+    bare = pmsn_forward("cupy", case, p, keep=False)
+    assert bare[1].numel() == bare[2].numel() == 0
+    for one, other in zip((bare[0], *bare[3:]), (s, r, z), strict=True):
+        assert_same(one, other)
+    grads = pmsn_backward("cupy", case, p, y.new_empty(0))
+    for grad, ref in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
         assert_close(grad, ref, "pmsn_adjoint", case.dtype)
     if case.dtype == torch.float64:
-        without = replace(case, grad_drive=False)
-        (s_ref, r_ref, z_ref), grads_ref = pmsn_oracle(without, {**p, "gy_seq": None})
+        without = replace(case, grad_drive=False, slopes=False)
+        (s_ref, m_ref, r_ref, z_ref), grads_ref = pmsn_oracle(without, {**p, "gy_seq": None})
         assert_same(s, s_ref)
-        assert_close(r, r_ref, "residual")
-        assert_close(z, z_ref, "drive")
-        grads = pmsn_backward(cupy_backend, without, {**p, "gy_seq": None}, y)
+        for one, other in ((m, m_ref), (r, r_ref), (z, z_ref)):
+            assert_close(one, other, "residual")
+        grads = pmsn_backward("cupy", without, {**p, "gy_seq": None}, y)
         for grad, ref in zip(grads, grads_ref, strict=True):
             assert_close(grad, ref, "pmsn_adjoint")
 
@@ -294,19 +368,31 @@ def _double(value: Any) -> Any:
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
-def soma_loop(case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes and the last residual that follow from the drives, through the oracle with a soma alone (no modes)."""
-    r, s_seq = p["r"], []
+def soma_loop(case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, membranes and last residual that follow from the drives, through the oracle with a soma alone."""
     none = torch.zeros(1, 0, dtype=y_seq.dtype.to_complex())
-    state = none.expand(*r.shape, 0)
+    weights = PMSNWeights(none, none, torch.ones(1, 1, dtype=y_seq.dtype))
+    r, s_seq, m_seq = p["r"], [], []
     for t, y in enumerate(y_seq):
-        s, after, _, _ = pmsn_step(
-            *(y, r, state, none, none, torch.ones(1, 1, dtype=y.dtype), case.threshold),
-            *(Surrogate(case.surrogate), case.reset_mode, case.burst, case.fixed),
-        )
+        state = PMSNState(r, none.expand(*r.shape, 0))
+        s, (after, _), m = pmsn_step(y, state, weights, pmsn_settings(case))
         if p["lengths"] is not None:
             live = (t < p["lengths"]).reshape(-1, 1, 1)
-            s, after = torch.where(live, s, 0.0), torch.where(live, after, r)
+            s, m, after = torch.where(live, s, 0.0), torch.where(live, m, 0.0), torch.where(live, after, r)
         s_seq.append(s)
+        m_seq.append(m)
         r = after
-    return torch.stack(s_seq), r
+    return torch.stack(s_seq), torch.stack(m_seq), r
+
+
+def views(seq: Tensor) -> dict[str, Tensor]:
+    """Views [T, *] with the values of ``seq``: misaligned, with a gap between steps, permuted, one step repeated."""
+    odd = torch.empty(seq.numel() + 1, dtype=seq.dtype)[1:].view(seq.shape).copy_(seq)
+    gap = torch.empty(seq.shape[0], 3, *seq.shape[1:], dtype=seq.dtype)[:, 1].copy_(seq)
+    turned = seq.movedim(-1, 0).contiguous().movedim(0, -1)
+    return {"odd": odd, "gap": gap, "turned": turned, "repeated": seq[:1].expand(seq.shape)}
+
+
+def slow_unless(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
+    """Parameters of which all but the ``quick`` ones belong to the slow tests: each needs libraries of its own."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]

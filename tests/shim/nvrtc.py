@@ -15,8 +15,12 @@ from pathlib import Path
 
 from cuda.bindings import nvrtc
 
-from msf_pmsn_plugins.backends.cupy_backend import Kernel
+from msf_pmsn_plugins.backends.cupy import geometry
+from msf_pmsn_plugins.backends.cupy import msf as msf_host
+from msf_pmsn_plugins.backends.cupy import pmsn as pmsn_host
+from msf_pmsn_plugins.backends.cupy.compile import OPTIONS, Kernel
 
+FORWARD, BACKWARD = "pmsn_forward.cu", "pmsn_backward.cu"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
@@ -50,19 +54,19 @@ def _nvidia(pattern: str) -> Path:
     raise FileNotFoundError(f"no wheel of NVIDIA's holds {pattern}")
 
 
-def options(kernel: Kernel, architecture: str) -> tuple[str, ...]:
+def options(architecture: str) -> tuple[str, ...]:
     """The options that NVRTC gets from CuPy 14 for a ``RawModule``."""
     include = _nvidia("*/include/cuda_fp16.h").parent
     ending = ("-ftz=true", f"-arch={architecture}", "--device-as-default-execution-space")
-    return (*kernel.options, f"-I{include}", *ending)
+    return (*OPTIONS, f"-I{include}", *ending)
 
 
 @functools.cache
-def build(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
+def build(text: str, given: tuple[str, ...]) -> tuple[bytes, str]:
     """Machine code and PTX. Raises with the log on any complaint, warnings too."""
-    status, program = nvrtc.nvrtcCreateProgram(kernel.source.encode(), kernel.file.encode(), 0, [], [])
+    status, program = nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], [])
     assert not int(status)
-    arguments = [option.encode() for option in options(kernel, architecture)]
+    arguments = [option.encode() for option in given]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
     log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode().strip("\0\n ")
     assert not log, log
@@ -84,9 +88,14 @@ def _text(size, get, program) -> bytes:
 @functools.cache
 def binaries(kernel: Kernel, architecture: str) -> dict[str, Binary]:
     """All kernels of the module that ``kernel`` lies in, by name."""
-    module = build(kernel, architecture)[0]
-    usage = _tool("cuobjdump", module, "--dump-resource-usage")
-    found = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    return usage(build(kernel.text, options(architecture))[0])
+
+
+@functools.cache
+def usage(module: bytes) -> dict[str, Binary]:
+    """All kernels of a module, by name."""
+    listing = _tool("cuobjdump", module, "--dump-resource-usage")
+    found = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
     return {
         name: Binary(int(registers), int(stack), int(local), module, name)
         for name, registers, stack, local in found
@@ -102,44 +111,52 @@ def _tool(name: str, module: bytes, option: str) -> str:
 
 
 def msf(name: str, io: str = "FLOAT", vec: int | None = None, **macros: str | int) -> Kernel:
-    """A kernel of msf.cu, by default with the published setting and kept membranes."""
-    vec = vec or {"FLOAT": 4, "DOUBLE": 2}.get(io, 8)
+    """A kernel of MSF, by default with the published setting and kept membranes."""
     known: dict[str, str | int] = {
         "IO": f"IO_{io}",
-        "VEC": vec,
-        "CHARGE": "CHARGE_DECAY",
-        "RESET": "RESET_HARD",
+        "VEC": vec or {"FLOAT": 4, "DOUBLE": 2}.get(io, 8),
+        "CHARGE": "charge_decay",
+        "RESET": "reset_hard",
+        "DELAY": 0,
         "LEVELS": 4,
+        "THRESHOLD_TENSOR": 0,
         "KEEP": "KEEP_MEMBRANE",
         "LENGTHS": 0,
-        "BACKWARD": int(name == "msf_backward"),
-        "SURROGATE": "SURROGATE_RECTANGULAR",
+        "THREADS": msf_host.THREADS,
+        "SURROGATE": "surrogate_rectangular",
+        "SLOPES": 0,
         "DETACH": 1,
         "RATE_GRAD": 0,
+        "THRESHOLD_GRAD": 0,
+        "RESET_GRAD": 0,
         "GRAD_MEMBRANE": 0,
     }
-    return Kernel("msf.cu", name, tuple({**known, **macros}.items()))
+    known |= macros
+    known["BY_VALUE"] = int(int(known["LEVELS"]) <= msf_host.LEVELS_BY_VALUE)
+    return Kernel(f"{name}.cu", name, tuple(known.items()))
 
 
-def pmsn(name: str, modes: int = 4, io: str = "FLOAT", **macros: str | int) -> Kernel:
-    """A kernel of pmsn.cu, by default with the published setting."""
-    groups = max(1, -(-modes // 4))
-    fused = int(groups == 1 and macros.get("RESET") != "RESET_CUMULATIVE" and not macros.get("CHUNKED"))
+def pmsn(name: str, modes: int = 4, io: str = "FLOAT", file: str = "", **macros: str | int) -> Kernel:
+    """A kernel of PMSN, by default with the published setting; ``file`` where both directions have one of that name."""
+    groups = max(1, -(-modes // pmsn_host.MODES_AT_ONCE))
+    fused = int(groups == 1 and macros.get("RESET") != "reset_cumulative" and not macros.get("CHUNKED"))
     known: dict[str, str | int] = {
         "IO": f"IO_{io}",
         "MODES": modes,
-        "RESET": "RESET_FLOOR",
-        "BURST": "BURST_OFF",
-        "FIXED": 0,
+        "RESET": "reset_floor",
+        "BURST": "burst_off",
         "LENGTHS": 0,
         "CHUNKED": 0,
-        "BACKWARD": int(name != "pmsn_forward"),
-        "SURROGATE": "SURROGATE_TRIANGLE",
+        "SURROGATE": "surrogate_triangle",
+        "SLOPES": 0,
         "GRAD_DRIVE": 0,
+        "GRAD_MEMBRANE": 0,
         "GROUPS": groups,
         "FUSED": fused,
+        "THREADS": geometry.THREADS,
     }
-    return Kernel("pmsn.cu", name, tuple({**known, **macros}.items()))
+    file = file or ("pmsn_forward.cu" if name == "pmsn_forward" else "pmsn_backward.cu")
+    return Kernel(file, name, tuple({**known, **macros}.items()))
 
 
 def occupancy(registers: int, threads: int, architecture: str) -> float:
@@ -164,9 +181,9 @@ def main() -> None:
         *((f"PMSN drive, {m} modes", pmsn("pmsn_drive", m), 128) for m in (8, 16)),
         *((f"PMSN gather, {m} modes", pmsn("pmsn_gather", m), 128) for m in (8, 16)),
         *((f"PMSN adjoint, {m} modes", pmsn("pmsn_adjoint", m), 128) for m in (4, 8, 16)),
-        ("PMSN chunk, 4 modes, forward", pmsn("pmsn_chunk", CHUNKED=1, BACKWARD=0), 128),
+        ("PMSN chunk, 4 modes, forward", pmsn("pmsn_chunk", file=FORWARD, CHUNKED=1), 128),
         ("PMSN chunk, 4 modes, backward", pmsn("pmsn_chunk", CHUNKED=1), 128),
-        ("PMSN soma, forward", pmsn("pmsn_soma", CHUNKED=1, BACKWARD=0), 128),
+        ("PMSN soma, forward", pmsn("pmsn_soma", file=FORWARD, CHUNKED=1), 128),
         ("PMSN soma, backward", pmsn("pmsn_soma", CHUNKED=1), 128),
         ("PMSN gather, 4 modes, chunks", pmsn("pmsn_gather", CHUNKED=1), 128),
         ("PMSN parameters, 4 modes", pmsn("pmsn_parameters"), 128),

@@ -31,7 +31,7 @@ SANITIZERS = {
 }
 
 
-def program(text: str, options: tuple[str, ...], sanitizer: str) -> Path:
+def program(text: str, sanitizer: str) -> Path:
     """The program that replays launches of a kernel text."""
     build = SANITIZERS[sanitizer]
 
@@ -39,16 +39,16 @@ def program(text: str, options: tuple[str, ...], sanitizer: str) -> Path:
         run(CXX, "-std=c++17", "-O1", "-g", "-c", HERE / "replay.cpp", "-o", scratch / "replay.o")
         # -rdynamic: the entry is looked up by name.
         link = (scratch / "replay.o", scheduler(build), "-rdynamic", "-ldl", "-o", out)
-        compile_text(text, options, build, scratch, *link)
+        compile_text(text, build, scratch, *link)
 
-    return _cached("replay", (text, options, sanitizer), make)
+    return _cached("replay", (text, sanitizer), make)
 
 
 def replay(
     launch: Launch, sanitizer: str, text: str | None = None, order: int = 0
 ) -> tuple[str, list[bytes]]:
     """Run a launch: the report ("" if there is nothing to report) and the memory of each tensor afterwards."""
-    path = program(text or launch.kernel.source, launch.kernel.options, sanitizer)
+    path = program(text or launch.kernel.text, sanitizer)
     with tempfile.TemporaryDirectory() as folder:
         record, results = Path(folder) / "record", Path(folder) / "results"
         record.write_bytes(_record(launch, order))

@@ -99,9 +99,11 @@ def test_nodes_compute_the_bits_of_the_originals(case):
 @pytest.fixture
 def no_timm(monkeypatch):
     """As if timm and einops were not installed."""
-    exists = legacy._exists
+    exists = legacy.other_packages.exists
     gone = ("timm", "einops", "torchinfo")
-    monkeypatch.setattr(legacy, "_exists", lambda name: name.split(".")[0] not in gone and exists(name))
+    monkeypatch.setattr(
+        legacy.other_packages, "exists", lambda name: name.split(".")[0] not in gone and exists(name)
+    )
     for name in [name for name in sys.modules if name.split(".")[0] in gone]:
         monkeypatch.delitem(sys.modules, name)
 

@@ -80,12 +80,6 @@ class _Tiles:
         """The shape of the sums for gradients of weights."""
         return self.tiles * self.groups, self.slots, self.sums_of_channel
 
-    @functools.cached_property
-    def channels(self) -> Any:
-        """The channel of each slot of a tile."""
-        first = np.arange(self.tiles) * self.tile % self.inner // self.per_channel
-        return first[:, None] + np.arange(self.slots)
-
     @property
     def fields(self) -> dict[str, int]:
         """The fields of a call."""
@@ -282,8 +276,9 @@ def _weight_gradients(sums: Any, tiles: _Tiles, weights: PMSNWeights) -> PMSNWei
     channels, modes = weights.w.shape
     sums = sums.reshape(tiles.tiles, tiles.groups, tiles.slots, -1).sum(1)
     total = np.zeros((channels + tiles.slots, sums.shape[-1]))
-    # A tile that meets fewer channels leaves its last slots zero.
-    np.add.at(total, tiles.channels, sums)
+    for i, part in enumerate(sums):  # a tile that meets fewer channels leaves its last slots zero
+        first = i * tiles.tile % tiles.inner // tiles.per_channel
+        total[first : first + tiles.slots] += part
     total = total[:channels]
     gz, gp, gz_last = np.moveaxis(
         total[:, :-1].reshape(channels, modes, 3, 2).view(np.complex128)[..., 0], 2, 0

@@ -157,7 +157,7 @@ class _Adjoint:
             if settings.reset_delay:
                 before = self.reset.kept(before, 1 - self._held_before(t))
             gv = before if live_seq is None else torch.where(live_seq[t], before, gv)
-        return gx_seq, gv, MSFParameters(*map(_of_lanes, sums, self.parameters))
+        return gx_seq, _laid_out(gv, self.v0), MSFParameters(*map(_of_lanes, sums, self.parameters))
 
     def _held_before(self, t: int) -> Tensor:
         return self.held[t - 1] if t else self.v0_held
@@ -203,7 +203,12 @@ def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
     """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
     if parameter is None:
         return None
-    return torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape)
+    return _laid_out(torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape), parameter)
+
+
+def _laid_out(g: Tensor, like: Tensor) -> Tensor:
+    """``g`` with the strides of a dense ``like``, as the op declares them."""
+    return torch.empty_like(like).copy_(g)
 
 
 def _rectangle_sums(count: int, width: float, like: Tensor) -> Tensor:

@@ -47,7 +47,6 @@ def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
 ) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
     """Spikes, the drive of the soma, its membrane and the final state, for the op in ``neurons/pmsn/op.py``."""
-    empty = x_seq.new_empty(0)
     if lengths is not None:
         s_seq, y_seq, m_seq = (torch.empty_like(x_seq).zero_() for _ in range(3))
         r, z = state.r.clone(), state.z.clone()
@@ -66,8 +65,9 @@ def pmsn_forward(
         m_seq = torch.empty_like(x_seq)
         if settings.keep_membrane:
             m_seq.copy_(soma.v_seq * settings.v_threshold)
-    y_seq = y_seq if settings.keep_drive else empty
-    return s_seq, y_seq, m_seq if settings.keep_membrane else empty, PMSNState(r.contiguous(), z.contiguous())
+    y_seq = y_seq if settings.keep_drive else x_seq.new_empty(0)
+    m_seq = m_seq if settings.keep_membrane else x_seq.new_empty(0)
+    return s_seq, y_seq, m_seq, PMSNState(r.contiguous(), z.contiguous())
 
 
 def _by_length(lengths: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -188,13 +188,13 @@ def _soma(y_seq: Tensor, r: Tensor, settings: PMSNSettings) -> _Soma:
         return _soma_serial(y_seq, r, theta)
     if mode == "cumulative":
         v_seq = torch.cumsum(y_seq / theta, 0, dtype=torch.float64).add_(r)
-        return _Soma(v_seq, torch.floor(v_seq), v_seq[-1].to(r.dtype))
+        return _Soma(v_seq, torch.floor(v_seq), v_seq[-1].to(r.dtype, copy=True))
     q_seq = (torch.relu(y_seq) / theta).double()
     total = torch.cumsum(q_seq - torch.floor(q_seq), 0).add_(r)
     after = total - torch.floor(total)
     v_seq = torch.cat([r.double().unsqueeze(0), after[:-1]]).add_(q_seq)
     # Rounded up to 1 the last would count as reset, and its spike be lost.
-    last = after[-1].to(r.dtype).clamp_(max=1 - torch.finfo(r.dtype).eps / 2)
+    last = after[-1].to(r.dtype, copy=True).clamp_(max=1 - torch.finfo(r.dtype).eps / 2)
     return _Soma(v_seq, torch.floor(v_seq), last)
 
 
@@ -362,12 +362,10 @@ def _for_parameters(x_seq: Tensor, gy_seq: Tensor, z: Tensor) -> tuple[Tensor, T
     the products for the parameters would overflow. The parameters get the gradient of the other lanes.
     """
     most = torch.finfo(x_seq.dtype).max ** 0.75
-    if x_seq.device.type == "cpu" and len(x_seq):
-        largest = max(
-            float(x_seq.abs().max()), float(gy_seq.abs().max()), float(torch.view_as_real(z).abs().max())
-        )
-        if largest < most:
-            return x_seq, gy_seq, z
+    on_cpu = x_seq.device.type == "cpu" and len(x_seq) > 0
+    # one by one: max() of Python would pass over a NaN
+    if on_cpu and all(float(part.abs().max()) < most for part in (x_seq, gy_seq, torch.view_as_real(z))):
+        return x_seq, gy_seq, z
     lost = ~(x_seq.abs().amax(0) < most) | ~(gy_seq.abs().amax(0) < most)
     lost |= ~(torch.view_as_real(z).abs().amax((-1, -2)) < most)
     zero = x_seq.new_zeros(())

@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
 from ..layout import as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
@@ -61,12 +61,14 @@ def _(x_seq: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
 )
 def _msf_backward_op(*args: Any) -> Any:
     *tensors_and_values, backend = args
-    return _backward(*tensors_and_values[:12], restore(MSFSettings, tensors_and_values[12:]), backend)
+    settings = restore(MSFSettings, tensors_and_values[12:])
+    gx, gv, grads = _call_backward(*tensors_and_values[:12], settings, backend)
+    return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
 
 
-def _backward(*args: Any) -> Any:
+def _call_backward(*args: Any) -> tuple[Tensor, Tensor, MSFParameters]:
     gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first, settings, backend = args
-    gx, gv, grads = backends.load(backend, "msf").msf_backward(
+    return backends.load(backend, "msf").msf_backward(
         MSFGrads(gs, gm, gv),
         x_seq,
         kept,
@@ -76,7 +78,6 @@ def _backward(*args: Any) -> Any:
         None if total is None else Slopes(total, first),
         settings,
     )
-    return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
 
 
 @_msf_backward_op.register_fake
@@ -116,45 +117,55 @@ class _MSFFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x_seq, v, rate, threshold, reset, lengths, ctx.call = inputs
-        settings = ctx.call[0]
-        # For all but these only the shapes are needed.
-        wants_v = rate is not None or settings.reset_delay or reset is not None
-        ctx.save_for_backward(
-            None if rate is None else x_seq,
-            output[1],
-            v if wants_v else None,
-            rate,
-            threshold,
-            reset,
-            lengths,
-        )
-        if settings.keep != "membrane":
-            ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
+        *_, ctx.call = inputs
+        _save(ctx, inputs, output)
 
     @staticmethod
     def backward(
         ctx: Any, gs_seq: Tensor | None, gm_seq: Tensor | None, gv: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x_seq, kept, v, *parameters, lengths = ctx.saved_tensors
-        settings, backend, surrogate = ctx.call
-        if settings.keep != "membrane":
-            gm_seq = None
-        given = gs_seq if gs_seq is not None else gm_seq if gm_seq is not None else gv
-        if given is None:
-            return (None,) * 7
-        if v is None:
-            v = given.new_zeros(()).expand(kept.shape[1:])
-        x_seq = kept if x_seq is None else x_seq
-        slopes: Slopes | tuple[None, None] = (None, None)
-        if surrogate is not None:
-            slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
-        run: Any = _MSFBackward.forward if no_autograd() else _MSFBackward.apply
-        forward = (x_seq, kept, v, *parameters, lengths)
-        gx, gv, *grads = run(gs_seq, gm_seq, gv, *forward, *slopes, (settings, backend))
-        grads = [None if p is None else g for p, g in zip(parameters, grads, strict=True)]
-        return as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq), gv, *grads, None, None
+        return *_differentiate(ctx, gs_seq, gm_seq, gv), None, None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What the backward needs; of the others only the shapes."""
+    x, v, rate, threshold, reset, lengths, (settings, *_) = inputs
+    wants_v = rate is not None or settings.reset_delay or reset is not None
+    kept_x, kept_v = None if rate is None else x, v if wants_v else None
+    ctx.save_for_backward(kept_x, output[1], kept_v, rate, threshold, reset, lengths)
+    if settings.keep != "membrane":
+        ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, gs_seq: Tensor | None, gm_seq: Tensor | None, gv: Tensor | None, single: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients to the input, the state and the three parameters; of a ``single`` step all are without time."""
+    x_seq, kept, v, *parameters, lengths = saved_tensors(ctx)
+    settings, backend, surrogate = ctx.call
+    gm_seq = gm_seq if settings.keep == "membrane" else None
+    given = gs_seq if gs_seq is not None else gm_seq if gm_seq is not None else gv
+    if given is None:
+        return (None,) * 5
+    if single:
+        x_seq, kept, gs_seq, gm_seq = (
+            None if part is None else part.unsqueeze(0) for part in (x_seq, kept, gs_seq, gm_seq)
+        )
+    if v is None:
+        v = given.new_empty(()).expand(kept.shape[1:])
+    x_seq = kept if x_seq is None else x_seq
+    slopes: Slopes | tuple[None, None] = (None, None)
+    if surrogate is not None:
+        slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
+    tensors = (gs_seq, gm_seq, gv, x_seq, kept, v, *parameters, lengths, *slopes)
+    if no_autograd() and no_dispatch(*tensors):
+        gx, gv, made = _call_backward(*tensors, settings, backend)
+    else:
+        gx, gv, *made = _MSFBackward.apply(*tensors, (settings, backend))
+    grads = [None if p is None else g for p, g in zip(parameters, made, strict=True)]
+    gx = as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq)
+    return gx.squeeze(0) if single else gx, gv, *grads
 
 
 class _MSFDirect(torch.autograd.Function):
@@ -167,6 +178,38 @@ class _MSFDirect(torch.autograd.Function):
         return output
 
     backward = _MSFFunction.backward
+
+
+class _MSFStep(torch.autograd.Function):
+    """A single step [N, *], for a backend that is called without torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _one_step(*inputs)
+        ctx.call = inputs[-1]
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(
+        ctx: Any, gs: Tensor | None, gm: Tensor | None, gv: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return *_differentiate(ctx, gs, gm, gv, single=True), None, None
+
+
+def _one_step(
+    x: Tensor,
+    v: Tensor,
+    rate: Tensor | None,
+    threshold: Tensor | None,
+    reset: Tensor | None,
+    lengths: None,
+    call: Call,
+) -> tuple[Tensor, Tensor, Tensor]:
+    settings, backend, _surrogate = call
+    parameters = MSFParameters(rate, threshold, reset)
+    s_seq, kept, v = backends.load(backend, "msf").msf_forward(x.unsqueeze(0), v, parameters, None, settings)
+    return s_seq.squeeze(0), kept.squeeze(0) if settings.keep != "none" else kept, v
 
 
 class _MSFBackward(NoSecondDerivative):
@@ -189,8 +232,6 @@ class _MSFBackward(NoSecondDerivative):
     ) -> Any:
         settings, backend = call
         tensors = (gs, gm, gv, x_seq, kept, v, rate, threshold, reset, lengths, total, first)
-        if no_dispatch(*tensors):
-            return _backward(*tensors, settings, backend)
         return _msf_backward_op(*tensors, *flatten(settings), backend)
 
 
@@ -274,9 +315,20 @@ def plan(
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))
     if surrogate is None and not backends.knows(backend, "msf", f"surrogate {settings.surrogate!r}"):
         surrogate = Surrogate(settings.surrogate, settings.width)
-    keep = _keep(settings, parameters, membrane)
-    name = settings.surrogate if surrogate is None else ""
-    return replace(settings, keep=keep, surrogate=name), backend, surrogate
+    if surrogate is not None:
+        settings = replace(settings, surrogate="")
+    return replace(settings, keep=_keep(settings, parameters, membrane)), backend, surrogate
+
+
+def run_step(
+    x: Tensor, v: Tensor, parameters: MSFParameters, call: Call, membrane: bool
+) -> tuple[Tensor, Tensor | None, Tensor] | None:
+    """:func:`run` for a single step [N, *], if nobody would miss torch's dispatcher; else None."""
+    if not x.is_contiguous() or not no_dispatch(x, v, *parameters):
+        return None
+    function: Any = _MSFStep.apply if torch.is_grad_enabled() else _one_step
+    s, m, v = function(x, v, *parameters, None, call)
+    return s, m if membrane else None, v
 
 
 def run(

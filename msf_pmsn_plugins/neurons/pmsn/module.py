@@ -382,6 +382,7 @@ class PMSN(Neuron):
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
+        self.settings()  # first of all what is wrong with them
         kernel = self._has_kernel(self.surrogate)
         if self.context == "local" and not kernel:
             return self._loop(x_seq, state, membrane, lengths)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from msf_pmsn_plugins.backends import cupy_backend, torch_backend
+from msf_pmsn_plugins.backends.cupy.launch import load_cupy
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.surrogate import SURROGATES
@@ -32,7 +32,7 @@ def reason() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device"
     try:
-        cupy_backend.load_cupy()
+        load_cupy()
     except ImportError as error:
         return str(error)
     return ""
@@ -70,13 +70,13 @@ def test_msf_has_the_bits_of_the_cpu(case):
     p = msf_problem(case)
     wide = {key: p[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}
     on_cpu = replace(case, dtype=case.state_dtype)
-    s_ref, kept_ref, v_ref = msf_forward(torch_backend, on_cpu, {**p, **wide})
-    s, kept, v = forward = msf_forward(cupy_backend, case, move(p))
+    s_ref, kept_ref, v_ref = msf_forward("torch", on_cpu, {**p, **wide})
+    s, kept, v = forward = msf_forward("cupy", case, move(p))
     assert_same(s.cpu(), s_ref.to(case.dtype))
     assert_same(kept.cpu(), kept_ref)
     assert_same(v.cpu(), v_ref)
-    grads = back(msf_backward(cupy_backend, case, move(p), forward[1]))
-    expected = msf_backward(torch_backend, on_cpu, {**p, **wide}, kept_ref)
+    grads = back(msf_backward("cupy", case, move(p), forward[1]))
+    expected = msf_backward("torch", on_cpu, {**p, **wide}, kept_ref)
     exact = case.surrogate not in ("sigmoid", "gaussian")
     for grad, ref in zip(grads[:2], expected[:2], strict=True):
         if exact:
@@ -90,22 +90,22 @@ def test_msf_has_the_bits_of_the_cpu(case):
 def test_pmsn_in_double_is_the_cpu(reset_mode, modes):
     case = PMSNCase(modes, reset_mode, dtype=torch.float64, lanes=(64, 32, 2), steps=32, lengths=True)
     p = pmsn_problem(case)
-    forward = pmsn_forward(cupy_backend, case, move(p))
-    expected = pmsn_forward(torch_backend, case, p)
+    forward = pmsn_forward("cupy", case, move(p))
+    expected = pmsn_forward("torch", case, p)
     assert_same(forward[0].cpu(), expected[0])
     for one, two in zip(back(forward[1:]), expected[1:], strict=True):
         assert_close(one, two, "residual")
-    grads = back(pmsn_backward(cupy_backend, case, move(p), forward[1]))
-    for one, two in zip(grads, pmsn_backward(torch_backend, case, p, expected[1]), strict=True):
+    grads = back(pmsn_backward("cupy", case, move(p), forward[1]))
+    for one, two in zip(grads, pmsn_backward("torch", case, p, expected[1]), strict=True):
         assert_close(one, two, "pmsn_adjoint")
 
 
 def test_gradients_have_the_same_bits_in_every_run():
     case = PMSNCase(lanes=(512, 64, 4), steps=16)
     p = move(pmsn_problem(case))
-    first = pmsn_backward(cupy_backend, case, p, p["x_seq"])
+    first = pmsn_backward("cupy", case, p, p["x_seq"])
     for _ in range(5):
-        for one, two in zip(pmsn_backward(cupy_backend, case, p, p["x_seq"]), first, strict=True):
+        for one, two in zip(pmsn_backward("cupy", case, p, p["x_seq"]), first, strict=True):
             assert_same(one, two)
 
 

@@ -8,51 +8,79 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from dataclasses import dataclass
 
 import pytest
 
-from msf_pmsn_plugins.backends.cupy_backend import Kernel
 from msf_pmsn_plugins.charges import CHARGES
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("NVIDIA's compiler comes with the dev group on Linux x86_64 only", allow_module_level=True)
 
 from shim import nvrtc
+from shim.cases import (
+    MSFCase,
+    PMSNCase,
+    msf_backward,
+    msf_forward,
+    msf_problem,
+    pmsn_backward,
+    pmsn_forward,
+    pmsn_problem,
+)
 
 pytestmark = pytest.mark.kernels
 
 ARCHITECTURES, binaries, msf, pmsn = nvrtc.ARCHITECTURES, nvrtc.binaries, nvrtc.msf, nvrtc.pmsn
+
+FILES = (nvrtc.FORWARD, nvrtc.BACKWARD)
 
 # Of the 65536 registers of a multiprocessor. 128 leave two blocks of MSF and four of PMSN; eight lanes a thread with
 # every option, and the kernels in double, take what they need without spills.
 CEILING, HIGH_CEILING = 128, 255
 
 WIDEST = {
-    "CHARGE": "CHARGE_PLIF",
-    "RESET": "RESET_SOFT",
+    "CHARGE": "charge_plif",
+    "RESET": "reset_soft",
     "LENGTHS": 1,
-    "SURROGATE": "SURROGATE_GAUSSIAN",
+    "THRESHOLD_TENSOR": 1,
+    "SURROGATE": "surrogate_gaussian",
     "DETACH": 0,
     "RATE_GRAD": 1,
+    "THRESHOLD_GRAD": 1,
+    "RESET_GRAD": 1,
     "GRAD_MEMBRANE": 1,
 }
+
+
+MSF_SETTINGS = [
+    {},
+    {"KEEP": "KEEP_CODE"},
+    {"LEVELS": 300},
+    WIDEST,
+    {**WIDEST, "RESET": "reset_hard"},
+    {**WIDEST, "DELAY": 1, "DETACH": 1},
+    {"SLOPES": 1, "DETACH": 0},
+]
 
 
 def allowed_stack(kernel, name):
     """No spills, but for the drive in double with bursts and more than 12 modes: a few numbers, once a step."""
     macros = dict(kernel.macros)
     rare = (
-        macros.get("IO") == "IO_DOUBLE" and macros.get("BURST") != "BURST_OFF" and macros.get("MODES", 0) > 12
+        macros.get("IO") == "IO_DOUBLE" and macros.get("BURST") != "burst_off" and macros.get("MODES", 0) > 12
     )
     return 64 if rare and name == "pmsn_drive" else 0
 
 
 def gate(kernel, architecture, ceiling):
-    found = binaries(kernel, architecture)
+    """Raise unless all kernels in the module of ``kernel`` keep to their registers."""
+    check_usage(kernel, binaries(kernel, architecture), architecture, ceiling)
+
+
+def check_usage(kernel, found, architecture, ceiling):
     assert kernel.name in found
     for name, binary in found.items():
-        where = f"{name} on {architecture}, {kernel.options}"
+        where = f"{name} on {architecture}, {kernel.macros}"
         assert binary.local == 0, where
         assert binary.stack <= allowed_stack(kernel, name), where
         assert binary.registers <= ceiling, f"{binary.registers} registers: {where}"
@@ -67,8 +95,8 @@ def test_published_settings(architecture):
         assert not any(op.startswith(("LDL", "STL")) for op in code)
     gate(pmsn("pmsn_forward"), architecture, 96)
     gate(pmsn("pmsn_gather"), architecture, CEILING)
-    for backward in (0, 1):
-        gate(pmsn("pmsn_chunk", CHUNKED=1, BACKWARD=backward), architecture, CEILING)
+    for file in FILES:
+        gate(pmsn("pmsn_chunk", file=file, CHUNKED=1), architecture, CEILING)
 
 
 @pytest.mark.slow
@@ -76,7 +104,7 @@ def test_published_settings(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_msf_everywhere(architecture, io):
     for name in ("msf_forward", "msf_backward"):
-        for macros in ({}, {"KEEP": "KEEP_CODE"}, {"LEVELS": 300}, WIDEST, {**WIDEST, "RESET": "RESET_HARD"}):
+        for macros in MSF_SETTINGS:
             for vec in (None, 1):
                 wide = "RATE_GRAD" in macros and io in ("HALF", "BFLOAT16")
                 gate(msf(name, io, vec, **macros), architecture, 160 if wide else CEILING)
@@ -86,17 +114,19 @@ def test_msf_everywhere(architecture, io):
 @pytest.mark.parametrize("io", ["FLOAT", "DOUBLE"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_pmsn_everywhere(architecture, io):
-    other = {"LENGTHS": 1, "GRAD_DRIVE": 1, "RESET": "RESET_SERIAL", "BURST": "BURST_SAWTOOTH"}
+    other = {"LENGTHS": 1, "GRAD_DRIVE": 1, "RESET": "reset_serial", "BURST": "burst_sawtooth"}
     for modes in range(17):
         ceiling = HIGH_CEILING if io == "DOUBLE" or modes > 12 else CEILING
         for macros in ({}, other) if modes in (1, 4, 5, 16) else ({},):
             gate(pmsn("pmsn_forward", modes, io, **macros), architecture, ceiling)
             gate(pmsn("pmsn_gather", modes, io, **macros), architecture, HIGH_CEILING if macros else ceiling)
     for modes in (1, 5, 8) if io == "DOUBLE" else (1, 5, 12, 16):
-        for backward in (0, 1):
-            macros = {**other, "CHUNKED": 1, "BACKWARD": backward}
-            gate(pmsn("pmsn_chunk", modes, io, **macros), architecture, HIGH_CEILING)
-    for macros in ({"FIXED": 1, "BURST": "BURST_NEAREST"}, {"RESET": "RESET_CUMULATIVE", "GRAD_DRIVE": 1}):
+        for file in FILES:
+            gate(pmsn("pmsn_chunk", modes, io, file, **other, CHUNKED=1), architecture, HIGH_CEILING)
+    for macros in (
+        {"RESET": "reset_fixed", "BURST": "burst_nearest"},
+        {"RESET": "reset_cumulative", "GRAD_DRIVE": 1},
+    ):
         for modes in (4, 16):
             gate(pmsn("pmsn_forward", modes, io, **macros), architecture, HIGH_CEILING)
             gate(pmsn("pmsn_gather", modes, io, **macros), architecture, HIGH_CEILING)
@@ -133,67 +163,40 @@ def test_msf_has_no_fused_multiply_add(architecture):
 def test_no_charge_is_contracted(charge):
     # A division is one instruction of PTX; its machine code fuses inside and rounds as IEEE asks.
     for name in ("msf_forward", "msf_backward"):
-        ptx = nvrtc.build(msf(name, CHARGE=f"CHARGE_{charge.upper()}", SURROGATE="SURROGATE_ATAN"), "sm_90")[
-            1
-        ]
+        kernel = msf(name, CHARGE=f"charge_{charge}", SURROGATE="surrogate_atan")
+        ptx = nvrtc.build(kernel.text, nvrtc.options("sm_90"))[1]
         assert not re.search(r"\bfma\.", ptx)
         assert not re.search(r"div\.(approx|full)", ptx)
 
 
-@dataclass(frozen=True)
-class Contracted(Kernel):
-    """Without --fmad=false."""
-
-    @property
-    def options(self):
-        return tuple(option for option in super().options if option != "--fmad=false")
-
-
-@dataclass(frozen=True)
-class Squeezed(Kernel):
-    """With twelve blocks to a multiprocessor: 40 registers a thread."""
-
-    @property
-    def source(self):
-        return super().source.replace("__launch_bounds__(THREADS, 1)", "__launch_bounds__(THREADS, 12)")
-
-
-def test_the_gates_can_close():
+def test_the_gate_for_contraction_can_close():
     kernel = msf("msf_forward")
-    contracted = Contracted(kernel.file, kernel.name, kernel.macros)
-    assert re.search(r"\bfma\.", nvrtc.build(contracted, "sm_90")[1])
-    assert any(op.startswith("FFMA") for op in binaries(contracted, "sm_90")[kernel.name].opcodes)
+    options = tuple(option for option in nvrtc.options("sm_90") if option != "--fmad=false")
+    module, ptx = nvrtc.build(kernel.text, options)
+    assert re.search(r"\bfma\.", ptx)
+    assert any(op.startswith("FFMA") for op in nvrtc.usage(module)[kernel.name].opcodes)
+
+
+def test_the_gate_for_spills_can_close():
     kernel = pmsn("pmsn_forward", 16)
+    bounds = "__launch_bounds__(THREADS, 1)"
+    assert bounds in kernel.text
+    # Twelve blocks to a multiprocessor leave 40 registers a thread.
+    squeezed = kernel.text.replace(bounds, "__launch_bounds__(THREADS, 12)")
+    found = nvrtc.usage(nvrtc.build(squeezed, nvrtc.options("sm_90"))[0])
     with pytest.raises(AssertionError):
-        gate(Squeezed(kernel.file, kernel.name, kernel.macros), "sm_90", 255)
+        check_usage(kernel, found, "sm_90", HIGH_CEILING)
 
 
-def test_the_options_are_those_of_cupy():
-    pytest.importorskip("cupy", reason="CuPy is not installed")
-    from cupy._core import core
-    from cupy.cuda import compiler
-
-    kernel, seen = msf("msf_forward"), {}
-
-    class Program:
-        def __init__(self, source, *args, **kwargs):
-            seen["source"] = source
-
-        def compile(self, options, log_stream=None):
-            seen["options"] = options
-            raise KeyboardInterrupt
-
-    patch = pytest.MonkeyPatch()
-    with patch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(compiler, "_NVRTCProgram", Program)
-        m.setattr(compiler, "_preprocess", lambda *args: "")
-        m.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
-        m.setenv("CUPY_CACHE_IN_MEMORY", "1")
-        assembled = core.assemble_cupy_compiler_options(kernel.options)
-        compiler._compile_module_with_cache(kernel.source, assembled, arch="90")
-    theirs = [option for option in seen["options"] if not option.startswith("-I")]
-    ours = [option for option in nvrtc.options(kernel, "sm_90") if not option.startswith("-I")]
-    assert sorted(theirs) == sorted(ours)
-    # Of several -ftz the last counts.
-    assert theirs.index("-ftz=true") > theirs.index("--fmad=false")
-    assert seen["source"] == kernel.source
+def test_the_gates_compile_what_the_backend_launches(shim):
+    p, q = msf_problem(MSFCase()), pmsn_problem(PMSNCase())
+    msf_backward("cupy", MSFCase(), p, msf_forward("cupy", MSFCase(), p)[1])
+    pmsn_backward("cupy", PMSNCase(), q, pmsn_forward("cupy", PMSNCase(), q)[1])
+    for one in shim.launches:
+        gated = (msf if "msf" in one.kernel.name else pmsn)(one.kernel.name)
+        names = {name for name, _ in one.kernel.macros}
+        assert gated.file == one.kernel.file
+        # A macro that is missing would count as 0; those of backward stand in both.
+        assert names <= {name for name, _ in gated.macros}
+        if "backward" in gated.file:
+            assert names == {name for name, _ in gated.macros}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from helpers import poisoned_empty
-from msf_pmsn_plugins.backends import cupy_backend
-from shim import ShimDevice, launch, library, memory
+from msf_pmsn_plugins.backends.cupy import geometry, launch
+from shim import ShimDevice, library, memory, run_kernel
 from shim.cases import MSFCase, PMSNCase, check_msf, check_pmsn, cut_time
 from shim.replay import replay, summary, tensors
 
@@ -35,8 +35,8 @@ CASES = {
 def record(case, monkeypatch) -> list:
     """The launches of a checked case: forward and backward."""
     device = ShimDevice()
-    monkeypatch.setattr(cupy_backend, "device", device)
-    monkeypatch.setattr(cupy_backend, "FULL", 512)  # blocks of pmsn_gather take several values of l
+    monkeypatch.setattr(launch, "device", device)
+    monkeypatch.setattr(geometry, "FULL", 512)  # blocks of pmsn_gather take several values of l
     if case is CASES["pmsn-chunks"]:
         cut_time(monkeypatch, device)
     with poisoned_empty():
@@ -73,8 +73,8 @@ def test_nothing_to_report(name, sanitizer, monkeypatch):
 def rerun(one) -> None:
     """Run a launch in this process once more, from the memory it found."""
     restore(one)
-    handle = library(one.kernel.source, one.kernel.options)
-    launch(handle, one.kernel.name, one.blocks, one.threads, one.args)
+    handle = library(one.kernel.text)
+    run_kernel(handle, one.kernel.name, one.blocks, one.threads, one.args)
 
 
 def restore(one) -> None:
@@ -114,11 +114,11 @@ MISTAKES = {
 def test_a_mistake_is_reported(name, monkeypatch):
     case, expected, right, wrong = MISTAKES[name]
     sanitizer = "thread" if expected == RACE else "address"
-    launches = [one for one in of_interest(record(CASES[case], monkeypatch)) if right in one.kernel.source]
+    launches = [one for one in of_interest(record(CASES[case], monkeypatch)) if right in one.kernel.text]
     assert launches
     found = set()
     for one in launches:
-        found.add(summary(replay(one, sanitizer, one.kernel.source.replace(right, wrong))[0]))
+        found.add(summary(replay(one, sanitizer, one.kernel.text.replace(right, wrong))[0]))
     assert any(expected in report for report in found), found
 
 
@@ -130,18 +130,18 @@ def test_no_block_touches_what_another_writes(name, monkeypatch):
         assert written_apart(one), one.kernel
 
 
-def written_apart(one, source: str | None = None) -> bool:
+def written_apart(one, text: str | None = None) -> bool:
     """Whether each block alone writes what it writes in the whole launch, and no byte that another writes."""
-    handle = library(source or one.kernel.source, one.kernel.options)
+    handle = library(text or one.kernel.text)
     owned = [np.frombuffer(memory(arg), np.uint8) for arg in one.args if isinstance(arg, Tensor)]
     restore(one)
     before = [part.copy() for part in owned]
-    launch(handle, one.kernel.name, one.blocks, one.threads, one.args)
+    run_kernel(handle, one.kernel.name, one.blocks, one.threads, one.args)
     whole = [part.copy() for part in owned]
     writers = [np.zeros(len(part), np.int64) for part in owned]
     for block in range(one.blocks):
         restore(one)
-        launch(handle, one.kernel.name, one.blocks, one.threads, one.args, only=block)
+        run_kernel(handle, one.kernel.name, one.blocks, one.threads, one.args, only=block)
         for count, now, was, end in zip(writers, owned, before, whole, strict=True):
             changed = now != was
             if not np.array_equal(now[changed], end[changed]):
@@ -156,5 +156,5 @@ def written_apart(one, source: str | None = None) -> bool:
 def test_blocks_that_share_a_place_are_seen(monkeypatch):
     one = next(one for one in record(CASES["pmsn-groups"], monkeypatch) if one.kernel.name == "pmsn_gather")
     right = "((row * GROUPS + group) * SUMS + n)"
-    assert right in one.kernel.source
-    assert not written_apart(one, one.kernel.source.replace(right, "(row * GROUPS * SUMS + n)"))
+    assert right in one.kernel.text
+    assert not written_apart(one, one.kernel.text.replace(right, "(row * GROUPS * SUMS + n)"))

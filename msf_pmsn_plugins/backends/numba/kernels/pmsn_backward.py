@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .calls import PMSNBackward, PMSNBackwardTensors
 from .kernel import kernel
-from .lanes import nbytes, once, part, pasted, rounded, width, zeros
+from .lanes import formula, nbytes, once, part, pasted, rounded, where, width, zeros
 from .memory import add_to, load, load_complex, load_part, store, store_part, will_read, will_write
 from .modes import (
     BACKWARD_ROWS,
@@ -138,6 +138,12 @@ def _walk_forward(call, nil, unit, at, span, folded, sweep, sweeps):
             _flush(nil, call.modes, call.tile, at, span.size, folded)
 
 
+@formula
+def where_zero(x, share):
+    """``share`` where ``x`` is 0, else 0."""
+    return where(x.equals(0.0), share, 0.0)
+
+
 @part
 def _flush(nil, modes, tile, at, size, folded):
     """Add the sums of some steps to those in double and start them anew; the other of a pair gets the conjugate."""
@@ -146,11 +152,16 @@ def _flush(nil, modes, tile, at, size, folded):
         base = at.states + j // wide * modes * BACKWARD_ROWS * wide * nbytes(nil)
         for m in range(modes):
             source = computed(m, modes, folded)
+            # p overflows after an input that is finite but absurd: what such a lane met is no gradient
+            met = nil
+            for i in range(2):
+                p = load(nil, base, (source * BACKWARD_ROWS + P + i) * wide)
+                met = met + (p - p)
             for i in range(4):
                 share = load(nil, base, (source * BACKWARD_ROWS + GZ + i) * wide)
                 if source != m and i % 2 == 1:
                     share = -share
-                add_to(at.totals, (6 * m + i) * tile + j, share)
+                add_to(at.totals, (6 * m + i) * tile + j, where_zero(met, share))
         for m in range(modes):
             for i in range(GZ, BACKWARD_ROWS):
                 store(base, (m * BACKWARD_ROWS + i) * wide, nil)
@@ -209,6 +220,7 @@ def _turn(nil, call, at, start, size, folded):
                 pi = load(nil, base, (source * rows + P + 1) * wide)
                 if source != m:
                     pi = -pi
+                pr, pi = where_zero(pr - pr, pr), where_zero(pi - pi, pi)
                 add_product(at.totals, (6 * m + 4) * tile + j, (6 * m + 5) * tile + j, re, im, pr, pi)
             # p of this mode may still be read for the other of its pair
             store(base, (m * rows + GZ) * wide, re)

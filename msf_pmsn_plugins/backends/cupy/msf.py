@@ -1,0 +1,249 @@
+"""MSF on CUDA: which kernel, with which macros and geometry, on which memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...charges import CHARGES
+from ...settings import MSFSettings
+from ...tensors import MSFGrads, MSFParameters, Slopes
+from . import launch
+from .arguments import (
+    ELEMENTS,
+    SLOPES,
+    Steps,
+    as_laid_out,
+    check,
+    element,
+    empty,
+    packed,
+    parts,
+    plain,
+    real,
+    state_dtype,
+    steps_of,
+)
+from .compile import Kernel, Macros, variant, words
+
+__all__ = ["KNOWS", "msf_backward", "msf_forward"]
+
+KNOWS = frozenset(
+    [
+        *words("charges.cuh", "charge"),
+        *words("msf.cuh", "reset"),
+        *words("surrogate.cuh", "surrogate"),
+        *("delayed reset", "tensor of rates", "tensor of thresholds", "tensor of resets"),
+    ]
+)
+THREADS = 256  # in a block
+LEVELS_BY_VALUE = 256  # thresholds that fit a kernel's parameters; more lie in memory
+WIDE = 16  # bytes of the widest access
+KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE"}
+NUMBERS = ("RATE", "THRESHOLD", "RESET")  # the fields of MSFParameters as macros name them
+HALF = (torch.float16, torch.bfloat16)
+
+
+def msf_forward(
+    x_seq: Tensor, v: Tensor, parameters: MSFParameters, lengths: Tensor | None, settings: MSFSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, what ``settings.keep`` names and the final state.
+
+    Half-precision ``x_seq`` with a float32 ``v`` gives half-precision counts; membranes stay float32.
+    """
+    check(x_seq, state_dtype(x_seq.dtype), v=v, lengths=lengths, **parameters._asdict())
+    keep = settings.keep
+    s_seq = empty(x_seq.shape, x_seq)
+    kept = empty(0 if keep == "none" else x_seq.shape, x_seq, torch.uint8 if keep == "code" else v.dtype)
+    v_last = v.clone(memory_format=torch.contiguous_format)
+    if x_seq.numel():
+        x, v0, lengths = steps_of(x_seq, x_seq.dtype), plain(v), plain(lengths)
+        numbers = _numbers(parameters, settings, v0)
+        tensors = [x.seq, v0, lengths, *(n.tensor for n in numbers), s_seq, kept, v_last]
+        vec = _lanes_per_thread(v0.numel(), s_seq, [x.distance], [x.seq, v0, s_seq, kept, v_last])
+        macros = _macros(x_seq.dtype, vec, settings, parameters, lengths)
+        counts = [len(x_seq), v0.numel(), _sample(v0), x.distance, *(np.int32(n.step) for n in numbers)]
+        constants = [*_constants(numbers, settings), settings.width]
+        args = [*tensors, *counts, *constants, _thresholds(settings.thresholds, v0)]
+        _launch(Kernel("msf_forward.cu", "msf_forward", macros), v0, args)
+    return (
+        as_laid_out(s_seq, x_seq),
+        kept if keep == "none" else as_laid_out(kept, x_seq),
+        as_laid_out(v_last, v),
+    )
+
+
+def msf_backward(
+    grads: MSFGrads,
+    x_seq: Tensor,
+    kept: Tensor,
+    v0: Tensor,
+    parameters: MSFParameters,
+    lengths: Tensor | None,
+    slopes: Slopes | None,
+    settings: MSFSettings,
+) -> tuple[Tensor, Tensor, MSFParameters]:
+    """Gradients to ``x_seq``, ``v0`` and the parameters (None where there is no tensor).
+
+    ``x_seq`` is read for a learned rate only; otherwise the gradient takes the dtype of ``v0``, or of a ``x_seq`` in
+    half precision.
+    """
+    check(v0, v0.dtype, gm_seq=grads.m, gv=grads.v, lengths=lengths, **parameters._asdict())
+    check(v0, gs_seq=grads.s, x_seq=x_seq, kept=kept)
+    if parameters.rate is not None and CHARGES[settings.charge].rate_grad is None:
+        raise ValueError(f"charge {settings.charge!r} has no gradient to its rate: pass a number")
+    io_dtype = x_seq.dtype if x_seq.dtype in HALF else v0.dtype
+    gx_seq, gv0 = empty(kept.shape, kept, io_dtype), empty(v0.shape, v0)
+    sums = [empty(0 if p is None else v0.shape, v0) for p in parameters]
+    if kept.numel() == 0:
+        gv0 = torch.zeros_like(gv0) if grads.v is None else gv0.copy_(grads.v)
+        zeros = MSFParameters(*(None if p is None else torch.zeros_like(p) for p in parameters))
+        return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), zeros
+    v, held = plain(v0), plain(kept)
+    walked = _walked(grads, x_seq, parameters, slopes, v, io_dtype)
+    gv, lengths, numbers = plain(grads.v), plain(lengths), _numbers(parameters, settings, v)
+    given = [*(steps.seq for steps in walked[:2]), gv, *(steps.seq for steps in walked[2:]), held, v]
+    distances = [steps.distance for steps in walked]
+    out = [gx_seq, gv0, *sums]
+    vec = _lanes_per_thread(v.numel(), gx_seq, distances, [*given, *out])
+    macros = (
+        *_macros(io_dtype, vec, settings, parameters, lengths),
+        ("SURROGATE", variant("surrogate.cuh", "surrogate", settings.surrogate or "rectangular")),
+        ("SLOPES", int(slopes is not None)),
+        ("DETACH", int(settings.detach_reset)),
+        *((f"{name}_GRAD", int(p is not None)) for name, p in zip(NUMBERS, parameters, strict=True)),
+        ("GRAD_MEMBRANE", int(grads.m is not None)),
+    )
+    counts = [len(kept), v.numel(), _sample(v), *distances, *(np.int32(n.step) for n in numbers)]
+    p_and_q = SLOPES[settings.surrogate or "rectangular"](settings.width)
+    constants = [*_constants(numbers, settings), *p_and_q, _thresholds(settings.thresholds, v)]
+    tensors = [*given, lengths, *(n.tensor for n in numbers), *out]
+    _launch(Kernel("msf_backward.cu", "msf_backward", macros), v, [*tensors, *counts, *constants])
+    of_parameters = MSFParameters(*map(_of_lanes, sums, parameters))
+    return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), of_parameters
+
+
+def _walked(
+    grads: MSFGrads,
+    x_seq: Tensor,
+    parameters: MSFParameters,
+    slopes: Slopes | None,
+    v: Tensor,
+    io_dtype: torch.dtype,
+) -> list[Steps]:
+    """The sequences that backward reads at any distance: gradients of counts and membranes, x, slopes."""
+    # A missing gradient is one step of zeros, read again and again.
+    gs_seq = v.new_zeros(v.shape).expand(x_seq.shape) if grads.s is None else grads.s
+    total = first = None
+    if slopes is not None:
+        total, first = slopes.total, slopes.total if slopes.first is None else slopes.first
+    return [
+        steps_of(gs_seq, io_dtype),
+        steps_of(grads.m, v.dtype),
+        steps_of(None if parameters.rate is None else x_seq, io_dtype),
+        steps_of(total, v.dtype),
+        steps_of(first, v.dtype),
+    ]
+
+
+def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
+    """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
+    if parameter is None:
+        return None
+    return as_laid_out(torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape), parameter)
+
+
+def _launch(kernel: Kernel, v: Tensor, args: Sequence[Any]) -> None:
+    """One thread for each ``VEC`` lanes of ``v``."""
+    blocks = parts(v.numel(), int(dict(kernel.macros)["VEC"]) * THREADS)
+    launch.device.launch(kernel, v, blocks, (THREADS, 1), packed(args, v.dtype))
+
+
+def _macros(
+    io_dtype: torch.dtype, vec: int, settings: MSFSettings, parameters: MSFParameters, lengths: Tensor | None
+) -> Macros:
+    """The macros of both directions."""
+    return (
+        ("IO", element(io_dtype, *ELEMENTS)),
+        ("VEC", vec),
+        ("CHARGE", variant("charges.cuh", "charge", settings.charge)),
+        ("RESET", variant("msf.cuh", "reset", settings.reset_mode)),
+        ("DELAY", int(settings.reset_delay)),
+        ("LEVELS", len(settings.thresholds)),
+        ("BY_VALUE", int(len(settings.thresholds) <= LEVELS_BY_VALUE)),
+        ("THRESHOLD_TENSOR", int(parameters.threshold is not None)),
+        ("KEEP", KEEPS[settings.keep]),
+        ("LENGTHS", int(lengths is not None)),
+        ("THREADS", THREADS),
+    )
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number of the neuron: one for each lane (step 1) or for all (step 0), or the constant."""
+
+    tensor: Tensor | None
+    step: int
+    constant: float
+
+
+def _numbers(parameters: MSFParameters, settings: MSFSettings, v: Tensor) -> list[_Number]:
+    """The rate of the charge, the first threshold where it is a tensor, and the amount of a soft reset."""
+    # The products take their one factor (charges.cuh), in double.
+    factors = {"lif_product": lambda tau: 1.0 - 1.0 / tau, "plif_product": lambda q: 1.0 - q}
+    rate = factors.get(settings.charge, float)(settings.rate)
+    return [
+        _number(parameters.rate, rate, v),
+        _number(parameters.threshold, 0.0, v),
+        _number(parameters.reset, settings.reset_amount, v),
+    ]
+
+
+def _number(tensor: Tensor | None, constant: float, v: Tensor) -> _Number:
+    if tensor is None:
+        return _Number(None, 0, constant)
+    if tensor.numel() == 1:
+        return _Number(plain(tensor.to(v.dtype).reshape(())), 0, 0.0)
+    return _Number(plain(tensor.to(v.dtype).expand(v.shape)), 1, 0.0)
+
+
+def _constants(numbers: Sequence[_Number], settings: MSFSettings) -> list[float]:
+    rate, _, amount = numbers
+    return [rate.constant, amount.constant, settings.input_scale, settings.v_reset]
+
+
+def _lanes_per_thread(
+    lanes: int, wide: Tensor, steps: Iterable[int], tensors: Iterable[Tensor | None]
+) -> int:
+    """As many lanes as 16 bytes of ``wide`` hold, if every row of every tensor starts at such a place; else 1.
+
+    Rows of N elements start there from the second step on only if N is a multiple.
+    """
+    count = WIDE // wide.element_size()
+    aligned = all(t is None or t.data_ptr() % min(WIDE, count * t.element_size()) == 0 for t in tensors)
+    return count if aligned and all(n % count == 0 for n in (lanes, *steps)) else 1
+
+
+def _thresholds(thresholds: Sequence[float], v: Tensor) -> Any:
+    """The struct ``Thresholds`` of msf.cuh: the numbers, or the address of many."""
+    if len(thresholds) > LEVELS_BY_VALUE:
+        return np.int64(_table(tuple(thresholds), v.dtype, v.device).data_ptr())
+    # A single record is what CuPy passes by value.
+    return np.array((list(thresholds),), dtype=[("at", real(v.dtype), (len(thresholds),))])
+
+
+@cache
+def _table(thresholds: tuple[float, ...], dtype: torch.dtype, where: torch.device) -> Tensor:
+    """Kept for good: a captured graph may hold its address."""
+    return torch.tensor(thresholds, dtype=dtype, device=where)
+
+
+def _sample(v: Tensor) -> int:
+    """Lanes of one sample of the batch."""
+    return v.numel() // max(1, v.shape[0]) if v.dim() else 1

@@ -1,0 +1,162 @@
+"""What is installed, what of it runs, and a short self-test: ``python -m msf_pmsn_plugins doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__, backends, swap
+from .neurons import MSF, PMSN
+
+PACKAGES = (
+    "torch",
+    "spikingjelly",
+    "snntorch",
+    "numba",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "timm",
+    "nir",
+    "nirtorch",
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report, as text or with ``args.json`` as JSON; returns 1 if a test failed."""
+    report: dict[str, Any] = {"versions": _versions(), "backends": _backends(), "tests": []}
+    if not args.json:
+        _print("versions", report["versions"])
+        _print("backends", report["backends"])
+        print("self-test")
+    for name, test in TESTS.items():
+        start = time.perf_counter()
+        try:
+            found = test()
+        except Exception as error:
+            found = f"FAILED: {type(error).__name__}: {error}"
+        row = {"name": name, "result": found, "seconds": round(time.perf_counter() - start, 2)}
+        report["tests"].append(row)
+        if not args.json:
+            print(f"  {name}: {found} ({row['seconds']} s)", flush=True)
+    failed = [row for row in report["tests"] if row["result"].startswith("FAILED")]
+    if args.json:
+        print(json.dumps({**report, "ok": not failed}, indent=2))
+    else:
+        print("all is well" if not failed else f"{len(failed)} of {len(report['tests'])} failed")
+    return 1 if failed else 0
+
+
+def _print(title: str, entries: dict[str, str]) -> None:
+    print(title)
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        print(f"  {name.ljust(width)}  {text}")
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "msf-pmsn-plugins": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+    return {**found, "CUDA of torch": torch.version.cuda or "none: a build for the CPU", "GPU": gpu}
+
+
+def _backends() -> dict[str, str]:
+    """Every backend and why it cannot run, or on what it does."""
+    found = {}
+    for name in backends.BACKENDS:
+        device = backends.BACKENDS[name].device
+        if device == "cuda" and not torch.cuda.is_available():
+            found[name] = "missing: torch sees no CUDA device"
+            continue
+        try:
+            backends.resolve(name, torch.empty(0, device=device or "cpu"), "msf", ())
+        except Exception as error:
+            found[name] = f"missing: {error}"
+        else:
+            found[name] = f"runs on {device or 'any device'}"
+    return found
+
+
+def _cases() -> Iterator[tuple[str, Any, torch.Tensor]]:
+    for name, text in _backends().items():
+        if text.startswith("runs"):
+            device = "cuda" if name == "cupy" else "cpu"
+            x = (torch.randint(-64, 65, (8, 2, 6), generator=torch.Generator().manual_seed(0)) / 16).to(
+                device
+            )
+            torch.manual_seed(0)
+            for neuron in (MSF(D=4, backend=name), PMSN(6, compartments=3, backend=name)):
+                yield name, neuron.to(device), x
+
+
+def _test_backends() -> str:
+    """Every backend against a loop of steps, spikes and gradients."""
+    checked = []
+    for name, neuron, x in _cases():
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        state, steps = neuron.initial_state(x[0]), []
+        for step in inputs[0]:
+            s, state, _ = neuron.step(step, state)
+            steps.append(s)
+        outputs = [torch.stack(steps), neuron(inputs[1])[0]]
+        for y in outputs:
+            (y * torch.arange(1.0, 7.0, device=x.device)).sum().backward()
+        if not torch.equal(*outputs):
+            raise AssertionError(f"{name}: {type(neuron).__name__} emits other spikes than its steps")
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
+        checked.append(name)
+    return f"ok: MSF and PMSN on {', '.join(dict.fromkeys(checked))} equal a loop of their steps"
+
+
+def _test_spikingjelly() -> str:
+    """A swap at D = 1 changes no bit."""
+    try:
+        from spikingjelly.activation_based import layer, neuron
+    except ImportError as error:
+        return f"skipped: {error}"
+    torch.manual_seed(0)
+    net = nn.Sequential(layer.Linear(6, 8, step_mode="m"), neuron.LIFNode(step_mode="m", detach_reset=True))
+    return _same_after_swap(net, torch.randn(5, 3, 6) * 4)
+
+
+def _test_snntorch() -> str:
+    try:
+        import snntorch
+    except ImportError as error:
+        return f"skipped: {error}"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), snntorch.Leaky(beta=0.5, init_hidden=True, reset_mechanism="zero"))
+    return _same_after_swap(net, torch.randn(3, 6) * 4)
+
+
+def _same_after_swap(net: nn.Module, x: torch.Tensor) -> str:
+    with torch.no_grad():
+        before = net(x)
+        swap.msf(net, x, D=1)
+        after = net(x)
+    if not torch.equal(before, after):
+        raise AssertionError("MSF with D = 1 in place of the stock neuron emits other spikes")
+    return "ok: a swap at D = 1 leaves every spike as it was"
+
+
+TESTS: dict[str, Callable[[], str]] = {
+    "backends": _test_backends,
+    "SpikingJelly": _test_spikingjelly,
+    "snnTorch": _test_snntorch,
+}

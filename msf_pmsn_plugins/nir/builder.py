@@ -1,0 +1,160 @@
+"""Nodes of NIR to modules of torch: what both frameworks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..neurons import MSF, PMSN, Neuron, ParallelIF
+from ..neurons.pmsn import BURSTS, PARAMETERS
+from ..surrogate import Surrogate
+from . import nodes
+from .libraries import nir
+from .numbers import channel_dims, filled, pair, uniform, wide_type
+
+
+class Builder:
+    """Nodes of NIR to modules of torch."""
+
+    layers: Any
+    leading = 1
+    delays = False  # whether the framework resets at the next step
+
+    def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
+        self.dt = dt
+        self.dtype = dtype
+        self.options = options
+
+    def table(self) -> dict[Any, Callable[[Any], nn.Module]]:
+        return {
+            nir.Input: lambda node: nn.Identity(),
+            nir.Output: lambda node: nn.Identity(),
+            nir.Linear: self.linear,
+            nir.Affine: self.linear,
+            nir.Conv1d: self.conv,
+            nir.Conv2d: self.conv,
+            nir.AvgPool2d: self.pool,
+            nir.Flatten: self.flatten,
+            nir.LIF: self.lif,
+            nir.IF: self.lif,
+            nodes.MSF: self.msf,
+            nodes.PMSN: self.pmsn,
+            nodes.ParallelIF: self.parallel_if,
+        }
+
+    def finish(self, net: nn.Module) -> None:
+        """Settings of the whole network."""
+
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        """The framework's node around a neuron; ``node`` is None where one of NIR's own stood."""
+        raise NotImplementedError
+
+    def linear(self, node: Any) -> nn.Module:
+        bias = getattr(node, "bias", None)
+        module = self.layers.Linear(*reversed(node.weight.shape), bias=bias is not None)
+        return filled(module, weight=node.weight, bias=bias)
+
+    def conv(self, node: Any) -> nn.Module:
+        weight, groups = node.weight, int(node.groups)
+        kind = self.layers.Conv1d if weight.ndim == 3 else self.layers.Conv2d
+        module = kind(
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            stride=pair(node.stride),
+            padding=pair(node.padding),
+            dilation=pair(node.dilation),
+            groups=groups,
+        )
+        return filled(module, weight=weight, bias=node.bias)
+
+    def pool(self, node: Any) -> nn.Module:
+        return self.layers.AvgPool2d(pair(node.kernel_size), pair(node.stride), pair(node.padding))
+
+    def flatten(self, node: Any) -> nn.Module:
+        dims = (int(d) for d in (node.start_dim, node.end_dim))
+        return self.layers.Flatten(*(d + self.leading if d >= 0 else d for d in dims))
+
+    def lif(self, node: Any) -> nn.Module:
+        wide = wide_type(self.dtype)
+        theta, v_reset = uniform("v_threshold", node.v_threshold), uniform("v_reset", node.v_reset)
+        r = uniform("r", node.r)
+        if hasattr(node, "tau"):
+            tau, leak = uniform("tau", node.tau), uniform("v_leak", node.v_leak)
+            if leak != v_reset:
+                raise ValueError(
+                    f"MSF leaks to where it resets, this node leaks to {leak:g} and resets to {v_reset:g}"
+                )
+            if not tau >= self.dt:
+                raise ValueError(
+                    f"tau={tau:g} s is shorter than the time step dt={self.dt:g} s: no decay in [0, 1]"
+                )
+            decay, scale = 1.0 - self.dt / tau, r * self.dt / tau
+        else:
+            decay, scale = 1.0, r * self.dt
+        scale = 1.0 if wide(scale) == 1 or abs(scale - 1) <= 4 * np.finfo(np.float64).eps else scale
+        above = float(np.nextafter(wide(theta), wide(np.inf)))
+        held = MSF(D=1, decay=decay, input_scale=scale, v_threshold=above, v_reset=v_reset)
+        held.reset_delay = self.delays
+        return self.wrap(held, None)
+
+    def msf(self, node: Any) -> nn.Module:
+        rate, learned = float(node.rate[0]), torch.tensor(node.rate if node.learned == 2 else node.rate[0])
+        decays, plif = node.charge == "decay", "plif" in node.charge
+        spaced, detached = float(node.threshold_step), bool(node.detach_reset)
+        held = MSF(
+            D=len(node.thresholds),
+            decay=learned.sigmoid() if node.learned else rate if decays else 0.0,
+            learn_decay=bool(node.learned),
+            input_scale=float(node.input_scale),
+            v_threshold=float(node.thresholds[0]),
+            threshold_step=spaced or 1.0,
+            thresholds=None if spaced else [float(theta) for theta in node.thresholds],
+            v_reset=float(node.v_reset),
+            reset_mode="soft" if node.reset == "subtract" else node.reset,
+            reset_delay=self.delays and detached and bool(node.reset_delay),
+            detach_reset=detached,
+            surrogate=trained_with(node),
+            charge=(node.train_charge, node.charge),
+            tau=rate if "lif" in node.charge and not plif else None,
+            w=torch.tensor(node.rate[0]) if plif else None,
+            channel_dim=channel_dims(node.channel_dim),
+        )
+        if node.learned:  # to the bit
+            held.decay_logit = nn.Parameter(learned)
+        return self.wrap(held, node)
+
+    def pmsn(self, node: Any) -> nn.Module:
+        channels, modes = node.A_imag.shape
+        bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
+        held = PMSN(
+            channels=channels,
+            compartments=modes * (2 if node.tied else 1) + 1,
+            channel_dim=channel_dims(node.channel_dim),
+            v_threshold=float(node.v_threshold),
+            surrogate=trained_with(node),
+            init=node.init,
+            reset_mode=node.reset_mode,
+            burst=bursts[node.burst],
+            coeff=float(node.coeff),
+            residual=node.residual,
+            tied=bool(node.tied),
+            context=node.context,
+            dt_scale=float(node.dt_scale),
+        )
+        filled(held, **{name: getattr(node, name) for name in PARAMETERS})
+        return self.wrap(held, node)
+
+    def parallel_if(self, node: Any) -> nn.Module:
+        bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
+        held = ParallelIF(float(node.v_threshold), trained_with(node), bursts[node.burst])
+        return self.wrap(held, node)
+
+
+def trained_with(node: Any) -> Surrogate | None:
+    """The surrogate of a node; None is the neuron's default."""
+    return None if node.surrogate == "default" else Surrogate(node.surrogate, float(node.width))

@@ -1,0 +1,331 @@
+"""Modules of torch to nodes of NIR."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import __version__, neurons
+from ..neurons.pmsn import BURSTS, PARAMETERS
+from ..surrogate import Soft, Surrogate
+from . import nodes
+from .graph import (
+    HOSTS,
+    Shapes,
+    held_neuron,
+    is_leaky,
+    is_neuron,
+    layer_of,
+    returns_tuple,
+    takes_sequences,
+    trace,
+)
+from .libraries import nir, nirtorch
+from .numbers import array_of, numbers, time_constant, torch_type, wide_type
+
+OWN = {
+    f"msf_pmsn_plugins.{part}"
+    for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")
+}
+
+
+def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = False, dt: float = 1e-4) -> Any:
+    """See :func:`msf_pmsn_plugins.nir.export_to_nir`."""
+    if not (math.isfinite(dt) and dt > 0):
+        raise ValueError(f"dt must be positive and finite, got {dt!r}")
+    if is_neuron(net) or layer_of(net) is not None:
+        net = nn.Sequential(net)
+    traced = trace(net)
+    called = {
+        str(call.target): net.get_submodule(str(call.target))
+        for call in traced.graph.nodes
+        if call.op == "call_module"
+    }
+    found = [module for module in called.values() if is_neuron(module)]
+    leading = {2 if takes_sequences(module) else 1 for module in found} or {1}
+    if len(leading) > 1:
+        raise ValueError(
+            "some neurons take steps and some sequences: set all of them to one (step_mode, sequence)"
+        )
+    shapes = Shapes(traced)
+    with torch.no_grad():
+        others = sum(node.op == "placeholder" for node in traced.graph.nodes) - 1
+        shapes.run(example_input, *[None] * others)  # these are states, which are not looked at
+    exporter = Exporter(leading.pop(), example_input.dtype, standard, dt)
+    made = {
+        id(module): exporter.node(path, module, shapes.inputs[path], shapes.outputs[path])
+        for path, module in called.items()
+    }
+    try:
+        graph = nirtorch.torch_to_nir(
+            traced,
+            {type(module): lambda module: made[id(module)] for module in called.values()},
+            default_dict={},
+            stateful_modules={type(module) for module in found if returns_tuple(module)},
+        )
+    except ValueError as error:
+        raise ValueError(f"nirtorch cannot make a graph of this network: {error}") from error
+    graph.metadata = {"written_by": f"msf-pmsn-plugins {__version__}"}
+    return graph
+
+
+class Exporter:
+    """Modules of torch to nodes of NIR."""
+
+    def __init__(self, leading: int, dtype: torch.dtype, standard: bool, dt: float) -> None:
+        self.leading = leading  # axes before the shape of one step: the batch, and time in a sequence
+        self.dtype = dtype
+        self.standard = standard
+        self.dt = dt
+
+    def node(self, path: str, module: nn.Module, before: torch.Size, after: torch.Size) -> Any:
+        """The node for ``module``, whose input has the shape ``before`` and whose output ``after``."""
+        try:
+            shape = tuple(before[self.leading :])
+            held = held_neuron(module)
+            if held is not None:
+                return self._neuron(module, held, shape)
+            if is_leaky(module):
+                return self._leaky(module, shape)
+            kind = layer_of(module)
+            assert kind is not None
+            node = getattr(self, f"_{kind.__name__.lower()}")(module, shape)
+        except ValueError as error:
+            raise ValueError(f"{path!r} ({type(module).__name__}): {error}") from error
+        # NIR takes kernels for square ones, and knows no shape behind a pooling.
+        node.input_type = {"input": numbers(shape)}
+        node.output_type = {"output": numbers(after[self.leading :])}
+        return node
+
+    # Layers.
+
+    def _linear(self, module: Any, shape: tuple[int, ...]) -> Any:
+        if len(shape) != 1:
+            raise ValueError(
+                f"NIR's linear layers take vectors, one step of this input is {shape}: flatten it"
+            )
+        weight = array_of(module.weight)
+        return nir.Linear(weight) if module.bias is None else nir.Affine(weight, array_of(module.bias))
+
+    def _conv(self, module: Any) -> dict[str, Any]:
+        if module.padding_mode != "zeros":
+            raise ValueError(f"NIR pads with zeros, this layer has padding_mode={module.padding_mode!r}")
+        weight = array_of(module.weight)
+        bias = np.zeros(len(weight), weight.dtype) if module.bias is None else array_of(module.bias)
+        return {"weight": weight, "bias": bias, "groups": module.groups}
+
+    def _conv1d(self, module: Any, shape: tuple[int, ...]) -> Any:
+        padding = module.padding if isinstance(module.padding, str) else module.padding[0]
+        own = {"stride": module.stride[0], "padding": padding, "dilation": module.dilation[0]}
+        return nir.Conv1d(input_shape=shape[-1], **own, **self._conv(module))
+
+    def _conv2d(self, module: Any, shape: tuple[int, ...]) -> Any:
+        own = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        return nir.Conv2d(input_shape=shape[-2:], **own, **self._conv(module))
+
+    def _avgpool2d(self, module: Any, shape: tuple[int, ...]) -> Any:
+        padded = any(np.atleast_1d(module.padding))
+        if (
+            module.ceil_mode
+            or module.divisor_override is not None
+            or (padded and not module.count_include_pad)
+        ):
+            raise ValueError("NIR has no ceil_mode, divisor_override or count_include_pad=False")
+        pairs = {
+            name: np.broadcast_to(getattr(module, name), 2).copy()
+            for name in ("kernel_size", "stride", "padding")
+        }
+        return nir.AvgPool2d(**pairs)
+
+    def _flatten(self, module: Any, shape: tuple[int, ...]) -> Any:
+        axes = 1 if hasattr(module, "step_mode") else self.leading  # SpikingJelly's counts without time
+        start, end = (d - axes if d >= 0 else d for d in (module.start_dim, module.end_dim))
+        if (module.start_dim >= 0 and start < 0) or start < -len(shape):
+            raise ValueError(f"start_dim={module.start_dim} would flatten batch or time into the features")
+        return nir.Flatten(input_type={"input": numbers(shape)}, start_dim=start, end_dim=end)
+
+    # Neurons.
+
+    def _neuron(self, module: Any, held: Any, shape: tuple[int, ...]) -> Any:
+        if hasattr(module, "sync_settings"):  # SpikingJelly: settings live on the node
+            module.sync_settings(self.dtype)
+        for name, why in (
+            ("inhibition", "the winner-take-all of the output"),
+            ("state_quant", "a quantiser of the state, a function"),
+        ):
+            if getattr(module, name, False):
+                raise ValueError(f"{name} is not in the node: it is {why}")
+        factor = getattr(module, "graded_spikes_factor", None)
+        graded = np.ones(1) if factor is None else np.atleast_1d(array_of(factor))
+        if isinstance(factor, nn.Parameter):
+            warnings.warn("the learned graded_spikes_factor is exported as a number, fixed", stacklevel=2)
+        kind = type(held)
+        if foreign := [type(own).__name__ for own in (module, held) if type(own).__module__ not in OWN]:
+            raise ValueError(
+                f"{foreign[0]} has no node (a subclass may compute something else); known: {', '.join(nodes.OURS)}"
+            )
+        if isinstance(held, neurons.MSF):
+            if self.standard:
+                return self._lif(held, shape, graded)
+            return self._msf(module, held, shape, graded)
+        if self.standard:
+            raise ValueError(
+                f"NIR has no primitive for {kind.__name__} (complex state, or a reset by all whole thresholds): export "
+                "with standard=False, to a file that this package reads"
+            )
+        if kind is neurons.PMSN:
+            return self._pmsn(held, shape, graded)
+        assert kind is neurons.ParallelIF
+        surrogate, width = surrogate_words(held.surrogate)
+        return nodes.ParallelIF(
+            shape=shape,
+            v_threshold=float(held.v_threshold),
+            burst=BURSTS[held.burst] or "none",
+            surrogate=surrogate,
+            width=width,
+            graded_spikes_factor=graded,
+        )
+
+    def _msf(self, module: Any, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
+        if isinstance(held.v_threshold, nn.Parameter):
+            if held.v_threshold.dim():
+                raise ValueError("a threshold for each channel is not in the node")
+            warnings.warn("the learned threshold is exported as a number", stacklevel=2)
+        delayed = getattr(module, "reset_delay", None)  # snnTorch's MSF alone has it, and its own subtraction
+        train_charge, charge = held.charge
+        if "decay" in (train_charge, charge) and train_charge != charge:
+            raise ValueError(f"charge={held.charge!r} has two rates, the node one")
+        learned = held.decay_logit is not None
+        if learned:
+            rate = array_of(held.decay_logit)
+        elif "w" in held._parameters:
+            rate = array_of(held.w)
+        else:
+            rate = np.float64(held.decay if held.charge[0] == "decay" or held.tau is None else held.tau)
+        surrogate, width = surrogate_words(held.surrogate)
+        return nodes.MSF(
+            shape=shape,
+            thresholds=np.asarray(held.thresholds, dtype=np.float64),
+            threshold_step=0.0 if held._list is not None else float(held.threshold_step),
+            rate=np.atleast_1d(rate),
+            learned=int(learned) + int(learned and held.decay_logit.dim() > 0),
+            input_scale=float(held.input_scale),
+            v_reset=float(held.v_reset) if held.reset_mode == "hard" else 0.0,
+            reset="subtract" if delayed is not None and held.reset_mode == "soft" else held.reset_mode,
+            reset_delay=int(delayed is not False),
+            detach_reset=int(held.detach_reset),
+            channel_dim=numbers(held.channel_dim),
+            surrogate=surrogate,
+            width=width,
+            graded_spikes_factor=graded,
+            charge=charge,
+            train_charge=train_charge,
+        )
+
+    def _pmsn(self, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
+        if held.channels is None:
+            raise ValueError(
+                "its channel count is not known: run one forward pass or load a state dict first"
+            )
+        surrogate, width = surrogate_words(held.surrogate)
+        return nodes.PMSN(
+            shape=shape,
+            **{name: array_of(getattr(held, name)) for name in PARAMETERS},
+            tied=int(held.tied),
+            channel_dim=numbers(held.channel_dim),
+            v_threshold=float(held.v_threshold),
+            init=held.init,
+            reset_mode=held.reset_mode,
+            burst=BURSTS[held.burst] or "none",
+            coeff=float(held.coeff),
+            residual=held.residual,
+            context=held.context,
+            dt_scale=float(held.dt_scale),
+            surrogate=surrogate,
+            width=width,
+            graded_spikes_factor=graded,
+        )
+
+    def _lif(self, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
+        """MSF as ``nir.LIF``; raise ValueError where NIR's neuron is another one."""
+        wide = wide_type(self.dtype)
+        for wrong, why in (
+            (held.D != 1, f"D={held.D}: NIR's neurons emit one spike a step"),
+            (held.reset_mode != "hard", "NIR's LIF resets to a value, this one does not"),
+            (held.charge[1] != "decay", f"charge={held.charge[1]!r} computes in another order of operations"),
+            ((graded != 1).any(), "NIR's neurons emit 1, not a graded_spikes_factor"),
+            (
+                isinstance(held.surrogate, Soft) and held.surrogate.soft,
+                "a soft surrogate emits parts of spikes",
+            ),
+            (isinstance(held.v_threshold, Tensor) and held.v_threshold.dim(), "a threshold for each channel"),
+        ):
+            if wrong:
+                raise ValueError(
+                    f"standard=True cannot say this MSF: {why}. Export with standard=False, to a file that this "
+                    "package reads"
+                )
+        decay = held.decay
+        if isinstance(decay, Tensor):
+            like = torch.empty((1, *shape))
+            decay = (
+                held.parameters_of(like, torch_type(wide)).rate.expand(like.shape)[0]
+                if decay.dim()
+                else decay
+            )
+            decay = array_of(decay)
+        # NIR fires above its threshold, MSF at it: the same, one number below.
+        below = np.nextafter(wide(held.thresholds[0]), wide(-np.inf))
+        return self._integrator(decay, shape, float(held.input_scale), below, wide(held.v_reset))
+
+    def _leaky(self, module: Any, shape: tuple[int, ...]) -> Any:
+        """snnTorch's Leaky as ``nir.LIF``; raise ValueError where NIR's neuron is another one."""
+        wide = wide_type(self.dtype)
+        zero = getattr(module.state_function, "__name__", "") == "_base_zero"
+        for wrong, why in (
+            (not zero, "NIR's LIF resets to a value: reset_mechanism='zero' alone is that"),
+            (module.inhibition, "inhibition is not in the node"),
+            (bool(module.state_quant), "state_quant is not in the node"),
+            (
+                bool((module.graded_spikes_factor != 1).any()),
+                "NIR's neurons emit 1, not a graded_spikes_factor",
+            ),
+        ):
+            if wrong:
+                raise ValueError(why)
+        return self._integrator(
+            array_of(module.beta.clamp(0, 1)),
+            shape,
+            1.0,
+            np.asarray(array_of(module.threshold), wide),
+            wide(0.0),
+        )
+
+    def _integrator(self, decay: Any, shape: tuple[int, ...], scale: float, theta: Any, v_reset: Any) -> Any:
+        """``v = v_reset + decay (v - v_reset) + scale x`` as NIR has it, ``dv = dt/tau (v_leak - v + r x)``."""
+        decay = np.broadcast_to(np.asarray(decay), shape)
+        full = {name: np.full(shape, value) for name, value in (("v_threshold", theta), ("v_reset", v_reset))}
+        if (decay == 1).all():
+            return nir.IF(r=np.full(shape, scale / self.dt), **full)
+        tau = np.vectorize(lambda k: time_constant(k, self.dt, wide_type(self.dtype)))(decay)
+        return nir.LIF(tau=tau, r=scale * tau / self.dt, v_leak=full["v_reset"].copy(), **full)
+
+
+def surrogate_words(value: Any) -> tuple[str, float]:
+    """Its name and width; ``default`` for one that a file cannot keep, with a warning."""
+    if isinstance(value, Surrogate):
+        return value.name, float(value.width)
+    if isinstance(value, Soft) and value.soft:
+        raise ValueError(
+            "a soft surrogate emits parts of spikes, NIR's nodes whole ones: lower its temperature to 0"
+        )
+    warnings.warn(
+        f"NIR cannot keep the surrogate {value!r}: spikes are the same, the imported neuron trains with its default",
+        stacklevel=2,
+    )
+    return "default", 0.0

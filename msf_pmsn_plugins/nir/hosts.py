@@ -1,0 +1,78 @@
+"""Nodes of NIR to modules of either framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..neurons import MSF, Neuron
+from .builder import Builder
+
+
+class ToSnnTorch(Builder):
+    """Layers of torch, neurons of snnTorch."""
+
+    layers = nn
+    delays = True
+
+    def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
+        super().__init__(dt, dtype, {"init_hidden": True, **options})
+        self.leading = 2 if options.get("sequence") else 1
+
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        from .. import snntorch as host
+
+        if isinstance(held, MSF):
+            for wrong, why in (
+                (held.charge != ("decay", "decay"), f"charge={held.charge[1]!r}"),
+                (
+                    node is not None and node.reset == "soft",
+                    "a reset that subtracts before the decay (snnTorch's does after it)",
+                ),
+                (held.v_reset != 0, f"v_reset={held.v_reset:g}"),
+            ):
+                if wrong:
+                    raise ValueError(f"snnTorch's MSF has no {why}: import it into SpikingJelly")
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
+        kind = getattr(host, type(held).__name__)
+        return kind.from_neuron(held, graded_spikes_factor=1.0 if node is None else _factor(node), **options)
+
+
+class ToSpikingJelly(Builder):
+    """Layers and neurons of SpikingJelly."""
+
+    def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
+        super().__init__(dt, dtype, options)
+        try:
+            from spikingjelly.activation_based import layer
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'msf-pmsn-plugins[spikingjelly]'") from error
+        self.layers = layer
+
+    def finish(self, net: nn.Module) -> None:
+        from spikingjelly.activation_based import functional
+
+        functional.set_step_mode(net, self.options.get("step_mode", "s"))
+
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        from .. import spikingjelly as host
+
+        if isinstance(held, MSF) and node is not None and node.reset not in ("hard", "soft"):
+            raise ValueError(
+                f"SpikingJelly has no reset {node.reset!r}: 'subtract' is snnTorch's, after the decay; import it there"
+            )
+        if node is not None and np.any(np.asarray(node.graded_spikes_factor) != 1):
+            raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
+        return getattr(host, f"{type(held).__name__}Node").from_neuron(held, **options)
+
+
+def _factor(node: Any) -> float | torch.Tensor:
+    """What each spike is worth: one number, or one for each neuron of the last axes."""
+    factor = np.atleast_1d(node.graded_spikes_factor)
+    return float(factor[0]) if factor.size == 1 else torch.tensor(factor)

@@ -1,0 +1,55 @@
+"""SpikingJelly's surrogate objects as what computes their gradients to the bit: one of ours, or the object itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import surrogate
+from torch import Tensor
+
+from ..surrogate import Custom, Surrogate
+from .version import FUNCTIONAL
+
+__all__ = ["translate"]
+
+# Derivatives that 2.0.0 computes by formulas of its own, not through the object's autograd, in float32 and half.
+NAMED = {"Sigmoid": "sigmoid", "ATan": "atan"}
+
+
+def _soft_sign(u: Tensor, alpha: float) -> Tensor:
+    z = 1 / alpha + u.abs()
+    return 1 / (2 * alpha * z * z)
+
+
+def _super_spike(u: Tensor, alpha: float) -> Tensor:
+    z = 1 + u.abs()
+    return alpha / (z * z)
+
+
+def _erf(u: Tensor, alpha: float) -> Tensor:
+    z = alpha * u
+    return (alpha / math.sqrt(math.pi)) * torch.exp(-z * z)
+
+
+FORMULAS = {"SoftSign": _soft_sign, "SuperSpike": _super_spike, "Erf": _erf}
+
+
+def translate(function: Any, dtype: torch.dtype, detach_reset: bool = True) -> Any:
+    """What stands for the host's surrogate object ``function`` on an input of ``dtype``; what is not the host's stays.
+
+    0.0.0.0.14, and 2.0.0 in float64, go through the object's own autograd; there only ATan with a detached reset has
+    the order of our op.
+    """
+    kind, alpha = type(function), getattr(function, "alpha", None)
+    if kind.__module__ != surrogate.__name__ or not function.spiking or not isinstance(alpha, int | float):
+        return function
+    name, alpha = kind.__name__, float(alpha)
+    by_formula = FUNCTIONAL and dtype != torch.float64
+    if name in NAMED and (by_formula or (name == "ATan" and detach_reset)):
+        return Surrogate(NAMED[name], alpha)
+    if name in FORMULAS and by_formula:
+        return Custom(functools.partial(FORMULAS[name], alpha=alpha))
+    return function
