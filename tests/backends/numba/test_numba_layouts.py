@@ -52,7 +52,7 @@ def test_msf(keep, lengths, name):
     expected = msf_backward(grads, x, kept, v, parameters, lengths, None, settings)
 
     view, direct = laid_out(x, name)
-    assert memory.walkable(view) == direct
+    assert memory.walk(view.shape, view.stride()).direct == direct
     other_v, other_gs = transposed(v), laid_out(grads.s, name)[0]
     s_, kept_, last_ = msf_forward(view, other_v, parameters, lengths, settings)
     other = MSFGrads(other_gs, grads.m, transposed(grads.v))
@@ -120,7 +120,7 @@ def test_short_rows_that_are_apart(shape):
     """Batch first, and so few numbers a row that a copy costs less."""
     x, v = randn(*shape) * 2, randn(*shape[1:], seed=1)
     view, settings = x.transpose(0, 1).contiguous().transpose(0, 1), MSFSettings("decay", (1.0, 2.0), 0.5)
-    assert not memory.walkable(view)
+    assert not memory.walk(view.shape, view.stride()).direct
     ours, expected = (msf_forward(given, v, MSFParameters(), None, settings) for given in (view, x))
     for got, want in zip(ours, expected, strict=True):
         assert_same(got, want)
@@ -129,16 +129,17 @@ def test_short_rows_that_are_apart(shape):
 
 def test_what_can_be_walked_is_not_copied():
     for _name, view, direct in layouts(randn(6, 5, 2, 40)):
-        held = memory.Memory(view.shape, view.dtype)
-        assert (held.sequence("x", view)["x"] == view.data_ptr()) == direct
+        walk = memory.walk(view.shape, view.stride())
+        assert (memory.Tensors(view.dtype).steps_at(view, walk) == view.data_ptr()) == direct
 
 
 def test_expanded_gradients_are_not_spread_out():
     """The gradient of a sum is one number for all: one step of it is made, not all of them."""
     one = torch.ones(()).expand(1000, 5, 7)
-    held = memory.Memory(one.shape, F32)
-    assert held.sequence("gs", one)["gs_step"] == 0
-    assert held.alive[0].untyped_storage().nbytes() == 5 * 7 * 4
+    walk, tensors = memory.walk(one.shape, one.stride()), memory.Tensors(F32)
+    tensors.steps_at(one, walk)
+    assert walk.step == 0
+    assert tensors._alive[0].untyped_storage().nbytes() == 5 * 7 * 4
     x, v = randn(1000, 5, 7, dtype=F32), torch.zeros(5, 7)
     settings = MSFSettings("decay", (1.0,), 0.5, surrogate="atan", width=2.0)
     ours, expected = (

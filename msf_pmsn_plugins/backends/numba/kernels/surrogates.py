@@ -1,6 +1,7 @@
 """The derivatives of the surrogates, in the order of operations of ``msf_pmsn_plugins/surrogate.py``.
 
-Each takes ``u``, the distance to the threshold in volts, and the two numbers that :data:`SURROGATES` makes of the width.
+Each takes ``u``, the distance to the threshold in volts, and the two numbers that its entry in :data:`SURROGATES`
+makes of the width.
 """
 
 from __future__ import annotations
