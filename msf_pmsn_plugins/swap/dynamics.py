@@ -45,7 +45,9 @@ def arguments(site: Site, dynamics: str, memory: dict[Any, Any]) -> dict[str, An
         own = {"D": target.D, "threshold_step": target.threshold_step, "backend": target.backend}
         if dynamics == "site":
             arguments = _kept(site, own, memory)
-            own = {key: value for key, value in own.items() if "reset_step" not in arguments or key == "backend"}
+            own = {
+                key: value for key, value in own.items() if "reset_step" not in arguments or key == "backend"
+            }
         else:
             arguments = _settings(site)
     else:

@@ -113,6 +113,9 @@ def test_nothing_changes_whatever_the_layout(layout, mode, step_mode, steps, req
     if layout == "view behind" and step_mode == "m":
         why = "gradients come back in the layout of the gradient that arrives, not in the host's"
         request.applymarker(pytest.mark.xfail(reason=why, strict=False))
+    if not face.FUNCTIONAL and (layout, mode, step_mode) == ("channels last", "train", "s"):
+        why = "single steps of the older host pass their gradient back in another layout"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
     (y, grads), (y_new, grads_new) = pair("LIFNode", "hard, detached", layout, mode, steps, step_mode)
     assert torch.equal(y_new, y)
     for new, old in zip(grads_new, grads, strict=True):
