@@ -22,6 +22,7 @@ from recipes.data.motor import EEGMMIDB, FISTS, MONTAGE  # noqa: E402
 from recipes.data.signals import divide  # noqa: E402
 from recipes.data.sleep import SleepEDF  # noqa: E402
 
+from fixtures import damage  # noqa: E402
 from fixtures.damage import DAMAGES, Damaged, prepared  # noqa: E402
 from fixtures.signals import write_deap, write_edf, write_mmidb, write_night, write_sleep  # noqa: E402
 
@@ -47,10 +48,8 @@ def ready(name, root, **more):
 
 
 def refused(name, root, **more):
-    with pytest.raises(RecipeError) as error:
-        ready(name, root, **more)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    kind, settings, *_ = SETS[name]
+    return damage.refused(kind, root, **{**settings, **more})
 
 
 def parts(data, what):

@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms import v2
 
 from .. import RecipeError
-from .base import Data, Part
+from .base import Data
 from .files import Fault, find, reading, whole
 from .frames import Binning, EventArrays, Frames, Recordings, Separate
+from .loaders import Part
 
 __all__ = ["CIFAR10DVS", "DVSGesture", "SpikingHeidelberg"]
 

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from .. import RecipeError
-from .base import Data, Part
+from .base import Data
 from .files import Fault, reading
+from .loaders import Part
 
 __all__ = ["Recording", "Signals", "divide", "read_edf"]
 
