@@ -41,9 +41,8 @@ OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf", "neurons.p
 
 def _libraries() -> tuple[Any, Any]:
     try:
-        import nirtorch
-
         import nir
+        import nirtorch
     except ImportError as error:
         raise ImportError(f"NIR cannot be imported ({error}): pip install 'msf-pmsn-plugins[nir]'") from error
     return nir, nirtorch
