@@ -216,8 +216,8 @@ class PMSN(SnnTorchNeuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a snnTorch neuron.
 
     ``mem`` is the membrane of the soma before its reset, volts, [B, *]: a tensor that brings the residual and the
-    hidden compartments along when it is passed back (:class:`~msf_pmsn_plugins.snntorch.membrane.Membrane`). Where no tensor
-    can carry them (compiled and exported graphs) it is the tuple ``(v, z)``, which is taken everywhere: the residual in
+    hidden compartments along when it is passed back (:class:`~msf_pmsn_plugins.snntorch.membrane.Membrane`). Where no
+    tensor can carry them (compiled and exported graphs) it is the tuple ``(v, z)``, which is taken everywhere: the residual in
     volts [B, *], without a gradient, and the hidden state, complex [B, *, compartments - 1].
 
     Args:
