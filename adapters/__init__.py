@@ -27,14 +27,21 @@ RECIPES: dict[str, str] = {
     "ms_resnet": "msf_pmsn_plugins.adapters.ms_resnet",
     "plif_net": "msf_pmsn_plugins.adapters.plif_net",
     "qkformer": "msf_pmsn_plugins.adapters.qkformer",
+    "qsd_transformer": "msf_pmsn_plugins.adapters.qsd_transformer",
     "sew_resnet": "msf_pmsn_plugins.adapters.sew_resnet",
+    "sglformer": "msf_pmsn_plugins.adapters.sglformer",
     "snntorch_tutorials": "msf_pmsn_plugins.adapters.snntorch_tutorials",
     "spike_driven_transformer": "msf_pmsn_plugins.adapters.spike_driven_transformer",
     "spike_driven_transformer_v2": "msf_pmsn_plugins.adapters.spike_driven_transformer_v2",
+    "spike_driven_transformer_v3": "msf_pmsn_plugins.adapters.spike_driven_transformer_v3",
+    "spike_yolo": "msf_pmsn_plugins.adapters.spike_yolo",
     "spikformer": "msf_pmsn_plugins.adapters.spikformer",
+    "spiking_resformer": "msf_pmsn_plugins.adapters.spiking_resformer",
     "spiking_resnet": "msf_pmsn_plugins.adapters.spiking_resnet",
     "spiking_vgg": "msf_pmsn_plugins.adapters.spiking_vgg",
+    "spikingformer": "msf_pmsn_plugins.adapters.spikingformer",
     "step": "msf_pmsn_plugins.adapters.step",
+    "tet_vgg": "msf_pmsn_plugins.adapters.tet_vgg",
 }
 
 
@@ -56,4 +63,4 @@ def get(name: str) -> Recipe:
 def recognise(model: nn.Module) -> Recipe | None:
     """The recipe that built ``model``, or None. Of several that fit, the one that says most about its modules."""
     fitting = [recipe for recipe in map(get, recipes()) if recipe.fits(model)]
-    return max(fitting, key=lambda recipe: len(recipe.paths), default=None)
+    return max(fitting, key=lambda recipe: len(recipe.paths) + len(recipe.holds), default=None)

@@ -107,6 +107,7 @@ def node(target: MSF | PMSN) -> Callable[..., Node]:
                 D=target.D,
                 threshold_step=target.threshold_step,
                 charge="lif_rest_zero_decay_input",
+                detach_reset=True,
                 tau=float(tau),
                 surrogate_function=surrogate,
                 **common,

@@ -102,10 +102,10 @@ def _surrogates() -> Iterator[tuple[str, Any]]:
     """The objects of SpikingJelly, then those of snnTorch, by name; those that draw at random or learn left out."""
     import inspect
 
+    from snntorch import surrogate as snntorch_surrogates
     from spikingjelly.activation_based import surrogate
 
     from msf_pmsn_plugins.surrogate import gives_slopes
-    from snntorch import surrogate as snntorch_surrogates
 
     for name, kind in inspect.getmembers(surrogate, inspect.isclass):
         base = getattr(surrogate, "SurrogateFunctionBase", ())
@@ -131,13 +131,16 @@ def paths(fast: bool = False) -> Iterator[Path]:
 
 
 def _paths() -> Iterator[Path]:
+    import snntorch
     from spikingjelly.activation_based import neuron
 
-    import snntorch
     from msf_pmsn_plugins import snntorch as ours
     from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
-    nodes: dict[str, Any] = {"MSF": lambda c, **k: MSFNode(D=4, **k), "PMSN": lambda c, **k: PMSNNode(c, **k)}
+    nodes: dict[str, Any] = {
+        "MSF": lambda c, **k: MSFNode.published(D=4, **k),
+        "PMSN": lambda c, **k: PMSNNode(c, **k),
+    }
     neurons: dict[str, Any] = {"MSF": lambda c, **k: ours.MSF(beta=0.5, D=4, **k), "PMSN": ours.PMSN}
     least = {"MSF": 2.0, "PMSN": 1.0}
     for kind in ("MSF", "PMSN"):
@@ -207,9 +210,9 @@ def _paths() -> Iterator[Path]:
 
 def _numbers(make: Any) -> Iterator[Path]:
     """Decay, threshold and reset that are learned or differ between channels."""
+    import snntorch
     from spikingjelly.activation_based import neuron
 
-    import snntorch
     from msf_pmsn_plugins.neurons import MSF
 
     rows: list[tuple[str, dict[str, Any]]] = [

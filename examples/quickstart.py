@@ -89,7 +89,7 @@ def mnist1d_data():
 
 MNIST1D_NEURONS = {
     "LIF": lambda: neuron.LIFNode(tau=2.0, surrogate_function=ATan(), detach_reset=True, step_mode="m"),
-    "MSF": lambda: MSFNode(D=4, step_mode="m"),
+    "MSF": lambda: MSFNode.published(D=4, step_mode="m"),
     "PMSN": lambda: PMSNNode(channels=64, compartments=5, step_mode="m"),
     "SlidingPSN": lambda: neuron.SlidingPSN(k=32, step_mode="m"),  # sees 32 of the 40 steps
 }

@@ -4,25 +4,49 @@ Any setting of a configuration can be given on the command line: `--data.root ~/
 docs/train.md.
 """
 
+import logging
+import signal
 import sys
+import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 try:
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
     from recipes import RecipeError
+    from recipes.checkpoints import Best, WholeCheckpoints, claimed, refuse_to_overwrite
     from recipes.data.base import Data
     from recipes.module import Task
-    from recipes.resume import RandomNumbers, StepCheckpoint, WholeCheckpoints
+    from recipes.resume import Last, RandomNumbers, Stopped
 except ImportError as error:
     sys.exit(f'{error}\nThe recipes need more packages: pip install "msf-pmsn-plugins[examples]"')
+
+# What Lightning says of things that are so on purpose here, or that need no remedy.
+ON_PURPOSE = (
+    ".*does not have many workers",
+    ".*is smaller than the logging interval",
+    "Checkpoint directory .* exists and is not empty",
+    ".*is deprecated, use `isinstance\\(treespec",
+    "You defined a `validation_step` but have no `val_dataloader`",
+    "You requested to overfit but enabled .* dataloader shuffling",
+    "You are trying to `self.log\\(\\)` but `Trainer\\(barebones",
+    ".*You are running in `Trainer\\(barebones=True\\)` mode",
+    ".*there is no last checkpoint available",
+)
 
 
 class Trainer(LightningCLI):
     """The command line: network and loss under ``model``, a data set under ``data``, Lightning's own ``trainer``."""
+
+    def __init__(self, held: ExitStack, *args, **settings):
+        self.held = held
+        super().__init__(*args, **settings)
 
     def add_arguments_to_parser(self, parser):
         parser.add_argument(
@@ -37,28 +61,37 @@ class Trainer(LightningCLI):
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def _parse_ckpt_path(self):
+        pass  # our checkpoints hold no hyperparameters, and a damaged one is for WholeCheckpoints to name
+
+    def _set_seed(self):
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise RecipeError(f"seed_everything: {error}") from error
+
+    def instantiate_classes(self):
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:  # of a constructor: it says what it expects
+            raise RecipeError(str(error)) from error
+
     def instantiate_trainer(self, **settings):
         out = Path(self._get(self.config, "out"))
         config = self._get(self.config_init, "trainer")
-        loggers = config.get("logger")
-        if loggers is None:
+        bare, loggers = config.get("barebones"), config.get("logger")
+        if loggers is None and not bare:
             loggers = [CSVLogger(out, "logs")]
             loggers.append(TensorBoardLogger(out, "logs", version=loggers[0].version))
-        monitor, mode = self.model.monitor
-        kept = {
-            "dirpath": out / "checkpoints",
-            "enable_version_counter": False,
-            "auto_insert_metric_name": False,
-        }
-        callbacks = [
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **kept),
-            StepCheckpoint(filename="last", every_n_train_steps=self._get(self.config, "save_every"), **kept),
-            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
-            RandomNumbers(),
-            *([LearningRateMonitor()] if loggers else []),
-        ]
+        callbacks = [*(config.get("callbacks") or []), RandomNumbers()]
+        if loggers:
+            callbacks.append(LearningRateMonitor())
+        if config.get("enable_checkpointing") is not False and not bare:
+            callbacks += self.checkpoints(out / "checkpoints", config)
+        elif config.get("enable_checkpointing") is None:
+            settings["enable_checkpointing"] = False
         return super().instantiate_trainer(
-            callbacks=[*(config.get("callbacks") or []), *callbacks],
+            callbacks=callbacks,
             logger=loggers,
             plugins=[*(config.get("plugins") or []), WholeCheckpoints()],
             # recipes.data.base shares the samples among processes itself
@@ -66,25 +99,74 @@ class Trainer(LightningCLI):
             **settings,
         )
 
+    def checkpoints(self, folder, config):
+        """What writes into ``folder``, which is this run's by then."""
+        going_on = self._get(self.config, "ckpt_path")
+        if self.subcommand == "fit" and not config.get("fast_dev_run"):
+            searches = [
+                c
+                for c in config.get("callbacks") or []
+                if isinstance(c, LearningRateFinder | BatchSizeFinder)
+            ]
+            if going_on and searches:
+                raise RecipeError(
+                    f"{type(searches[0]).__name__} starts afresh: leave out --ckpt_path or the finder"
+                )
+            if rank_zero_only.rank == 0:
+                refuse_to_overwrite(folder, going_on)
+                self.held.enter_context(claimed(folder))
+        monitor, mode = self.model.monitor
+        best = Best(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_on_train_epoch_end=False,  # but after each validation
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+        return [best, Last(folder, self._get(self.config, "save_every"))]
+
     def after_fit(self):
-        best = self.trainer.checkpoint_callbacks[0]
-        if self.trainer.is_global_zero and best.best_model_path:
+        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, Best)), None)
+        if self.trainer.is_global_zero and best is not None and best.best_model_path:
             print(f"{best.monitor} {best.best_model_score:.4f} in {best.best_model_path}")
 
 
+def show(message, category, filename, lineno, file=None, line=None):
+    """A warning in one line."""
+    print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+
+
 def main(arguments=None):
-    try:
-        Trainer(
-            Task,
-            Data,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
-            args=arguments,
-        )
-    except RecipeError as error:
-        sys.exit(f"error: {error}")
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with ExitStack() as held, warnings.catch_warnings():
+        warnings.showwarning = show
+        for text in ON_PURPOSE:
+            warnings.filterwarnings("ignore", text)
+        try:
+            Trainer(
+                held,
+                Task,
+                Data,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                save_config_kwargs={"overwrite": True},
+                # the header and Task.check() are instead of them
+                trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
+                args=arguments,
+            )
+        except (RecipeError, MisconfigurationException) as error:
+            sys.exit(f"error: {error}")
+        except Stopped as stop:
+            name = signal.Signals(stop.signum).name
+            print(f"stopped by {name}; --ckpt_path last goes on from there", file=sys.stderr)
+            sys.exit(128 + stop.signum)
+        except SIGTERMException:  # before training, or in a test
+            sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from .swap.legacy import LAYOUTS, legacy_imports
 from .swap.published import load_published
 
 PLAN = """\
-Build a model, run it twice without gradients, and print what a swap of its neurons would do. Nothing is swapped.
+Build a model, run it a few times without gradients, and print what a swap of its neurons would do. Nothing is swapped.
 
 WARNING: this imports and runs the file that you name, as python would. Only name files that you trust.
 
@@ -73,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--call", metavar="EXPR", help="build it by this expression, run inside the file instead"
     )
-    plan.add_argument("--input", required=True, metavar="4,2,3,32,32", help="shape of the example input")
+    plan.add_argument(
+        "--input", metavar="4,2,3,32,32", help="shape of the example input; needed without --load"
+    )
+    plan.add_argument("--save", type=Path, metavar="FILE", help="write the plan there, as JSON")
+    plan.add_argument(
+        "--load", type=Path, metavar="FILE", help="read a plan instead: does it fit this model?"
+    )
     plan.add_argument("--target", choices=("msf", "pmsn"), default="msf")
     plan.add_argument("--D", type=int, default=4, help="thresholds of MSF (%(default)s)")
     plan.add_argument("--compartments", type=int, default=5, help="compartments of PMSN (%(default)s)")
@@ -127,7 +133,9 @@ def _stage(text: str, quiet: bool = False) -> Iterator[None]:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    shape = _shape(args.input)
+    if args.load is None and args.input is None:
+        raise UserError("give --input, the shape of an example input, or --load, a plan that was saved")
+    shape = _shape(args.input) if args.load is None else ()
     with _stage(f"reading the target {args.target}", quiet=True):
         target = swap.MSF(D=args.D) if args.target == "msf" else swap.PMSN(compartments=args.compartments)
     with legacy_imports(seq_to_ann=args.legacy) if args.legacy else nullcontext():
@@ -150,13 +158,17 @@ def _plan(args: argparse.Namespace) -> int:
         "dynamics": args.dynamics,
         "time_dim": args.time_dim if args.time_dim == "auto" else int(args.time_dim),
     }
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    with _stage("planning: two forward passes"):
-        plan = (
-            swap.plan(model, x, target, **options)
-            if recipe is None
-            else recipe.plan(model, x, target, **options)
-        )
+    if args.load is not None:
+        with _stage(f"reading {args.load}"):
+            plan = swap.Plan.from_dict(model, json.loads(args.load.read_text(encoding="utf-8")))
+    else:
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        with _stage("planning: some forward passes"):
+            make = swap.plan if recipe is None else recipe.plan
+            plan = make(model, x, target, **options)
+    if args.save is not None:
+        with _stage(f"writing {args.save}", quiet=True):
+            args.save.write_text(json.dumps(plan.to_dict(), indent=1) + "\n", encoding="utf-8")
     if args.json:
         print(
             json.dumps(

@@ -159,7 +159,7 @@ def _step_of(path: str, module: nn.Module) -> _Step:
     elif not isinstance(module, Neuron):
         if node.step_mode != "s":
             raise ValueError(f"{where}: a step is exported, call functional.set_step_mode(net, 's') first")
-        node.hand_over(torch.get_default_dtype())
+        node.sync_settings(torch.get_default_dtype())
     try:
         held = {PMSN: RealPMSN, ParallelIF: RealParallelIF}.get(type(held), lambda same: same)(held)
     except ValueError as error:

@@ -112,11 +112,11 @@ def padded(net: nn.Module, lengths: Lengths) -> Iterator[None]:
     nodes = [node for _, node in _nodes(net)]
     if not nodes:
         raise ValueError("this network has no MSF or PMSN node that could skip padding")
-    before = [node.lengths for node in nodes]
+    before = [node.padding for node in nodes]
     try:
         for node in nodes:
-            node.lengths = lengths
+            node.padding = lengths
         yield
     finally:
         for node, old in zip(nodes, before, strict=True):
-            node.lengths = old
+            node.padding = old

@@ -857,8 +857,8 @@ def test_spikingjelly_nodes():
     with pytest.warns(UserWarning, match=r"v_threshold: published 1.0, here 0.5 in hidden1\.1\.neuron"):
         read(state, model)
     state = sine(nn.Identity).state_dict()
-    assert read(state, sine(lambda: MSFNode(v_threshold=0.5))).ok
-    model = sine(lambda: MSFNode(v_threshold=0.5))
+    assert read(state, sine(lambda: MSFNode.published(v_threshold=0.5))).ok
+    model = sine(lambda: MSFNode.published(v_threshold=0.5))
     model.act.tau = 2.0
     with pytest.warns(UserWarning, match="decay: published 0.25, here 0.5 in act.neuron"):
         read(state, model)
@@ -874,7 +874,7 @@ def test_snntorch_neurons():
     assert report.ok
     assert_same(model.hidden1[1].neuron.A_imag, state["hidden1.1.kernel.A_imag"])
     state = sine(nn.Identity).state_dict()
-    assert read(state, sine(lambda: face.MSF(threshold=0.5))).ok
+    assert read(state, sine(lambda: face.MSF.published(threshold=0.5))).ok
 
 
 def test_the_page_prints_what_stands_in_it():

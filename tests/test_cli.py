@@ -69,8 +69,22 @@ def test_a_plan_of_a_file(run):
     assert [line for line in err.splitlines() if ".." in line] == [
         "importing some_model.py ..",
         "building the model ..",
-        "planning: two forward passes ..",
+        "planning: some forward passes ..",
     ]
+
+
+def test_a_plan_is_written_and_read(run, tmp_path):
+    planned = ("plan", "some_model.py:Net", "--step-mode", "m")
+    status, made, _ = run(*planned, "--input", "5,3,6", "--target", "pmsn", "--save", "plan.json")
+    assert status == 0
+    status, read, _ = run(*planned, "--load", "plan.json")
+    assert (status, read) == (0, made)
+    status, _, err = run(*planned, "--kwargs", '{"width": 9}', "--load", "plan.json")
+    assert status == 2
+    assert "fc.weight: [8, 6] then, [9, 6] now" in err
+    status, _, err = run(*planned)
+    assert status == 2
+    assert "--load" in err
 
 
 def test_arguments_reach_the_model_and_json_comes_out(run):
@@ -139,7 +153,7 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
         (["some_model.py:Net", "--input", "3,x"], "--input is a shape such as"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "[1]"], "--kwargs is a JSON object"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "{"], "building the model: JSONDecodeError"),
-        (["some_model.py:Net", "--input", "3,7"], "planning: two forward passes: RuntimeError"),
+        (["some_model.py:Net", "--input", "3,7"], "planning: some forward passes: RuntimeError"),
         (["some_model.py:Net", "--input", "3,6", "--D", "0"], "reading the target msf: ValueError"),
         (
             ["some_model.py:Net", "--input", "3,6", "--recipe", "x"],
@@ -217,16 +231,16 @@ def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkey
 
 
 def test_the_self_test_notices_a_backend_that_is_wrong(monkeypatch):
-    from msf_pmsn_plugins.backends import torch_backend
+    from msf_pmsn_plugins.backends.torch import msf
 
-    right = torch_backend.msf_fwd
+    right = msf.msf_forward
     monkeypatch.setattr(doctor, "_backends", lambda: {"torch": "runs on any device"})
 
     def wrong(*args):
         s, *rest = right(*args)
         return (1 - s, *rest)
 
-    monkeypatch.setattr(torch_backend, "msf_fwd", wrong)
+    monkeypatch.setattr(msf, "msf_forward", wrong)
     with pytest.raises(AssertionError, match="other spikes than its steps"):
         doctor._test_backends()
 

@@ -35,18 +35,18 @@ def taus(decays=DECAYS):
 KINDS = {
     "msf": (
         lambda: neurons.MSF(D=3),
-        lambda: MSFNode(D=3, step_mode="m"),
-        lambda: MSF(D=3, sequence=True),
+        lambda: MSFNode.published(D=3, step_mode="m"),
+        lambda: MSF.published(D=3, sequence=True),
     ),
     "msf_learned": (
         lambda: neurons.MSF(D=3, decay=0.5, learn_decay=True),
-        lambda: MSFNode(D=3, tau=2.0, learn_tau=True, step_mode="m"),
-        lambda: MSF(0.5, D=3, learn_beta=True, sequence=True),
+        lambda: MSFNode.from_neuron(neurons.MSF(D=3, decay=0.5, learn_decay=True), step_mode="m"),
+        lambda: MSF.published(0.5, D=3, learn_beta=True, sequence=True),
     ),
     "msf_channels": (
         lambda: neurons.MSF(D=3, decay=torch.tensor(DECAYS), learn_decay=True),
-        lambda: MSFNode(D=3, tau=taus(), learn_tau=True, step_mode="m"),
-        lambda: MSF(torch.tensor(DECAYS), D=3, learn_beta=True, sequence=True),
+        lambda: MSFNode.from_neuron(KINDS["msf_channels"][0](), step_mode="m"),
+        lambda: MSF.published(torch.tensor(DECAYS), D=3, learn_beta=True, sequence=True),
     ),
     "pmsn": (
         lambda: neurons.PMSN(CHANNELS),
@@ -55,8 +55,8 @@ KINDS = {
     ),
     "pmsn_tied": (
         lambda: neurons.PMSN(CHANNELS, tied=True, compartments=7),
-        lambda: PMSNNode(CHANNELS, tied=True, compartments=7, step_mode="m"),
-        lambda: PMSN(CHANNELS, tied=True, compartments=7, sequence=True),
+        lambda: PMSNNode.from_neuron(KINDS["pmsn_tied"][0](), step_mode="m"),
+        lambda: PMSN.from_neuron(KINDS["pmsn_tied"][0](), sequence=True),
     ),
     "parallel_if": (
         lambda: neurons.ParallelIF(0.5),
@@ -147,10 +147,8 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.fc1 = nn.Linear(CHANNELS, 8)
         options = {"step_mode": "m"} if form == "spikingjelly" else {"sequence": True, "init_hidden": True}
-        rate = (
-            {"tau": 2.0, "learn_tau": True} if form == "spikingjelly" else {"beta": 0.5, "learn_beta": True}
-        )
-        self.msf = (MSFNode if form == "spikingjelly" else MSF)(D=3, **rate, **options)
+        held = neurons.MSF(D=3, decay=0.5, learn_decay=True)
+        self.msf = (MSFNode if form == "spikingjelly" else MSF).from_neuron(held, **options)
         self.fc2 = nn.Linear(8, 5)
         self.pmsn = (PMSNNode if form == "spikingjelly" else PMSN)(5, **options)
 
@@ -191,12 +189,12 @@ def test_learned_numbers_of_leaky_become_ours():
         torch.tensor([0.3, 0.6]), threshold=torch.tensor([0.5, 0.75]), learn_beta=True, learn_threshold=True
     )
     kwargs = {"learn_beta": True, "learn_threshold": True, "threshold": torch.ones(2)}
-    msf = MSF(torch.tensor([0.5, 0.5]), D=1, **kwargs)
+    msf = MSF.published(torch.tensor([0.5, 0.5]), D=1, **kwargs)
     msf.load_state_dict(leaky.state_dict())
     assert_close(msf.beta, torch.tensor([0.3, 0.6]), "membrane")
     assert_same(msf.threshold, torch.tensor([0.5, 0.75]))
     assert msf.reset_mechanism == "subtract"
-    scalar = MSF(0.5, D=1, learn_beta=True, learn_threshold=True)
+    scalar = MSF.published(0.5, D=1, learn_beta=True, learn_threshold=True)
     with pytest.raises(RuntimeError, match="beta"):
         scalar.load_state_dict(leaky.state_dict())
     with pytest.raises(RuntimeError, match=r"\(0, 1\)"):
@@ -206,15 +204,15 @@ def test_learned_numbers_of_leaky_become_ours():
 
 
 def test_a_learned_number_does_not_vanish_in_a_fixed_one():
-    state = MSF(learn_beta=True).state_dict()
+    state = MSF.published(learn_beta=True).state_dict()
     with pytest.raises(RuntimeError, match=r"Unexpected.*neuron\.decay_logit"):
-        MSF().load_state_dict(state)
+        MSF.published().load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Unexpected.*neuron\.v_threshold"):
-        MSF().load_state_dict(MSF(learn_threshold=True).state_dict())
+        MSF.published().load_state_dict(MSF.published(learn_threshold=True).state_dict())
     with pytest.raises(RuntimeError, match=r"Missing.*neuron\.v_threshold"):
-        MSF(learn_threshold=True).load_state_dict(MSFNode().state_dict())
+        MSF.published(learn_threshold=True).load_state_dict(MSFNode.published().state_dict())
     with pytest.raises(RuntimeError, match=r"Unexpected.*neuron\.v_threshold"):
-        MSFNode().load_state_dict(MSF(learn_threshold=True).state_dict())
+        MSFNode.published().load_state_dict(MSF.published(learn_threshold=True).state_dict())
 
 
 # Backends, dtypes, devices.
@@ -277,12 +275,12 @@ def test_a_network_built_on_meta(form):
 
 def test_learned_threshold_on_meta():
     with torch.device("meta"):
-        msf = MSF(learn_threshold=True, threshold=0.75, sequence=True)
+        msf = MSF.published(learn_threshold=True, threshold=0.75, sequence=True)
     assert msf.threshold.is_meta
-    msf.load_state_dict(MSF(learn_threshold=True, threshold=0.5).state_dict(), assign=True)
+    msf.load_state_dict(MSF.published(learn_threshold=True, threshold=0.5).state_dict(), assign=True)
     assert msf.threshold == 0.5
     with torch.device("meta"), pytest.raises(ValueError, match="starts positive"):
-        MSF(learn_threshold=True, threshold=-1.0)
+        MSF.published(learn_threshold=True, threshold=-1.0)
 
 
 # Versions of this package. The format is `_version` of the modules, which torch keeps in the metadata of a state dict,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -17,8 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from msf_pmsn_plugins.optim import param_groups
 
 from . import RecipeError
+from .checkpoints import require_space
 from .neurons import reset
-from .resume import require_space
+from .resume import of_all_processes
 
 __all__ = ["Task", "cosine", "loss_of"]
 
@@ -41,6 +44,8 @@ def loss_of(
     Raises:
         ValueError: shapes that do not fit ``kind``.
     """
+    if y.is_floating_point():
+        y = y.to(out.dtype)  # probabilities that were mixed in float32
     if kind == "mse":
         if out.shape != y.shape:
             raise ValueError(f"the network gives {tuple(out.shape)}, the target is {tuple(y.shape)}")
@@ -64,13 +69,19 @@ def loss_of(
     return (weight * each.view_as(weight)).sum(0).mean(), mean
 
 
-def cosine(epoch: int, rate: float, epochs: int, least: float, warmup: int, warmup_rate: float) -> float:
+def cosine(
+    epoch: int, rate: float, epochs: int | None, least: float, warmup: int, warmup_rate: float
+) -> float:
     """The factor on ``rate`` in an epoch: a line from ``warmup_rate``, then the cosine over ``epochs``, then ``least``.
 
-    As in timm, the warm-up covers the beginning of the cosine.
+    As in timm, the warm-up covers the beginning of the cosine. ``epochs`` None: ``rate`` stays. A rate of 0 stays 0.
     """
+    if rate == 0:
+        return 0.0
     if epoch < warmup:
         return (warmup_rate + epoch * (rate - warmup_rate) / warmup) / rate
+    if epochs is None:
+        return 1.0
     wave = 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
     return (least + (rate - least) * wave) / rate
 
@@ -83,12 +94,14 @@ class Task(LightningModule):
             them. Its attribute ``time_first_input`` names the axes of x.
         loss: see :func:`loss_of`.
         optimizer: its other settings are torch's defaults.
-        lr, weight_decay: of all parameters that are no PMSN parameters.
+        lr, weight_decay: of all parameters that are no PMSN parameters; a rate of 0 freezes.
         neuron_lr, groups: rates of PMSN's parameters: :func:`msf_pmsn_plugins.optim.param_groups`.
         momentum: of SGD.
         decay_all: False, as in timm: no decay for biases, norms and other parameters of one axis.
         warmup_epochs, warmup_lr, min_lr, cooldown_epochs: see :func:`cosine`; it spans all epochs but the last
             ``cooldown_epochs``.
+        schedule_epochs: all epochs, for the schedule, where ``trainer.max_epochs`` is -1. None: those that
+            ``trainer.max_steps`` makes; where that is -1 too, the rate stays.
         label_smoothing: in training.
     """
 
@@ -107,6 +120,7 @@ class Task(LightningModule):
         warmup_lr: float = 0.0,
         min_lr: float = 0.0,
         cooldown_epochs: int = 0,
+        schedule_epochs: int | None = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__()
@@ -123,8 +137,27 @@ class Task(LightningModule):
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
         self.cooldown_epochs = cooldown_epochs
+        self.schedule_epochs = schedule_epochs
         self.label_smoothing = label_smoothing
+        self._check_settings()
         self.metrics = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
+
+    def _check_settings(self) -> None:
+        for name in (
+            "lr",
+            "neuron_lr",
+            "weight_decay",
+            "warmup_epochs",
+            "warmup_lr",
+            "min_lr",
+            "cooldown_epochs",
+        ):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"model.{name} must not be negative, got {getattr(self, name)}")
+        if self.schedule_epochs is not None and self.schedule_epochs < 1:
+            raise RecipeError(f"model.schedule_epochs must be at least 1, got {self.schedule_epochs}")
+        if not 0 <= self.label_smoothing < 1:
+            raise RecipeError(f"model.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
@@ -152,27 +185,75 @@ class Task(LightningModule):
             optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.optimizer](
                 groups, self.lr
             )
-        epochs = max(1, (self.trainer.max_epochs or 1) - self.cooldown_epochs)
-        shapes = [
-            partial(
-                cosine,
-                rate=group["lr"],
-                epochs=epochs,
-                least=self.min_lr,
-                warmup=self.warmup_epochs,
-                warmup_rate=self.warmup_lr,
-            )
-            for group in groups
-        ]
+        shapes = self.shapes(groups)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)}
 
+    def shapes(self, groups: list[dict[str, Any]]) -> list[partial[float]]:
+        """The schedule of each group."""
+        epochs = self.epochs()
+        settings = {
+            "epochs": None if epochs is None else max(1, epochs - self.cooldown_epochs),
+            "least": self.min_lr,
+            "warmup": self.warmup_epochs,
+            "warmup_rate": self.warmup_lr,
+        }
+        return [partial(cosine, rate=group["lr"], **settings) for group in groups]
+
+    def epochs(self) -> int | None:
+        """How many the schedule is for, None where nothing says it."""
+        trainer = self.trainer
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            return trainer.max_epochs
+        if self.schedule_epochs is not None or trainer.max_steps < 0:
+            return self.schedule_epochs
+        trainer.fit_loop.setup_data()  # the number of batches
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return max(1, math.ceil(trainer.max_steps / max(1, steps)))
+
     def on_train_start(self):
-        # rates that a checkpoint brings are of the number of epochs then; the schedule is of the number now
-        schedule = self.lr_schedulers()
-        for group, base, shape in zip(
-            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * shape(schedule.last_epoch)
+        """The rates are those of the settings now: of a longer schedule, of a rate that was found or given anew."""
+        schedule, loop = self.lr_schedulers(), self.trainer.fit_loop
+        if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            return  # a rate is being looked for
+        batches = loop.epoch_loop.batch_progress.current.ready
+        groups = self.parameter_groups()
+        schedule.last_epoch = self.current_epoch + (0 < batches >= loop.max_batches)
+        schedule.base_lrs = [group["lr"] for group in groups]
+        schedule.lr_lambdas = self.shapes(groups)
+        now = schedule.optimizer.param_groups
+        if len(now) != len(groups):  # groups of one rate are one
+            now[:] = [{**now[0], **group} for group in groups]
+        for group, fresh, shape in zip(now, groups, schedule.lr_lambdas, strict=True):
+            group["weight_decay"] = fresh["weight_decay"]
+            group["initial_lr"] = fresh["lr"]
+            group["lr"] = fresh["lr"] * shape(schedule.last_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the epoch has given so far, of every process: a resumed one reports all of its batches."""
+        mine = {
+            name: {"updates": metric._update_count, **metric.metric_state}
+            for name, metric in self.metrics.items()
+            if name.startswith("train")
+        }
+        checkpoint["metrics"] = of_all_processes(mine)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("metrics", [])
+        if self.trainer.state.fn != "fit" or len(saved) != self.trainer.world_size:
+            return
+        for name, state in saved[self.trainer.global_rank].items():
+            metric = self.metrics[name]
+            metric._update_count = state["updates"]
+            for key in metric.metric_state:
+                setattr(metric, key, state[key].clone().to(self.device))
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **settings: Any) -> Any:
+        try:
+            return super().load_state_dict(state, *args, **settings)
+        except RuntimeError as error:
+            raise RecipeError(
+                f"the checkpoint does not fit {type(self.network).__name__}: {error}"
+            ) from error
 
     # -- steps
 
@@ -183,9 +264,20 @@ class Task(LightningModule):
         finally:
             reset(self.network)
 
+    def on_train_epoch_start(self):
+        if self.trainer.overfit_batches > 0:
+            # the same samples, with the same augmentation, in every epoch
+            self.trainer.train_dataloader.batch_sampler.sampler.set_epoch(0)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         # mixed here and not in a hook before: the random numbers of a resumed run are back by now
-        return self._step("train", self.trainer.datamodule.mix(batch))
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # some distributions are not drawn in half precision
+        try:
+            batch = self.trainer.datamodule.mix(batch)
+        finally:
+            torch.set_default_dtype(dtype)
+        return self._step("train", batch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._step("val", batch)
@@ -233,8 +325,35 @@ class Task(LightningModule):
                 self.metrics[f"{part}_acc"] = MulticlassAccuracy(classes, average="micro")
 
     def on_fit_start(self):
-        require_space(Path(self.trainer.default_root_dir), self)
+        trainer = self.trainer
+        if trainer.checkpoint_callbacks:
+            require_space(Path(trainer.default_root_dir), self)
         self.check()
+        try:
+            trainer.fit_loop.setup_data()
+        except ValueError as error:  # settings of the trainer that do not fit these data
+            raise RecipeError(str(error).strip()) from error
+        if trainer.is_global_zero:
+            print(self.header(), flush=True)
+        if self.epochs() is None:
+            rank_zero_warn(
+                "nothing says how many epochs there will be, so the learning rate stays; give trainer.max_epochs or "
+                "model.schedule_epochs"
+            )
+
+    def header(self) -> str:
+        """What is trained, in one line."""
+        trainer, data = self.trainer, self.trainer.datamodule
+        neuron = getattr(self.network, "neuron", None)
+        ends = f"max_epochs {trainer.max_epochs}" + (
+            f", max_steps {trainer.max_steps}" if trainer.max_steps >= 0 else ""
+        )
+        return (
+            f"{type(self.network).__name__}{f' of {neuron}' if neuron else ''}, "
+            f"{sum(p.numel() for p in self.parameters()):,} parameters; {type(data).__name__}, "
+            f"{len(data.samples['train']):,} samples in batches of {data.batch_size}; {ends}; "
+            f"{trainer.precision} on {trainer.world_size} {self.device.type}; {trainer.default_root_dir}"
+        )
 
     def on_validation_start(self):
         if not self.trainer.sanity_checking and self.trainer.state.fn != "fit":
@@ -252,6 +371,7 @@ class Task(LightningModule):
         if wanted != data.layout:
             raise RecipeError(f"{name} takes {wanted} input, {type(data).__name__} gives {data.layout}")
         sample = data.collate([data.samples["val"][0]])
+        sample = self.trainer.precision_plugin.convert_input(sample)
         x, y, *lengths = data.arrange(self.transfer_batch_to_device(sample, self.device, 0))
         was_training = self.network.training
         self.network.eval()

@@ -10,7 +10,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
 from msf_pmsn_plugins import neurons
-from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode, SpikingJellyNode
+from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
 __all__ = ["LIF", "MSF", "PMSN", "PSN", "Factory", "MaskedPSN", "ReLU", "SlidingPSN", "reset"]
 
@@ -49,8 +49,13 @@ class LIF(Factory):
 
     def __call__(self, channels):
         if self.reset:
-            return MSFNode(
-                1, self.tau, self.decay_input, self.v_threshold, 1.0, 0.0, self.surrogate, step_mode="m"
+            return MSFNode.published(
+                D=1,
+                tau=self.tau,
+                decay_input=self.decay_input,
+                v_threshold=self.v_threshold,
+                surrogate_function=self.surrogate,
+                step_mode="m",
             )
         held = neurons.MSF(
             D=1,
@@ -60,7 +65,7 @@ class LIF(Factory):
             reset_mode="none",
             surrogate=self.surrogate,
         )
-        return SpikingJellyNode(held, self.v_threshold, None, held.surrogate, True, "m", False)
+        return MSFNode.from_neuron(held, step_mode="m")
 
 
 class MSF(Factory):
@@ -72,7 +77,7 @@ class MSF(Factory):
         self.v_threshold = v_threshold
 
     def __call__(self, channels):
-        return MSFNode(self.D, self.tau, v_threshold=self.v_threshold, step_mode="m")
+        return MSFNode.published(D=self.D, tau=self.tau, v_threshold=self.v_threshold, step_mode="m")
 
 
 class PMSN(Factory):
@@ -98,16 +103,16 @@ class PMSN(Factory):
         self.tied = tied
 
     def __call__(self, channels):
-        return PMSNNode(
+        held = neurons.PMSN(
             channels,
             self.compartments,
-            step_mode="m",
             init=self.init,
             reset_mode="floor" if self.reset else "none",
             coeff=self.coeff,
             tied=self.tied,
             context=self.context,
         )
+        return PMSNNode.from_neuron(held, step_mode="m")
 
 
 def _stock(name: str) -> type[nn.Module]:

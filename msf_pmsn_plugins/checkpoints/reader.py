@@ -173,8 +173,8 @@ def different_settings(model: nn.Module, kind: Source) -> Iterator[str]:
     differing: dict[tuple[str, str], list[str]] = {}
     for path, neuron in neurons:
         # a node keeps what its host may change, and hands it over when it is called
-        if hand_over := getattr(holders.get(id(neuron)), "hand_over", None):
-            hand_over(torch.get_default_dtype())
+        if sync_settings := getattr(holders.get(id(neuron)), "sync_settings", None):
+            sync_settings(torch.get_default_dtype())
         for name, published in kind.settings.items():
             own = getattr(neuron, name)
             if isinstance(own, Tensor) or own != published:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NoSecondDerivative", "loop_vmap", "no_autograd", "no_dispatch", "transformed"]
+__all__ = [
+    "NoSecondDerivative",
+    "loop_vmap",
+    "no_autograd",
+    "no_dispatch",
+    "recomputing",
+    "saved_tensors",
+    "transformed",
+    "usable",
+]
 
 
 class NoSecondDerivative(torch.autograd.Function):
@@ -26,6 +36,46 @@ class NoSecondDerivative(torch.autograd.Function):
             "a spiking neuron has no second derivative: its gradient comes from a surrogate. Differentiate once, or "
             "use a loop of step() with a surrogate callable that is differentiable twice"
         )
+
+
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """What a neuron kept for its backward; where that is gone, an error that names the reset that was forgotten."""
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "backward() has freed what this neuron kept: its state carries the graph of an earlier call. Bring the net "
+            "to rest between batches (SpikingJelly: functional.reset_net(net); snnTorch: "
+            "msf_pmsn_plugins.snntorch.reset(net)), or cut the graph there (functional.detach_net(net), "
+            "msf_pmsn_plugins.snntorch.detach(net)). To go through one graph twice: backward(retain_graph=True)"
+        ) from error
+
+
+def recomputing(exact: str = "") -> bool:
+    """True in a forward pass that ``torch.utils.checkpoint`` makes again during a backward pass.
+
+    ``exact`` names a module that, between it and us, brings back the states that the first time started from.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__")
+        if name in ("torch.utils.checkpoint", exact):
+            return name != exact
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def usable(value: Any) -> Any:
+    """``value``; of a tensor that inference mode left, and autograd refuses, a copy."""
+    if torch.compiler.is_compiling() or not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 
 def transformed() -> bool:

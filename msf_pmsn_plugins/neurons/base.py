@@ -178,8 +178,11 @@ class Neuron(PropertiesFirst, nn.Module):
         count, order = lengths.sum(0), torch.argsort((~lengths).byte(), dim=0, stable=True)
         order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
         s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
-        s_seq = torch.zeros_like(s_seq).scatter(0, order, s_seq)
-        return s_seq, state, None if m_seq is None else torch.zeros_like(m_seq).scatter(0, order, m_seq)
+
+        def back(seq: Tensor) -> Tensor:
+            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)
+
+        return back(s_seq), state, None if m_seq is None else back(m_seq)
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None

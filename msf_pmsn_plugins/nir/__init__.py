@@ -51,7 +51,7 @@ def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = Fal
 
 def import_from_nir(
     graph: Any,
-    host: str,
+    host: str = "snntorch",
     *,
     dt: float = 1e-4,
     device: torch.device | str = "cpu",
@@ -64,7 +64,8 @@ def import_from_nir(
     threshold is the next number above NIR's.
 
     Args:
-        graph: a ``nir.NIRGraph`` without cycles, or the path of a file, which :func:`read` reads.
+        graph: a ``nir.NIRGraph``, or the path of a file, which :func:`read` reads. Around a cycle, the last edge takes
+            one step: what a node fires reaches the one before it at the next step.
         host: ``"snntorch"`` or ``"spikingjelly"``: whose neurons and layers to build.
         dt: the time step in seconds of ``nir.LIF`` and ``nir.IF``.
         device, dtype: of the network.
@@ -73,7 +74,8 @@ def import_from_nir(
 
     Returns:
         a ``torch.fx.GraphModule`` under nirtorch's convention: ``net(x)`` returns ``(output, state)``. The neurons keep
-        their states as always in their framework, so ``state`` may be dropped; reset them between batches.
+        their states as always in their framework, so ``state`` may be dropped, but for a graph with a cycle; reset them
+        between batches.
 
     Raises:
         ValueError: an unknown host or node, or a node that this framework has nothing for, by name and with the reason.

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..neurons import MSF, PMSN, Neuron, ParallelIF
 from ..neurons.pmsn import BURSTS, PARAMETERS
+from ..surrogate import Surrogate
 from . import nodes
 from .libraries import nir
 from .numbers import channel_dims, filled, pair, uniform, wide_type
@@ -20,6 +22,7 @@ class Builder:
 
     layers: Any
     leading = 1
+    delays = False  # whether the framework resets at the next step
 
     def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
         self.dt = dt
@@ -46,14 +49,8 @@ class Builder:
     def finish(self, net: nn.Module) -> None:
         """Settings of the whole network."""
 
-    def msf(self, node: Any) -> nn.Module:
-        raise NotImplementedError
-
-    def make(self, name: str, node: Any, **settings: Any) -> Any:
-        """The framework's neuron ``name`` with ``settings`` in our own words."""
-        raise NotImplementedError
-
-    def integrator(self, decay: float, scale: float, theta: float, v_reset: float) -> nn.Module:
+    def wrap(self, held: Neuron, node: Any) -> Any:
+        """The framework's node around a neuron; ``node`` is None where one of NIR's own stood."""
         raise NotImplementedError
 
     def linear(self, node: Any) -> nn.Module:
@@ -101,17 +98,45 @@ class Builder:
             decay, scale = 1.0, r * self.dt
         scale = 1.0 if wide(scale) == 1 or abs(scale - 1) <= 4 * np.finfo(np.float64).eps else scale
         above = float(np.nextafter(wide(theta), wide(np.inf)))
-        return self.integrator(decay, scale, above, v_reset)
+        held = MSF(D=1, decay=decay, input_scale=scale, v_threshold=above, v_reset=v_reset)
+        held.reset_delay = self.delays
+        return self.wrap(held, None)
+
+    def msf(self, node: Any) -> nn.Module:
+        rate, learned = float(node.rate[0]), torch.tensor(node.rate if node.learned == 2 else node.rate[0])
+        decays, plif = node.charge == "decay", "plif" in node.charge
+        spaced, detached = float(node.threshold_step), bool(node.detach_reset)
+        held = MSF(
+            D=len(node.thresholds),
+            decay=learned.sigmoid() if node.learned else rate if decays else 0.0,
+            learn_decay=bool(node.learned),
+            input_scale=float(node.input_scale),
+            v_threshold=float(node.thresholds[0]),
+            threshold_step=spaced or 1.0,
+            thresholds=None if spaced else [float(theta) for theta in node.thresholds],
+            v_reset=float(node.v_reset),
+            reset_mode="soft" if node.reset == "subtract" else node.reset,
+            reset_delay=self.delays and detached and bool(node.reset_delay),
+            detach_reset=detached,
+            surrogate=trained_with(node),
+            charge=(node.train_charge, node.charge),
+            tau=rate if "lif" in node.charge and not plif else None,
+            w=torch.tensor(node.rate[0]) if plif else None,
+            channel_dim=channel_dims(node.channel_dim),
+        )
+        if node.learned:  # to the bit
+            held.decay_logit = nn.Parameter(learned)
+        return self.wrap(held, node)
 
     def pmsn(self, node: Any) -> nn.Module:
         channels, modes = node.A_imag.shape
-        bursts = {word or "none": value for value, word in BURSTS.items()}
-        module = self.make(
-            "PMSN",
-            node,
+        bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
+        held = PMSN(
             channels=channels,
             compartments=modes * (2 if node.tied else 1) + 1,
             channel_dim=channel_dims(node.channel_dim),
+            v_threshold=float(node.v_threshold),
+            surrogate=trained_with(node),
             init=node.init,
             reset_mode=node.reset_mode,
             burst=bursts[node.burst],
@@ -121,9 +146,15 @@ class Builder:
             context=node.context,
             dt_scale=float(node.dt_scale),
         )
-        filled(module.neuron, **{name: getattr(node, name) for name in PARAMETERS})
-        return module
+        filled(held, **{name: getattr(node, name) for name in PARAMETERS})
+        return self.wrap(held, node)
 
     def parallel_if(self, node: Any) -> nn.Module:
-        bursts = {word or "none": value for value, word in BURSTS.items()}
-        return self.make("ParallelIF", node, burst=bursts[node.burst])
+        bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
+        held = ParallelIF(float(node.v_threshold), trained_with(node), bursts[node.burst])
+        return self.wrap(held, node)
+
+
+def trained_with(node: Any) -> Surrogate | None:
+    """The surrogate of a node; None is the neuron's default."""
+    return None if node.surrogate == "default" else Surrogate(node.surrogate, float(node.width))

@@ -28,7 +28,10 @@ from .graph import (
 from .libraries import nir, nirtorch
 from .numbers import array_of, numbers, time_constant, torch_type, wide_type
 
-OWN = {f"msf_pmsn_plugins.{part}" for part in (*HOSTS, "neurons.msf", "neurons.pmsn", "neurons.parallel_if")}
+OWN = {
+    f"msf_pmsn_plugins.{part}"
+    for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")
+}
 
 
 def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = False, dt: float = 1e-4) -> Any:
@@ -54,7 +57,10 @@ def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = Fal
         others = sum(node.op == "placeholder" for node in traced.graph.nodes) - 1
         shapes.run(example_input, *[None] * others)  # these are states, which are not looked at
     exporter = Exporter(leading.pop(), example_input.dtype, standard, dt)
-    made = {id(module): exporter.node(path, module, shapes.shapes[path]) for path, module in called.items()}
+    made = {
+        id(module): exporter.node(path, module, shapes.inputs[path], shapes.outputs[path])
+        for path, module in called.items()
+    }
     try:
         graph = nirtorch.torch_to_nir(
             traced,
@@ -77,19 +83,24 @@ class Exporter:
         self.standard = standard
         self.dt = dt
 
-    def node(self, path: str, module: nn.Module, shape: torch.Size) -> Any:
-        """The node for ``module`` with inputs of ``shape``."""
+    def node(self, path: str, module: nn.Module, before: torch.Size, after: torch.Size) -> Any:
+        """The node for ``module``, whose input has the shape ``before`` and whose output ``after``."""
         try:
+            shape = tuple(before[self.leading :])
             held = held_neuron(module)
             if held is not None:
-                return self._neuron(module, held, tuple(shape[self.leading :]))
+                return self._neuron(module, held, shape)
             if is_leaky(module):
-                return self._leaky(module, tuple(shape[self.leading :]))
+                return self._leaky(module, shape)
             kind = layer_of(module)
             assert kind is not None
-            return getattr(self, f"_{kind.__name__.lower()}")(module, tuple(shape[self.leading :]))
+            node = getattr(self, f"_{kind.__name__.lower()}")(module, shape)
         except ValueError as error:
             raise ValueError(f"{path!r} ({type(module).__name__}): {error}") from error
+        # NIR takes kernels for square ones, and knows no shape behind a pooling.
+        node.input_type = {"input": numbers(shape)}
+        node.output_type = {"output": numbers(after[self.leading :])}
+        return node
 
     # Layers.
 
@@ -141,8 +152,8 @@ class Exporter:
     # Neurons.
 
     def _neuron(self, module: Any, held: Any, shape: tuple[int, ...]) -> Any:
-        if hasattr(module, "hand_over"):  # SpikingJelly: settings live on the node
-            module.hand_over(self.dtype)
+        if hasattr(module, "sync_settings"):  # SpikingJelly: settings live on the node
+            module.sync_settings(self.dtype)
         for name, why in (
             ("inhibition", "the winner-take-all of the output"),
             ("state_quant", "a quantiser of the state, a function"),
@@ -150,9 +161,9 @@ class Exporter:
             if getattr(module, name, False):
                 raise ValueError(f"{name} is not in the node: it is {why}")
         factor = getattr(module, "graded_spikes_factor", None)
-        graded = 1.0 if factor is None else float(factor.detach())
+        graded = np.ones(1) if factor is None else np.atleast_1d(array_of(factor))
         if isinstance(factor, nn.Parameter):
-            warnings.warn("the learned graded_spikes_factor is exported as a number", stacklevel=2)
+            warnings.warn("the learned graded_spikes_factor is exported as a number, fixed", stacklevel=2)
         kind = type(held)
         if foreign := [type(own).__name__ for own in (module, held) if type(own).__module__ not in OWN]:
             raise ValueError(
@@ -180,7 +191,7 @@ class Exporter:
             graded_spikes_factor=graded,
         )
 
-    def _msf(self, module: Any, held: Any, shape: tuple[int, ...], graded: float) -> Any:
+    def _msf(self, module: Any, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
         if isinstance(held.v_threshold, nn.Parameter):
             if held.v_threshold.dim():
                 raise ValueError("a threshold for each channel is not in the node")
@@ -216,7 +227,7 @@ class Exporter:
             train_charge=train_charge,
         )
 
-    def _pmsn(self, held: Any, shape: tuple[int, ...], graded: float) -> Any:
+    def _pmsn(self, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
         if held.channels is None:
             raise ValueError(
                 "its channel count is not known: run one forward pass or load a state dict first"
@@ -240,14 +251,14 @@ class Exporter:
             graded_spikes_factor=graded,
         )
 
-    def _lif(self, held: Any, shape: tuple[int, ...], graded: float) -> Any:
+    def _lif(self, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
         """MSF as ``nir.LIF``; raise ValueError where NIR's neuron is another one."""
         wide = wide_type(self.dtype)
         for wrong, why in (
             (held.D != 1, f"D={held.D}: NIR's neurons emit one spike a step"),
             (held.reset_mode != "hard", "NIR's LIF resets to a value, this one does not"),
             (held.charge[1] != "decay", f"charge={held.charge[1]!r} computes in another order of operations"),
-            (graded != 1, "NIR's neurons emit 1, not a graded_spikes_factor"),
+            ((graded != 1).any(), "NIR's neurons emit 1, not a graded_spikes_factor"),
             (
                 isinstance(held.surrogate, Soft) and held.surrogate.soft,
                 "a soft surrogate emits parts of spikes",
@@ -263,7 +274,9 @@ class Exporter:
         if isinstance(decay, Tensor):
             like = torch.empty((1, *shape))
             decay = (
-                held._learned_decay(like, torch_type(wide)).expand(like.shape)[0] if decay.dim() else decay
+                held.parameters_of(like, torch_type(wide)).rate.expand(like.shape)[0]
+                if decay.dim()
+                else decay
             )
             decay = array_of(decay)
         # NIR fires above its threshold, MSF at it: the same, one number below.

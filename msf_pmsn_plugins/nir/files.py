@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
+import numpy as np
 
 from .. import __version__
 from .libraries import nir
@@ -52,4 +53,20 @@ def read(path: str | Path) -> Any:
                 f"{path} holds nodes that neither nir {nir.version} nor msf-pmsn-plugins {__version__} knows: "
                 f"{', '.join(unknown)}. Another package wrote them: read the file with it"
             )
-        return nir.read(path)
+        graph = nir.read(path, type_check=False)
+        for node in graph.nodes.values():
+            if isinstance(node, nir.Conv2d) and node.input_shape is not None:
+                _set_types(node)
+        graph.infer_types()
+        graph.check_types()
+        return graph
+
+
+def _set_types(conv: Any) -> None:
+    """The shapes around a convolution; NIR's own take every kernel for a square one, and groups for one."""
+    channels, inputs, *kernel = conv.weight.shape
+    size = nir.ir.utils.calculate_conv_output(
+        conv.input_shape, conv.padding, conv.dilation, kernel, conv.stride
+    )
+    conv.input_type = {"input": np.array([inputs * int(conv.groups), *conv.input_shape])}
+    conv.output_type = {"output": np.array([channels, *size])}

@@ -70,19 +70,27 @@ class Tracer(torch.fx.Tracer):
 
 
 class Shapes(torch.fx.Interpreter):
-    """Runs the layers of a traced net, not its neurons (they keep the shape), and notes the shape of each input."""
+    """Runs the layers of a traced net, not its neurons (they keep the shape), and notes the shapes of each call."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
-        self.shapes: dict[str, torch.Size] = {}
+        self.inputs: dict[str, torch.Size] = {}
+        self.outputs: dict[str, torch.Size] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module, x = self.fetch_attr(target), args[0]
-        if self.shapes.setdefault(target, x.shape) != x.shape:
+        if self.inputs.setdefault(target, x.shape) != x.shape:
             raise ValueError(f"{target!r} is called with inputs of two shapes: NIR needs a layer for each")
         if is_neuron(module):
+            self.outputs[target] = x.shape
             return (x, None) if returns_tuple(module) else x
-        return module(*args, **kwargs)
+        try:
+            y = module(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            given = f"{type(module).__name__}) with an input of shape {tuple(x.shape)}"
+            raise ValueError(f"{target!r} ({given}: {error}") from error
+        self.outputs[target] = y.shape
+        return y
 
 
 def trace(net: nn.Module) -> torch.fx.GraphModule:

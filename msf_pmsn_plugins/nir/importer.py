@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .files import read
 from .graph import HOSTS
@@ -16,7 +17,7 @@ from .libraries import nir, nirtorch
 
 def import_from_nir(
     graph: Any,
-    host: str,
+    host: str = "snntorch",
     *,
     dt: float = 1e-4,
     device: torch.device | str = "cpu",
@@ -30,13 +31,12 @@ def import_from_nir(
         graph = read(graph)
     if not isinstance(graph, nir.NIRGraph):
         raise TypeError(f"graph must be a nir.NIRGraph or a path, got {type(graph).__name__}")
-    before: dict[str, set[str]] = {name: set() for name in graph.nodes}
-    for source, target in graph.edges:
-        before[target].add(source)
-    try:
-        graphlib.TopologicalSorter(before).prepare()
-    except graphlib.CycleError as error:
-        raise ValueError(f"recurrent graphs are not imported: {' -> '.join(error.args[1])}") from error
+    cycle = _cycle(graph)
+    if cycle and (options.get("sequence") or options.get("step_mode") == "m"):
+        raise ValueError(
+            f"the graph is recurrent ({' -> '.join(cycle)}), so it runs step by step: import it without sequence=True "
+            "or step_mode='m'"
+        )
     importer = (ToSnnTorch if host == "snntorch" else ToSpikingJelly)(dt, dtype, options)
     table = importer.table()
     names = {id(node): name for name, node in graph.nodes.items()}
@@ -57,4 +57,28 @@ def import_from_nir(
         graph, dict.fromkeys(table, build), default_map={}, device=device, dtype=dtype
     )
     importer.finish(net)
+    if cycle:
+        net.register_forward_pre_hook(_check_state, with_kwargs=True)
     return net
+
+
+def _cycle(graph: Any) -> list[str]:
+    """The nodes of a cycle, empty if there is none."""
+    before: dict[str, set[str]] = {name: set() for name in graph.nodes}
+    for source, target in graph.edges:
+        before[target].add(source)
+    try:
+        graphlib.TopologicalSorter(before).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def _check_state(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What goes around a cycle is in the state that a call returns, what a neuron keeps in the neuron: both or none."""
+    given = args[1] if len(args) > 1 else kwargs.get("state")
+    if given is None and any(getattr(module, "carried", None) is not None for module in net.modules()):
+        raise ValueError(
+            "this recurrent network is past its first step and was called without its state: pass on what the call "
+            "before returned, y, state = net(x, state), or reset the neurons to begin anew"
+        )

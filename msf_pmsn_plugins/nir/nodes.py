@@ -51,7 +51,7 @@ class MSF(Node):
     channel_dim: Any
     surrogate: str
     width: float
-    graded_spikes_factor: float = 1.0
+    graded_spikes_factor: Any = 1.0
     version: int = FORMAT
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -81,7 +81,7 @@ class PMSN(Node):
     dt_scale: float
     surrogate: str
     width: float
-    graded_spikes_factor: float = 1.0
+    graded_spikes_factor: Any = 1.0
     version: int = FORMAT
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -95,7 +95,7 @@ class ParallelIF(Node):
     burst: str
     surrogate: str
     width: float
-    graded_spikes_factor: float = 1.0
+    graded_spikes_factor: Any = 1.0
     version: int = FORMAT
     metadata: dict[str, Any] = field(default_factory=dict)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 def array_of(tensor: Tensor) -> Any:
     """A tensor as an array."""
-    return tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
 
 def numbers(dims: int | Sequence[int]) -> Any:

@@ -21,6 +21,8 @@ attributes of the modules, and random generators are put back.
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,8 +30,9 @@ from torch import nn
 from .back import lif
 from .check import Check, Report, verify
 from .planner import plan
-from .plans import Plan, Site
-from .spec import MSF, PMSN, Activation, Keep, Read, Rule, SwapError, Target
+from .plans import Plan
+from .site import Site
+from .spec import MSF, PMSN, Activation, Keep, Read, Reading, Rule, SwapError, SwapWarning, Target
 
 __all__ = [
     "MSF",
@@ -43,6 +46,7 @@ __all__ = [
     "Rule",
     "Site",
     "SwapError",
+    "SwapWarning",
     "Target",
     "lif",
     "msf",
@@ -68,11 +72,47 @@ def __getattr__(name: str) -> Any:
     return found if item is None else getattr(found, item)
 
 
-def msf(model: nn.Module, example_input: Any, *, dynamics: str = "site", **spec: Any) -> nn.Module:
-    """Swap every neuron for an MSF, in place: ``plan(model, example_input, MSF(**spec)).apply()``."""
-    return plan(model, example_input, MSF(**spec), dynamics=dynamics).apply()
+def msf(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    dynamics: str = "site",
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    rules: Mapping[Any, Target | Rule] | None = None,
+    time_dim: int | str = "auto",
+    neuron_classes: Sequence[type] | Mapping[type, Reading] = (),
+    **spec: Any,
+) -> nn.Module:
+    """Swap every neuron for an MSF, in place, and return the model.
+
+    ``plan(model, example_input, MSF(**spec), ..).apply()``, with the plan's warnings as warnings.
+    """
+    options = {"filter_fn": filter_fn, "rules": rules, "time_dim": time_dim, "neuron_classes": neuron_classes}
+    return _carried_out(plan(model, example_input, MSF(**spec), dynamics=dynamics, **options))  # type: ignore[arg-type]
 
 
-def pmsn(model: nn.Module, example_input: Any, **spec: Any) -> nn.Module:
-    """Swap every neuron for a PMSN, in place: ``plan(model, example_input, PMSN(**spec)).apply()``."""
-    return plan(model, example_input, PMSN(**spec)).apply()
+def pmsn(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    dynamics: str = "site",
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    rules: Mapping[Any, Target | Rule] | None = None,
+    time_dim: int | str = "auto",
+    neuron_classes: Sequence[type] | Mapping[type, Reading] = (),
+    **spec: Any,
+) -> nn.Module:
+    """Swap every neuron for a PMSN, in place, and return the model.
+
+    ``plan(model, example_input, PMSN(**spec), ..).apply()``, with the plan's warnings as warnings.
+    """
+    options = {"filter_fn": filter_fn, "rules": rules, "time_dim": time_dim, "neuron_classes": neuron_classes}
+    return _carried_out(plan(model, example_input, PMSN(**spec), dynamics=dynamics, **options))  # type: ignore[arg-type]
+
+
+def _carried_out(plan: Plan) -> nn.Module:
+    """Apply a plan, and warn of what it warns of: before, so that a warning raised as an error changes nothing."""
+    plan.check()
+    for text in plan.all_warnings():
+        warnings.warn(text, SwapWarning, stacklevel=3)
+    return plan.apply()

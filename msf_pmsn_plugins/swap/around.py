@@ -34,12 +34,12 @@ class Around(nn.Module):
     Args:
         node: takes [T, N, *], or [N, *] in single steps.
         time_dim: the axis of time in the input.
-        steps: T of an input [T*B, *] that is unfolded to [T, B, *]; follows ``clock`` if there is one.
-        clock: a module that is called earlier with [T, *]: it tells the present T.
+        steps: T of an input [T*B, *] that is unfolded to [T, B, *]; :meth:`tick` changes it.
         batch: the input [T, *] has no axis for the batch; the node sees a batch of one.
         shared: the node sees one channel, which all elements share.
         keeps_state: False forgets the state after every call.
         scale, divisor: what the counts are multiplied and divided by.
+        reset_name: a further name of :meth:`reset`, by which the model resets its neurons.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Around(nn.Module):
         node: nn.Module,
         time_dim: int = 0,
         steps: int | None = None,
-        clock: nn.Module | None = None,
         batch: bool = False,
         shared: bool = False,
         keeps_state: bool = True,
         scale: float = 1.0,
         divisor: float = 1.0,
+        reset_name: str | None = None,
     ) -> None:
         super().__init__()
         self.node = node
@@ -63,11 +63,18 @@ class Around(nn.Module):
         self.keeps_state = keeps_state
         self.scale = scale
         self.divisor = divisor
-        if clock is not None:
-            clock.register_forward_pre_hook(self._tick)  # a bound method: copies of the model copy it rightly
+        self.reset_name = reset_name
+        if reset_name is not None:
+            setattr(self, reset_name, self.reset)  # a bound method: copies of the model copy it rightly
 
-    def _tick(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def tick(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward pre-hook for a module that is called earlier with [T, *]: it tells the present T."""
         self.steps = len(args[0])
+
+    def reset(self) -> None:
+        """Back to rest."""
+        node: Any = self.node
+        node.carried = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` in the site's layout -> spikes of the same shape."""
@@ -105,5 +112,6 @@ class Around(nn.Module):
             "keeps_state": (self.keeps_state, True),
             "scale": (self.scale, 1.0),
             "divisor": (self.divisor, 1.0),
+            "reset_name": (self.reset_name, None),
         }
         return ", ".join(f"{name}={value!r}" for name, (value, usual) in given.items() if value != usual)

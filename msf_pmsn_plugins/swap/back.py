@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .probe import arguments, rest, seeds_kept, undisturbed
-from .replace import replace
-from .sites import is_ours, load
+from ..hosts import HOSTS, load
+from .edits import make, replacing
+from .running import arguments, rest, seeds_kept, undisturbed
+from .sites import is_ours
 from .spec import SwapError
 
 __all__ = ["host_of", "lif", "nodes"]
@@ -25,10 +26,9 @@ def nodes(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def host_of(node: nn.Module) -> str | None:
-    """The framework whose skin ``node`` is."""
-    homes = [cls.__module__ for cls in type(node).__mro__]
-    names = ("spikingjelly", "snntorch")
-    return next((name for name in names if f"msf_pmsn_plugins.{name}" in homes), None)
+    """The framework whose node ``node`` is."""
+    homes = {tuple(cls.__module__.split(".")[:2]) for cls in type(node).__mro__}
+    return next((name for name in HOSTS if ("msf_pmsn_plugins", name) in homes), None)
 
 
 def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> nn.Module:
@@ -68,7 +68,10 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
         raise SwapError(
             "this loses what a LIF cannot hold; if that is meant, say lossy=True:\n" + "\n".join(losses)
         )
-    result = _put(model, found, stock)
+    edits = replacing(model, {path: stock[node] for path, node in found.items()})
+    result = stock[found[""]] if "" in found else model
+    _forget(model, found)
+    make(edits)
     if example_input is not None:
         inputs = arguments(example_input)
         try:
@@ -76,15 +79,14 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
                 rest(result)
                 result(*inputs)
         except Exception:
-            _put(result, found, {node: node for node in found.values()})
+            _forget(model, found)
+            make([edit.inverse for edit in edits])
             raise
     return result
 
 
-def _put(model: nn.Module, found: dict[str, nn.Module], new: dict[nn.Module, nn.Module]) -> nn.Module:
-    replace(model, {path: new[node] for path, node in found.items()})
-    result = new[found[""]] if "" in found else model
+def _forget(model: nn.Module, found: dict[str, nn.Module]) -> None:
+    """Before modules change: what hosts know about the modules of ``model``."""
     for host in {host_of(node) for node in found.values()}:
         assert host is not None
-        load(host).after_swap(result)
-    return result
+        load(host).after_swap(model)

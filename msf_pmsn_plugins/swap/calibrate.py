@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neurons import MSF, PMSN, Neuron
-from .probe import arguments, output_of, rest, undisturbed
+from .running import arguments, output_of, rest, undisturbed
 from .spec import SwapError
 
 __all__ = ["Calibration", "Norm", "Rate", "firing_rates", "match_norms", "match_rates"] + [
@@ -221,8 +221,8 @@ def set_thresholds(model: nn.Module, where: str = "re:.*", **settings: Any) -> l
                     _set(node, "v_threshold", float(_get(node, "v_threshold")) * float(value))
                 else:
                     _set(node, name, value)
-            if hasattr(node, "hand_over"):
-                node.hand_over(torch.get_default_dtype())
+            if hasattr(node, "sync_settings"):
+                node.sync_settings(torch.get_default_dtype())
             _held(node)._check()
     except Exception:
         for node, thresholds in lists:

@@ -8,8 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..charges import CHARGES
-from .plans import Site, build, plain
-from .sites import levels, same
+from ..surrogate import Surrogate
+from .experiments import same
+from .quantisers import levels
+from .saving import plain
+from .site import Site, build
 from .spec import MSF, Keep, Read, SwapError
 
 __all__ = ["arguments", "explain", "fingerprint"]
@@ -42,8 +45,11 @@ def arguments(site: Site, dynamics: str, memory: dict[Any, Any]) -> dict[str, An
         own = {"D": target.D, "threshold_step": target.threshold_step, "backend": target.backend}
         if dynamics == "site":
             arguments = _kept(site, own, memory)
+            own = {
+                key: value for key, value in own.items() if "reset_step" not in arguments or key == "backend"
+            }
         else:
-            arguments = _settings(site)
+            arguments = {**host.NODES["msf"].PUBLISHED, **_settings(site)}
     else:
         own = {
             "channels": site.channels,
@@ -79,7 +85,8 @@ def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, 
     """The site's own dynamics. Of a neuron that is no stock one they are tried: D = 1 must compute the same."""
     host = site.host
     assert host is not None
-    if site.role == "stock":
+    counting = _integer_lif(site)
+    if site.role == "stock" and not counting:
         return host.site_dynamics(site.module, site.step_mode)
     if site.role == "own":
         assert isinstance(site.reading, Read)
@@ -91,6 +98,8 @@ def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, 
                 "rules={path: swap.Keep()}"
             )
         candidates = [{**_settings(site), **given}]
+    elif counting:
+        candidates = counting
     else:
         candidates = [
             host.site_dynamics(site.module, site.step_mode, charge=charge)
@@ -103,13 +112,41 @@ def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, 
     return {**training, "charge": (training["charge"], evaluation["charge"])}
 
 
+def _integer_lif(site: Site) -> list[dict[str, Any]]:
+    """I-LIF, which emits ``round(clamp(m/theta, 0, D))`` and subtracts theta for each, as MSF: what it may be.
+
+    It steps where a rounding does, at (k + 1/2) theta, and its rectangle of slope 1/theta is the sum of D narrow ones.
+    """
+    module: Any = site.module
+    function = getattr(module, "surrogate_function", None)
+    if not any(cls.__name__ == "ILIFNode" for cls in type(module).__mro__):
+        return []
+    theta, D = float(module.v_threshold), int(function.max_spike_count)  # type: ignore[union-attr]
+    text = f"its {D} levels are kept, whatever D the target has"
+    if text not in site.warnings:
+        site.warnings.append(text)
+    own = {
+        "D": D,
+        "v_threshold": theta / 2,
+        "threshold_step": theta,
+        "reset_step": theta,
+        "v_reset": None,
+        "detach_reset": module.detach_reset,
+        "surrogate_function": Surrogate("rectangular", theta / 2),
+        "tau": module.tau,
+        "step_mode": site.step_mode,
+        "store_v_seq": getattr(module, "store_v_seq", False),
+    }
+    return [{**own, "charge": charge} for charge in ("lif", "lif_product")]
+
+
 def _first_same(
     site: Site, candidates: list[dict[str, Any]], training: bool, memory: dict[Any, Any]
 ) -> dict[str, Any]:
     """The first of ``candidates`` that computes what the site does, to the bit."""
     key = ("same", fingerprint(site.module), training, repr([plain(c) for c in candidates]))
     if key not in memory:
-        memory[key] = _try(site, candidates, training, memory["levels", site.path])
+        memory[key] = _try(site, candidates, training, memory.get(("levels", site.path), 1))
     number, warning = memory[key]
     if number is None:
         raise ValueError(warning)
@@ -121,15 +158,17 @@ def _first_same(
 def _try(site: Site, candidates: list[dict[str, Any]], training: bool, counts: int) -> tuple[int | None, str]:
     """Number of the first candidate that agrees, and a warning; or None and why none does."""
     mode = "training" if training else "evaluation"
-    bare = {k: v for k, v in site.around.items() if k in ("keeps_state", "scale")}
+    bare = {
+        k: v
+        for k, v in site.around.items()
+        if k in ("keeps_state", "scale") or (k == "steps" and site.unfolds)
+    }
     results = []
     for arguments in candidates:
-        trial = replace(
-            site, arguments={"D": counts, **arguments, "backend": "torch"}, around=bare, clock=None
-        )
+        trial = replace(site, arguments={"D": counts, **arguments, "backend": "torch"}, around=bare)
         calls = 3 if site.step_mode == "m" else 8
         try:
-            node = build(trial, {})
+            node = build(trial)
             theta = float(arguments[site.host.WORDS.get("v_threshold", "v_threshold")])  # type: ignore[union-attr]
             found = same(site.module, node, site.shape, site.device, site.dtype, calls, training, theta)
         except SwapError:
@@ -152,11 +191,27 @@ def _try(site: Site, candidates: list[dict[str, Any]], training: bool, counts: i
                 "where the membrane lies exactly on the threshold MSF fires and the old neuron does not"
             )
         return number, "; ".join(texts)
+    inner = _quantisers_in(site)
     what = "its gradients are not those" if spikes else "its spikes are not those"
     return None, (
         f"{site.old} has dynamics of its own that MSF cannot keep: in {mode}, on random input, {what} of the formula "
-        "that it is read as; use dynamics='published', or keep this site with rules={path: swap.Keep()}"
+        f"that it is read as; {inner}use dynamics='published', or keep this site with rules={{path: swap.Keep()}}"
     )
+
+
+def _quantisers_in(site: Site) -> str:
+    """What to do where a neuron fires by a quantiser that it holds: swap that one."""
+    for child in site.module.children():
+        if any(child.parameters()) or isinstance(child, nn.Identity | nn.ReLU):
+            continue
+        try:
+            found, _, _ = levels(child, site.device)
+        except ValueError:
+            continue
+        if len(found) > 1:
+            name = type(child).__name__
+            return f"it fires by its {name}: swap that with neuron_classes={{{name}: swap.Activation()}}, "
+    return ""
 
 
 def _quantiser(site: Site) -> dict[str, Any]:
@@ -166,7 +221,9 @@ def _quantiser(site: Site) -> dict[str, Any]:
     if site.device.type == "meta":
         raise ValueError(f"{site.old} cannot be tried on the meta device")
     thresholds, scale, divisor = levels(site.module, site.device)
-    common = {"tau": 1.0, "step_mode": "s", "backend": target.backend}
+    assert site.host is not None
+    published = site.host.NODES["msf"].PUBLISHED
+    common = {**published, "tau": 1.0, "step_mode": "s", "backend": target.backend}
     if thresholds:
         site.around |= {"scale": scale, "divisor": divisor}
         own: dict[str, Any] = {"thresholds": thresholds}
@@ -187,10 +244,14 @@ def _quantiser(site: Site) -> dict[str, Any]:
     return site.sets
 
 
-def explain(site: Site) -> None:
+def explain(site: Site, dynamics: str) -> None:
     """What of the arguments is the site's."""
-    charges = site.arguments.get("charge")
-    site.carried = {k: v for k, v in site.arguments.items() if k not in site.sets and v is not None}
+    assert site.host is not None
+    papers = site.host.NODES["msf"].PUBLISHED if dynamics == "published" else {}
+    charges = site.arguments.get("charge") if "charge" not in papers else None
+    site.carried = {
+        k: v for k, v in site.arguments.items() if k not in site.sets and k not in papers and v is not None
+    }
     if "v_reset" in site.arguments and "v_reset" not in site.sets:
         site.carried["v_reset"] = site.arguments["v_reset"]
     if charges is not None:

@@ -68,7 +68,7 @@ def attention(model: nn.Module, path: str, counts: int) -> str | None:
 
 def pooled(run: Run, path: str) -> str | None:
     """What a max-pool right behind ``path`` does to counts."""
-    kinds = {call.pooled for call in run.calls.get(path, []) if call.pooled}
+    kinds = {call.pooled for call in run.calls.get(path, []) if call.pooled is not None}
     if not kinds:
         return None
     return f"{kinds.pop()} takes its output: of binary spikes that is OR, of counts the largest"

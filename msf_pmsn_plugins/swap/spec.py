@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -11,11 +11,15 @@ from torch import nn
 from .. import neurons
 from ..surrogate import FireFunction, Surrogate
 
-__all__ = ["MSF", "PMSN", "Activation", "Keep", "Read", "Rule", "SwapError", "Target"]
+__all__ = ["MSF", "PMSN", "Activation", "Keep", "Read", "Rule", "SwapError", "SwapWarning", "Target"]
 
 
 class SwapError(ValueError):
     """A swap that would be wrong or do nothing."""
+
+
+class SwapWarning(UserWarning):
+    """What a plan warns of, where a model is swapped in one call."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,7 @@ class Keep:
 Target = MSF | PMSN | Keep
 
 
-def named(target: Target) -> dict[str, Any]:
-    """The target as plain data."""
-    return {"name": type(target).__name__, **asdict(target)}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rule:
     """What to do at some sites; what is left None stays as the plan has it.
 
@@ -96,9 +95,11 @@ class Rule:
             of parameters for all elements, for sites without channels.
         time_dim: the axis of time in the site's whole tensor.
         folded: for a batch folded into time ([T*B, ...] into a multi-step neuron): ``"reproduce"`` integrates over
-            T*B as published, ``"fix"`` unfolds it by T.
+            T*B as published, ``"fix"`` unfolds it by T; for a neuron that unfolds [T*B, ...] itself: ``"fix"``.
         repeated: ``"carry"``: a multi-step neuron that one forward pass calls several times carries its state from
             call to call, as the old one did.
+        keeps_state: False: the neuron forgets its state after every call, whoever resets it or not.
+        reset: a further name of the new neuron's ``reset()``, by which the model resets its neurons: ``"n_reset"``.
         output_scale: for a site that emits multiples of another number than 1: ``"keep"`` multiplies the counts by
             it, ``"drop"`` emits counts.
 
@@ -112,6 +113,8 @@ class Rule:
     folded: str | None = None
     repeated: str | None = None
     output_scale: str | None = None
+    keeps_state: bool | None = None
+    reset: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Target | None):
@@ -126,8 +129,18 @@ class Rule:
             raise TypeError(
                 f"channel_dim of a rule is an axis, a tuple of axes or 'shared', got {self.channel_dim!r}"
             )
+        if self.keeps_state not in (None, False):
+            raise ValueError(f"keeps_state of a rule is False or left out, got {self.keeps_state!r}")
+        if self.reset is not None and not (isinstance(self.reset, str) and self.reset.isidentifier()):
+            raise ValueError(f"reset of a rule is the name of a method, got {self.reset!r}")
         if self.time_dim is not None and type(self.time_dim) is not int:
             raise TypeError(f"time_dim of a rule is an axis, got {self.time_dim!r}")
+
+    def __repr__(self) -> str:
+        given = {
+            field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None
+        }
+        return f"Rule({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def test_spikingjelly_multi_step(form, v_reset):
     pool = layer.MaxPool2d(2) if form != "bits" else layer.AvgPool2d(2)
 
     def node(D):
-        return MSFNode(D=D, v_reset=v_reset)
+        return MSFNode.published(D=D, v_reset=v_reset)
 
     net = nn.Sequential(
         *(layer.Conv2d(2, 6, 3, padding=1), layer.BatchNorm2d(6), node(3), layer.Dropout(0.5)),
@@ -47,7 +47,7 @@ def test_spikingjelly_sew_resnet(form):
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
     torch.manual_seed(0)
-    net = SEWResNet(BasicBlock, [1, 1, 1, 1], num_classes=4, cnf="ADD", spiking_neuron=MSFNode, D=2)
+    net = SEWResNet(BasicBlock, [1, 1, 1, 1], num_classes=4, cnf="ADD", spiking_neuron=MSFNode.published, D=2)
     net.maxpool = layer.MaxPool2d(2) if form != "bits" else nn.Identity()
     functional.set_step_mode(net, "m")
     net, moved = deploy.round_weights(net, bits=6)
@@ -72,15 +72,16 @@ def test_spikingjelly_sew_resnet(form):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_snntorch_loop(form, hidden):
     import snntorch as snn
+
     from msf_pmsn_plugins import snntorch as face
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc1, self.lif1 = nn.Linear(5, 12), face.MSF(D=3, init_hidden=hidden)
+            self.fc1, self.lif1 = nn.Linear(5, 12), face.MSF.published(D=3, init_hidden=hidden)
             self.fc2, self.lif2 = (
                 nn.Linear(12, 7),
-                face.MSF(D=4, reset_mechanism="subtract", init_hidden=hidden),
+                face.MSF.published(D=4, reset_mechanism="subtract", init_hidden=hidden),
             )
             self.fc3, self.lif3 = nn.Linear(7, 3), snn.Leaky(beta=0.5, init_hidden=hidden)
             self.fc4 = nn.Linear(3, 2)

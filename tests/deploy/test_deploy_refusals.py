@@ -199,7 +199,7 @@ def test_graded_spikes_are_refused():
     from msf_pmsn_plugins import snntorch as face
 
     net = nn.Sequential(
-        nn.Linear(3, 4), face.MSF(D=2, init_hidden=True, graded_spikes_factor=0.5), nn.Linear(4, 2)
+        nn.Linear(3, 4), face.MSF.published(D=2, init_hidden=True, graded_spikes_factor=0.5), nn.Linear(4, 2)
     )
     assert "multiplies its spikes by graded_spikes_factor" in refusal(net, torch.randn(2, 3))
 
@@ -238,7 +238,7 @@ def test_a_reset_inside_forward_is_found_by_comparison():
             super().__init__()
             self.fc, self.lif, self.last = (
                 nn.Linear(3, 8),
-                face.MSF(D=2, beta=0.9, init_hidden=True),
+                face.MSF.published(D=2, beta=0.9, init_hidden=True),
                 nn.Linear(8, 2),
             )
 
@@ -268,7 +268,7 @@ def test_a_state_on_a_graph_is_refused():
 
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
-    net = nn.Sequential(layer.Linear(3, 2), MSFNode(), layer.Linear(2, 2))
+    net = nn.Sequential(layer.Linear(3, 2), MSFNode.published(), layer.Linear(2, 2))
     net(torch.randn(2, 3))
     assert "reset the neurons first" in refusal(net, torch.randn(2, 3))
 

@@ -31,7 +31,7 @@ def test_the_model_stays_as_it_is():
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
     net = randomise(
-        nn.Sequential(layer.Linear(3, 6), MSFNode(D=3), layer.Dropout(0.5), layer.Linear(6, 2))
+        nn.Sequential(layer.Linear(3, 6), MSFNode.published(D=3), layer.Dropout(0.5), layer.Linear(6, 2))
     ).train()
     x = torch.randn(4, 3) * 2
     with torch.no_grad():

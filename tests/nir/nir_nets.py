@@ -55,7 +55,10 @@ def steps(net, x_seq):
 def lif_net(**kwargs):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(6, 8), MSF(0.5, D=1, **HIDDEN), nn.Linear(8, 5), MSF(0.9, 0.3, D=1, **HIDDEN)
+        nn.Linear(6, 8),
+        MSF.published(0.5, D=1, **HIDDEN),
+        nn.Linear(8, 5),
+        MSF.published(0.9, 0.3, D=1, **HIDDEN),
     )
 
 

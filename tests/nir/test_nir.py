@@ -41,7 +41,7 @@ def snn_net():
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(6, 8),
-        MSF(D=4, **HIDDEN),
+        MSF.published(D=4, **HIDDEN),
         nn.Linear(8, 5, bias=False),
         PMSN(5, **HIDDEN),
         nn.Linear(5, 7),
@@ -55,7 +55,7 @@ def sj_net():
     torch.manual_seed(0)
     return nn.Sequential(
         layer.Conv2d(2, 3, 3, padding=1),
-        MSFNode(),
+        MSFNode.published(),
         layer.AvgPool2d(2),
         layer.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
         PMSNNode(4),
@@ -64,7 +64,7 @@ def sj_net():
         ParallelIFNode(),
         nn.Dropout(0.5),
         layer.Linear(6, 3, bias=False),
-        MSFNode(D=1, tau=2.0, v_threshold=0.1),
+        MSFNode.published(D=1, tau=2.0, v_threshold=0.1),
     ).eval()
 
 
@@ -90,7 +90,7 @@ def test_conv1d_and_float64(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=1),
-        MSF(**HIDDEN),
+        MSF.published(**HIDDEN),
         nn.Flatten(),
         nn.Linear(16, 3),
         PMSN(3, **HIDDEN),
@@ -103,9 +103,9 @@ def test_conv1d_and_float64(tmp_path):
 @pytest.mark.parametrize(("here", "there"), [("snntorch", "spikingjelly"), ("spikingjelly", "snntorch")])
 def test_across_the_frameworks(here, there, tmp_path):
     torch.manual_seed(0)
-    chain = [nn.Linear(6, 8), MSF(D=4, **HIDDEN), nn.Linear(8, 5), PMSN(5, **HIDDEN)]
+    chain = [nn.Linear(6, 8), MSF.published(D=4, **HIDDEN), nn.Linear(8, 5), PMSN(5, **HIDDEN)]
     if here == "spikingjelly":
-        chain = [layer.Linear(6, 8), MSFNode(), layer.Linear(8, 5), PMSNNode(5)]
+        chain = [layer.Linear(6, 8), MSFNode.published(), layer.Linear(8, 5), PMSNNode(5)]
     net = nn.Sequential(*chain)
     x = randn(STEPS, BATCH, 6)
     assert_same(steps(through_a_file(net, x[0], tmp_path, there), x)[0], steps(net, x)[0])
@@ -115,7 +115,7 @@ def test_across_the_frameworks(here, there, tmp_path):
 def test_sequences(host, tmp_path):
     net = nn.Sequential(
         nn.Linear(6, 8),
-        MSF(sequence=True, **HIDDEN),
+        MSF.published(sequence=True, **HIDDEN),
         nn.Flatten(2),
         nn.Linear(8, 3),
         PMSN(3, sequence=True, **HIDDEN),
@@ -137,8 +137,8 @@ def test_sequences(host, tmp_path):
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc1, self.lif1 = nn.Linear(6, 6), MSF(D=2)
-        self.fc2, self.lif2 = nn.Linear(6, 6), MSF(D=2)
+        self.fc1, self.lif1 = nn.Linear(6, 6), MSF.published(D=2)
+        self.fc2, self.lif2 = nn.Linear(6, 6), MSF.published(D=2)
         self.fc3 = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -159,7 +159,7 @@ def test_a_forward_with_states_and_additions(tmp_path):
 
 @pytest.mark.parametrize("host", NETS)
 def test_one_neuron_alone(host, tmp_path):
-    net = MSF(D=3, **HIDDEN) if host == "snntorch" else MSFNode(D=3)
+    net = MSF.published(D=3, **HIDDEN) if host == "snntorch" else MSFNode.published(D=3)
     assert_equal_runs(
         nn.Sequential(net),
         through_a_file(net, torch.zeros(BATCH, 4, 2), tmp_path, host),
@@ -175,35 +175,44 @@ def test_bare_neurons_are_exported(tmp_path):
 
 
 VARIANTS = {
-    "msf": lambda: MSF(D=4, **HIDDEN),
-    "msf-threshold": lambda: MSF(0.1, 0.3, D=3, threshold_step=0.7, **HIDDEN),
-    "msf-list": lambda: MSF(thresholds=[0.5, 0.75, 2.0], **HIDDEN),
-    "msf-subtract": lambda: MSF(0.5, D=3, reset_mechanism="subtract", **HIDDEN),
-    "msf-none": lambda: MSF(0.5, D=3, reset_mechanism="none", **HIDDEN),
-    "msf-early": lambda: MSF(0.5, D=3, reset_delay=False, **HIDDEN),
-    "msf-early-subtract": lambda: MSF(0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN),
-    "msf-surrogate": lambda: MSF(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
-    "msf-graded": lambda: MSF(D=2, graded_spikes_factor=0.5, **HIDDEN),
-    "msf-learned": lambda: MSF(0.3, D=2, learn_beta=True, **HIDDEN),
-    "msf-channels": lambda: MSF(torch.tensor([0.1, 0.3, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
-    "node": lambda: MSFNode(tau=3.0),
-    "node-decay-input": lambda: MSFNode(tau=3.0, decay_input=True),
-    "node-soft": lambda: MSFNode(tau=2.0, v_reset=None),
-    "node-v-reset": lambda: MSFNode(tau=2.0, v_reset=-0.25, detach_reset=False),
-    "node-no-leak": lambda: MSFNode(tau=math.inf, D=2),
-    "node-no-memory": lambda: MSFNode(tau=1.0, D=2),
-    "node-lif": lambda: MSFNode(charge="lif", tau=3.0),
-    "node-if": lambda: MSFNode(charge="if"),
-    "node-pair": lambda: MSFNode(charge=("lif_product", "lif"), tau=3.0),
-    "node-plif": lambda: MSFNode(charge="plif", w=0.4),
-    "node-learned": lambda: MSFNode(tau=torch.tensor([1.5, 2.0, 3.0, 8.0]), learn_tau=True),
+    "msf": lambda: MSF.published(D=4, **HIDDEN),
+    "msf-threshold": lambda: MSF.published(0.1, 0.3, D=3, threshold_step=0.7, **HIDDEN),
+    "msf-list": lambda: MSF.published(thresholds=[0.5, 0.75, 2.0], **HIDDEN),
+    "msf-subtract": lambda: MSF.published(0.5, D=3, reset_mechanism="subtract", **HIDDEN),
+    "msf-none": lambda: MSF.published(0.5, D=3, reset_mechanism="none", **HIDDEN),
+    "msf-early": lambda: MSF.published(0.5, D=3, reset_delay=False, **HIDDEN),
+    "msf-early-subtract": lambda: MSF.published(
+        0.5, D=3, reset_mechanism="subtract", reset_delay=False, **HIDDEN
+    ),
+    "msf-surrogate": lambda: MSF.published(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
+    "msf-graded": lambda: MSF.published(D=2, graded_spikes_factor=0.5, **HIDDEN),
+    "msf-learned": lambda: MSF.published(0.3, D=2, learn_beta=True, **HIDDEN),
+    "msf-channels": lambda: MSF.from_neuron(
+        neurons.MSF(D=2, decay=torch.tensor([0.1, 0.3, 0.5, 0.9]), learn_decay=True, reset_delay=True),
+        **HIDDEN,
+    ),
+    "node": lambda: MSFNode.published(tau=3.0),
+    "node-decay-input": lambda: MSFNode.published(tau=3.0, decay_input=True),
+    "node-soft": lambda: MSFNode.published(tau=2.0, v_reset=None),
+    "node-v-reset": lambda: MSFNode.published(tau=2.0, v_reset=-0.25, detach_reset=False),
+    "node-no-leak": lambda: MSFNode.published(tau=math.inf, D=2),
+    "node-no-memory": lambda: MSFNode.published(tau=1.0, D=2),
+    "node-lif": lambda: MSFNode.published(charge="lif", tau=3.0),
+    "node-if": lambda: MSFNode.published(charge="if"),
+    "node-pair": lambda: MSFNode.published(charge=("lif_product", "lif"), tau=3.0),
+    "node-plif": lambda: MSFNode.published(charge="plif", w=0.4),
+    "node-learned": lambda: MSFNode.from_neuron(
+        neurons.MSF(decay=1 - 1 / torch.tensor([1.5, 2.0, 3.0, 8.0]), learn_decay=True)
+    ),
     "pmsn": lambda: PMSN(4, **HIDDEN),
     "pmsn-threshold": lambda: PMSN(4, threshold=0.3, compartments=3, init="shd", **HIDDEN),
-    "pmsn-burst": lambda: PMSN(4, burst=True, coeff=2.0, **HIDDEN),
-    "pmsn-published-burst": lambda: PMSN(4, burst="published", reset_mode="serial", **HIDDEN),
-    "pmsn-tied": lambda: PMSN(4, tied=True, dt_scale=2.0, **HIDDEN),
-    "pmsn-fixed": lambda: PMSN(4, residual="fixed", init="imagenet", **HIDDEN),
-    "pmsn-none": lambda: PMSN(4, reset_mode="none", **HIDDEN),
+    "pmsn-burst": lambda: PMSN.from_neuron(neurons.PMSN(4, burst=True, coeff=2.0), **HIDDEN),
+    "pmsn-published-burst": lambda: PMSN.from_neuron(
+        neurons.PMSN(4, burst="published", reset_mode="serial"), **HIDDEN
+    ),
+    "pmsn-tied": lambda: PMSN.from_neuron(neurons.PMSN(4, tied=True, dt_scale=2.0), **HIDDEN),
+    "pmsn-fixed": lambda: PMSN.from_neuron(neurons.PMSN(4, residual="fixed", init="imagenet"), **HIDDEN),
+    "pmsn-none": lambda: PMSN.from_neuron(neurons.PMSN(4, reset_mode="none"), **HIDDEN),
     "pmsn-axes": lambda: PMSN(12, channel_dim=(1, 2), **HIDDEN),
     "pmsn-node": lambda: PMSNNode(4, surrogate_function="gaussian"),
     "parallel-if": lambda: ParallelIF(0.7, burst=True, **HIDDEN),

@@ -24,7 +24,7 @@ from msf_pmsn_plugins.spikingjelly import FUNCTIONAL, MSFNode, PMSNNode  # noqa:
 
 def test_nir_itself_does_not_know_our_nodes_unless_asked_to(tmp_path):
     path = tmp_path / "net.nir"
-    nir.write(path, export_to_nir(MSF(), torch.zeros(2, 3)))
+    nir.write(path, export_to_nir(MSF.published(), torch.zeros(2, 3)))
     before = list(getattr(nir.ir, "__all_ir")), set(vars(nir.ir))
     with pytest.raises(AssertionError):
         nir.read(path)
@@ -54,13 +54,13 @@ def test_files_that_cannot_be_read(tmp_path):
     import h5py
 
     path = tmp_path / "net.nir"
-    nir.write(path, export_to_nir(MSF(), torch.zeros(2, 3)))
+    nir.write(path, export_to_nir(MSF.published(), torch.zeros(2, 3)))
     with h5py.File(path, "r+") as file:
         del file["node/nodes/_0/type"]
         file["node/nodes/_0/type"] = "Neuron9"
     with pytest.raises(ValueError, match=r"Neuron9.*Another package"):
         read(path)
-    nir.write(path, export_to_nir(MSF(), torch.zeros(2, 3)))
+    nir.write(path, export_to_nir(MSF.published(), torch.zeros(2, 3)))
     with h5py.File(path, "r+") as file:
         del file["node/nodes/_0/version"]
         file["node/nodes/_0/version"] = 2
@@ -80,7 +80,7 @@ def test_snntorch_export_is_refused():
     from snntorch.export_nir import export_to_nir as stock
 
     for output in (False, True):
-        net = nn.Sequential(nn.Linear(3, 3), MSF(output=output, **HIDDEN))
+        net = nn.Sequential(nn.Linear(3, 3), MSF.published(output=output, **HIDDEN))
         with pytest.raises(TypeError, match=r"export_nir.*msf_pmsn_plugins\.nir\.export_to_nir"):
             stock(net, torch.zeros(2, 3))
         net(torch.zeros(2, 3))  # afterwards all is as it was
@@ -89,7 +89,7 @@ def test_snntorch_export_is_refused():
 def test_snntorch_import_is_refused_inside_the_patch():
     from snntorch import import_nir
 
-    graph = export_to_nir(nn.Sequential(nn.Linear(3, 3), MSF(**HIDDEN)), torch.zeros(2, 3))
+    graph = export_to_nir(nn.Sequential(nn.Linear(3, 3), MSF.published(**HIDDEN)), torch.zeros(2, 3))
     before = import_nir.import_from_nir
     if hasattr(snn, "StateLeaky"):  # 1.0.0
         with pytest.raises(ValueError, match="MSF"):
@@ -127,7 +127,9 @@ def test_faults_of_stock_converters_that_the_page_names():
     assert not any((p == 5).all() for p in nirtorch.nir_to_torch(affine, {}).parameters())
 
 
-@pytest.mark.parametrize("make", [lambda: MSF(**HIDDEN), lambda: PMSN(3, **HIDDEN)], ids=["msf", "pmsn"])
+@pytest.mark.parametrize(
+    "make", [lambda: MSF.published(**HIDDEN), lambda: PMSN(3, **HIDDEN)], ids=["msf", "pmsn"]
+)
 def test_symbolic_tracing_is_refused(make):
     with pytest.raises(TypeError, match="leaf module"):
         torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), make()))

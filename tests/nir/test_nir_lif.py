@@ -21,14 +21,16 @@ from msf_pmsn_plugins.spikingjelly import FUNCTIONAL, MSFNode  # noqa: E402
 
 
 def test_lif_has_the_published_fields():
-    node = export_to_nir(MSF(0.75, 0.5, D=1), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
+    node = export_to_nir(MSF.published(0.75, 0.5, D=1), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
     assert type(node) is nir.LIF
     assert node.tau.tolist() == [4e-3] * 3  # 1 - dt/tau = 0.75
     assert node.r.tolist() == [4.0] * 3  # dt/tau * r = 1: the input as it is
     assert node.v_leak.tolist() == node.v_reset.tolist() == [0.0] * 3
     assert (node.v_threshold < 0.5).all()  # NIR fires above, MSF at it
     assert (torch.nextafter(torch.tensor(node.v_threshold), torch.tensor(1.0)) == 0.5).all()
-    node = export_to_nir(MSFNode(D=1, tau=math.inf), torch.zeros(2, 3), standard=True, dt=1e-3).nodes["_0"]
+    node = export_to_nir(
+        MSFNode.published(D=1, tau=math.inf), torch.zeros(2, 3), standard=True, dt=1e-3
+    ).nodes["_0"]
     assert type(node) is nir.IF
     assert node.r.tolist() == [1e3] * 3
 
@@ -36,7 +38,7 @@ def test_lif_has_the_published_fields():
 @pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.25, 0.3, 0.7, 0.9, 0.99, 1.0])
 def test_lif_round_trip_at_ties_too(decay, host, tmp_path):
-    net = nn.Sequential(MSF(decay, 0.75, D=1, **HIDDEN))
+    net = nn.Sequential(MSF.published(decay, 0.75, D=1, **HIDDEN))
     graph = export_to_nir(net, torch.zeros(2, 4), standard=True)
     nir.write(tmp_path / "lif.nir", graph)
     assert {type(node) for node in nir.read(tmp_path / "lif.nir").nodes.values()} <= {
@@ -59,7 +61,7 @@ def test_lif_round_trip_at_ties_too(decay, host, tmp_path):
 @pytest.mark.parametrize("dt", [1e-4, 1e-3, 0.37])
 def test_decays_survive_the_time_constant(dt):
     decays = torch.linspace(0, 0.999, 100)
-    net = nn.Sequential(*(MSF(decay.item(), D=1, **HIDDEN) for decay in decays))
+    net = nn.Sequential(*(MSF.published(decay.item(), D=1, **HIDDEN) for decay in decays))
     graph = export_to_nir(net, torch.zeros(1, 1), standard=True, dt=dt)
     back = import_from_nir(graph, "snntorch", dt=dt)
     assert_same(torch.tensor([m.neuron.decay for m in back.modules() if isinstance(m, MSF)]), decays)
@@ -109,11 +111,11 @@ def test_leaky_goes_in_as_lif_only_where_it_is_one():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MSF(D=2), "D=2"),
-        (lambda: MSF(D=1, reset_mechanism="subtract"), "resets to a value"),
-        (lambda: MSF(D=1, graded_spikes_factor=2.0), "graded_spikes_factor"),
-        (lambda: MSF(D=1, spike_grad=Soft("atan")), "parts of spikes"),
-        (lambda: MSFNode(D=1, charge="lif", tau=2.0), "another order"),
+        (lambda: MSF.published(D=2), "D=2"),
+        (lambda: MSF.published(D=1, reset_mechanism="subtract"), "resets to a value"),
+        (lambda: MSF.published(D=1, graded_spikes_factor=2.0), "graded_spikes_factor"),
+        (lambda: MSF.published(D=1, spike_grad=Soft("atan")), "parts of spikes"),
+        (lambda: MSFNode.published(D=1, charge="lif", tau=2.0), "another order"),
         (lambda: PMSN(3), "no primitive for PMSN"),
         (lambda: ParallelIF(), "no primitive for ParallelIF"),
     ],
@@ -127,5 +129,5 @@ def test_what_is_no_lif_is_refused(make, message):
 
 def test_float64_decay_that_no_time_constant_has():
     with pytest.raises(ValueError, match="standard=False, or from float32"):
-        export_to_nir(MSF(0.1, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
-    export_to_nir(MSF(0.25, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
+        export_to_nir(MSF.published(0.1, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)
+    export_to_nir(MSF.published(0.25, D=1), torch.zeros(1, 1, dtype=torch.float64), standard=True)

@@ -34,7 +34,7 @@ def skins():
         from msf_pmsn_plugins import spikingjelly as sj
 
         torch.manual_seed(0)
-        pairs["spikingjelly-msf"] = sj.MSFNode(step_mode="s", store_v_seq=True), MSF()
+        pairs["spikingjelly-msf"] = sj.MSFNode.published(step_mode="s", store_v_seq=True), MSF()
         pairs["spikingjelly-pmsn"] = sj.PMSNNode(6), fixed_pmsn()
     except ImportError:
         pass
@@ -42,7 +42,7 @@ def skins():
         from msf_pmsn_plugins import snntorch as snn
 
         torch.manual_seed(0)
-        pairs["snntorch-msf"] = snn.MSF(), MSF()
+        pairs["snntorch-msf"] = snn.MSF.published(), MSF()
         pairs["snntorch-pmsn"] = snn.PMSN(6, init_hidden=True), fixed_pmsn()
     except ImportError:
         pass

@@ -79,9 +79,9 @@ def test_activity_over_several_batches_and_other_shares():
 def test_activity_counts_single_steps_and_sequences_alike(face, mode):
     skin = pytest.importorskip(f"msf_pmsn_plugins.{face}")
     if face == "spikingjelly":
-        node = skin.MSFNode(tau=1.0, step_mode=mode)
+        node = skin.MSFNode.published(tau=1.0, step_mode=mode)
     else:
-        node = skin.MSF(beta=0.0, init_hidden=mode == "s", sequence=mode == "m")
+        node = skin.MSF.published(beta=0.0, init_hidden=mode == "s", sequence=mode == "m")
     net = Quantiser(node)
     with plot.activity(net) as report:
         for x in [by_hand()] if mode == "m" else by_hand():

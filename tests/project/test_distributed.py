@@ -57,12 +57,15 @@ def network(face, seed=0):
     if face == "spikingjelly":
         from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
-        nodes = MSFNode(tau=1 / (1 - DECAY), learn_tau=True, step_mode="m"), PMSNNode(CHANNELS, step_mode="m")
+        nodes = (
+            MSFNode.from_neuron(MSF(decay=DECAY, learn_decay=True), step_mode="m"),
+            PMSNNode(CHANNELS, step_mode="m"),
+        )
     else:
         from msf_pmsn_plugins import snntorch
 
         options = {"init_hidden": True, "sequence": True}
-        nodes = snntorch.MSF(DECAY, learn_beta=True, **options), snntorch.PMSN(CHANNELS, **options)
+        nodes = snntorch.MSF.published(DECAY, learn_beta=True, **options), snntorch.PMSN(CHANNELS, **options)
     return nn.Sequential(first, nodes[0], second, nodes[1]).double()
 
 

@@ -10,7 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Run by test_readme.py, or need a framework that is not installed on every run.
-ELSEWHERE = {"index.md", "nir.md", "recipes.md", "results.md", "spikingjelly.md", "snntorch.md", "swap.md"}
+ELSEWHERE = {
+    "index.md",
+    "nir.md",
+    "recipes.md",
+    "results.md",
+    "saving.md",
+    "spikingjelly.md",
+    "snntorch.md",
+    "swap.md",
+}
 
 
 def runnable(page):

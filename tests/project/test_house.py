@@ -1,4 +1,4 @@
-"""One place each: a surrogate, a charge, a reset, a neuron and a backend of a third party are one entry in one table."""
+"""One place each: what a third party adds is one entry in one table."""
 
 import sys
 import types

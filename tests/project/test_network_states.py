@@ -22,7 +22,7 @@ def networks():
 
     yield nn.Sequential(
         layer.Linear(3, 6, step_mode="m"),
-        spikingjelly.MSFNode(step_mode="m"),
+        spikingjelly.MSFNode.published(step_mode="m"),
         layer.Linear(6, 4, step_mode="m"),
         spikingjelly.PMSNNode(4, step_mode="m"),
         spikingjelly.ParallelIFNode(0.5, step_mode="m"),
@@ -30,7 +30,7 @@ def networks():
     torch.manual_seed(0)
     yield nn.Sequential(
         nn.Linear(3, 6),
-        snntorch.MSF(init_hidden=True, sequence=True),
+        snntorch.MSF.published(init_hidden=True, sequence=True),
         nn.Linear(6, 4),
         snntorch.PMSN(4, init_hidden=True, sequence=True),
         snntorch.ParallelIF(0.5, init_hidden=True, sequence=True),
@@ -99,18 +99,18 @@ def test_node_takes_lengths_or_a_mask_in_the_call():
     expected, (v,), m = MSF().sequence(x, lengths=lengths, membrane=True)
     for valid in (lengths, lengths.tolist(), mask):
         for store in (False, True):
-            node = spikingjelly.MSFNode(step_mode="m", store_v_seq=store)
+            node = spikingjelly.MSFNode.published(step_mode="m", store_v_seq=store)
             assert_same(node(x, lengths=valid), expected)
             assert_same(node.v, v)
             if store:
                 assert_same(node.v_seq[-1], v)
-        neuron = snntorch.MSF(sequence=True)
+        neuron = snntorch.MSF.published(sequence=True)
         spk, mem = neuron(x, lengths=valid)
         assert_same(spk, expected)
         assert_same(mem[0], m[5, 0])
         assert_same(mem[1], m[1, 1])
         assert not mem[2].any()
-        assert_same(neuron(x)[0], snntorch.MSF(sequence=True)(x, mem)[0])
+        assert_same(neuron(x)[0], snntorch.MSF.published(sequence=True)(x, mem)[0])
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
@@ -118,7 +118,7 @@ def test_snntorch_memory_at_each_length(reset):
     """The membrane of each sample at its own end, also where a sample has no valid step; equal to separate runs."""
     x, lengths = randn(6, 3, 4, dtype=F32) * 2, torch.tensor([6, 2, 0])
     start = randn(3, 4, seed=3, dtype=F32)
-    neuron = snntorch.MSF(beta=0.5, reset_mechanism=reset, sequence=True)
+    neuron = snntorch.MSF.published(beta=0.5, reset_mechanism=reset, sequence=True)
     spk, mem = neuron(x, start, lengths=lengths)
     for n, length in enumerate(lengths.tolist()):
         one, end = neuron(x[:length, n : n + 1], start[n : n + 1])
@@ -127,12 +127,12 @@ def test_snntorch_memory_at_each_length(reset):
 
 
 def test_lengths_belong_to_sequences():
-    node = spikingjelly.MSFNode(step_mode="s")
+    node = spikingjelly.MSFNode.published(step_mode="s")
     node.lengths = [1, 1]
     with pytest.raises(ValueError, match="lengths belong to sequences"):
         node(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="lengths belong to sequences"):
-        snntorch.MSF()(torch.zeros(2, 3), lengths=[1, 1])
+        snntorch.MSF.published()(torch.zeros(2, 3), lengths=[1, 1])
 
 
 # ---------------------------------------------------------------- variants through the faces
@@ -157,10 +157,10 @@ def test_variants_reach_the_held_neuron():
 def test_explicit_thresholds_in_both_faces():
     x, thresholds = randn(9, 2, 3, dtype=F32) * 3, [0.5, 1.0, 4.0]
     expected = MSF(thresholds=thresholds)(x)[0]
-    node = spikingjelly.MSFNode(thresholds=thresholds, step_mode="m")
+    node = spikingjelly.MSFNode.published(thresholds=thresholds, step_mode="m")
     assert (node.D, node.v_threshold) == (3, 0.5)
     assert_same(node(x), expected)
-    assert_same(snntorch.MSF(thresholds=thresholds, sequence=True)(x)[0], expected)
+    assert_same(snntorch.MSF.published(thresholds=thresholds, sequence=True)(x)[0], expected)
     node.v_threshold = 2.0
     with pytest.raises(ValueError, match="do not fit the explicit thresholds"):
         node(x)
@@ -171,8 +171,10 @@ def test_explicit_thresholds_in_both_faces():
 
 def test_learned_decay_in_both_faces():
     x, beta = randn(9, 2, 3, dtype=F32) * 2, torch.tensor([0.2, 0.5, 0.9])
-    node = spikingjelly.MSFNode(tau=1 / (1 - beta), learn_tau=True, step_mode="m", surrogate_function="atan")
-    skin = snntorch.MSF(beta=beta, learn_beta=True, spike_grad="atan", sequence=True)
+    node = spikingjelly.MSFNode.published(
+        tau=1 / (1 - beta), learn_tau=True, step_mode="m", surrogate_function="atan"
+    )
+    skin = snntorch.MSF.published(beta=beta, learn_beta=True, spike_grad="atan", sequence=True)
     assert_close(skin.beta, beta, "slope")
     assert_close(node.tau.detach(), 1 / (1 - beta), "host")
     # the two logits differ by the rounding of tau
@@ -183,9 +185,9 @@ def test_learned_decay_in_both_faces():
     node.tau = 2.0
     assert node.neuron.decay.tolist() == pytest.approx([0.5] * 3)
     with pytest.raises(ValueError, match="plif_decay_input"):
-        spikingjelly.MSFNode(learn_tau=True, decay_input=True)
-    copy_ = snntorch.MSF(beta=0.5, learn_beta=True)
-    copy_.load_state_dict({**snntorch.MSF(beta=0.75, learn_beta=True).state_dict()})
+        spikingjelly.MSFNode.published(learn_tau=True, decay_input=True)
+    copy_ = snntorch.MSF.published(beta=0.5, learn_beta=True)
+    copy_.load_state_dict({**snntorch.MSF.published(beta=0.75, learn_beta=True).state_dict()})
     assert copy_.beta.item() == pytest.approx(0.75)
 
 
@@ -193,8 +195,10 @@ def test_soft_forward_in_both_faces():
     x = randn(9, 2, 3, dtype=F32) * 2
     expected = MSF(surrogate=Soft("sigmoid"))(x)[0]
     assert not torch.equal(expected, expected.round())
-    assert_same(spikingjelly.MSFNode(surrogate_function=Soft("sigmoid"), step_mode="m")(x), expected)
-    assert_same(snntorch.MSF(spike_grad=Soft("sigmoid"), sequence=True)(x)[0], expected)
+    assert_same(
+        spikingjelly.MSFNode.published(surrogate_function=Soft("sigmoid"), step_mode="m")(x), expected
+    )
+    assert_same(snntorch.MSF.published(spike_grad=Soft("sigmoid"), sequence=True)(x)[0], expected)
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tolerances import assert_close, assert_same
 
 snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+from snntorch import functional, utils  # noqa: E402
 from snntorch.functional import acc  # noqa: E402
 
 from msf_pmsn_plugins.snntorch import (  # noqa: E402
@@ -24,7 +25,6 @@ from msf_pmsn_plugins.snntorch import (  # noqa: E402
     patched,
     reset,
 )
-from snntorch import functional, utils  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 STEPS, BATCH, INPUTS, CLASSES = 6, 4, 5, 3
 HIDDEN = {
-    "msf": lambda: MSF(init_hidden=True),
+    "msf": lambda: MSF.published(init_hidden=True),
     "pmsn": lambda: PMSN(7, init_hidden=True),
 }
 every_hidden = pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN)
@@ -55,7 +55,7 @@ def stock_net():
 def our_net(hidden=HIDDEN["msf"], nested=False):
     torch.manual_seed(0)
     first = nn.Sequential(nn.Linear(INPUTS, 7), hidden())
-    last = [nn.Linear(7, CLASSES), MSF(init_hidden=True, output=True)]
+    last = [nn.Linear(7, CLASSES), MSF.published(init_hidden=True, output=True)]
     return nn.Sequential(first, *last) if nested else nn.Sequential(*first, *last)
 
 
@@ -185,7 +185,10 @@ def test_drivers_refuse_what_they_would_get_wrong():
         )
     with pytest.raises(ValueError, match="output=True"):
         fitted(
-            BPTT, nn.Sequential(*our_net()[:3], MSF(init_hidden=True)), data, functional.mse_membrane_loss()
+            BPTT,
+            nn.Sequential(*our_net()[:3], MSF.published(init_hidden=True)),
+            data,
+            functional.mse_membrane_loss(),
         )
     pmsn = nn.Sequential(nn.Linear(INPUTS, 3), PMSN(3, init_hidden=True, output=True))
     with pytest.raises(ValueError, match="what its reset leaves"):
@@ -217,11 +220,11 @@ def test_their_drivers_fail_on_an_unknown_last_layer():
 def test_their_drivers_neither_reset_nor_detach_an_unknown_hidden_layer():
     net = nn.Sequential(
         nn.Linear(INPUTS, 3),
-        MSF(init_hidden=True),
+        MSF.published(init_hidden=True),
         nn.Linear(3, 3),
         snn.Leaky(0.5, init_hidden=True, output=True),
     )
-    with pytest.raises(RuntimeError, match="second time"):
+    with pytest.raises(RuntimeError, match=r"freed what this neuron kept.*snntorch\.reset\(net\)"):
         fitted(
             backprop.TBPTT, net, batches(False), functional.ce_rate_loss(), time_var=False, num_steps=6, K=2
         )
@@ -300,7 +303,7 @@ def test_ce_rate_loss_takes_counts_as_logits():
 
 @pytest.mark.parametrize("name", ["ce_max_membrane", "mse_membrane"])
 def test_membrane_losses_read_msf_before_its_reset(name):
-    msf = MSF(0.5, D=4)
+    msf = MSF.published(0.5, D=4)
     msf(torch.tensor([[3.5, 0.5, 0.0]]))
     mems = torch.stack([msf.mem, msf(torch.tensor([[0.0, 0.5, 0.25]]))[1]])
     assert_same(mems[:, 0], torch.tensor([[3.5, 0.5, 0.0], [0.0, 0.75, 0.25]]))

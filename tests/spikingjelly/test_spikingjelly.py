@@ -16,15 +16,16 @@ from helpers import golden, tensor
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from msf_pmsn_plugins.surrogate import Surrogate
 from tolerances import assert_close, assert_same
 
 F32, F64 = torch.float32, torch.float64
 NODES = {
-    "msf": lambda **kw: MSFNode(**kw),
-    "msf_soft": lambda **kw: MSFNode(v_reset=None, tau=2.0, **kw),
-    "msf_host_surrogate": lambda **kw: MSFNode(surrogate_function=surrogate.ATan(), D=3, **kw),
-    "msf_loop": lambda **kw: MSFNode(surrogate_function=surrogate.PiecewiseExp(), **kw),
+    "msf": lambda **kw: MSFNode.published(**kw),
+    "msf_soft": lambda **kw: MSFNode.published(v_reset=None, tau=2.0, **kw),
+    "msf_host_surrogate": lambda **kw: MSFNode.published(surrogate_function=surrogate.ATan(), D=3, **kw),
+    "msf_loop": lambda **kw: MSFNode.published(surrogate_function=surrogate.PiecewiseExp(), **kw),
     "pmsn": lambda **kw: PMSNNode(5, **kw),
     "pmsn_lazy": lambda **kw: PMSNNode(compartments=4, **kw),
     "pmsn_threshold": lambda **kw: PMSNNode(5, v_threshold=0.5, **kw),
@@ -134,7 +135,7 @@ def test_store_v_seq(node, x_seq):
 
 
 def test_v_after_reset_is_below_the_threshold():
-    node = MSFNode(step_mode="m", store_v_seq=True)
+    node = MSFNode.published(step_mode="m", store_v_seq=True)
     node(torch.randn(20, 4, 3) * 3)
     assert (node.v_seq < 1).all()
     node = PMSNNode(3, v_threshold=0.3, step_mode="m", store_v_seq=True)
@@ -217,7 +218,7 @@ def test_state_dict_holds_parameters_alone(x_seq):
     names = ["log_dt", "log_A_real", "A_imag", "VinvB_real", "VinvB_imag", "CV_real", "CV_imag", "D"]
     assert list(node.state_dict()) == [f"neuron.{n}" for n in names]
     assert sum(p.numel() for p in node.parameters()) == 5 * 26
-    assert not MSFNode().state_dict()
+    assert not MSFNode.published().state_dict()
     other = PMSNNode(step_mode="m")
     other.load_state_dict(node.state_dict())  # finds its width there
     restart(node)
@@ -229,7 +230,7 @@ def test_the_node_and_the_neutral_neuron_share_their_numbers(x_seq):
     neutral = PMSN(5)
     neutral.load_state_dict(node.neuron.state_dict())
     assert_same(node(x_seq), neutral(x_seq)[0])
-    assert_same(MSFNode(step_mode="m")(x_seq), MSF()(x_seq)[0])
+    assert_same(MSFNode.published(step_mode="m")(x_seq), MSF()(x_seq)[0])
 
 
 def test_lazy_width_and_optimizer():
@@ -250,8 +251,8 @@ def test_lazy_width_and_optimizer():
 
 
 def test_settings_take_effect_after_construction(x_seq):
-    changed, built = MSFNode(step_mode="m"), MSFNode(D=2, tau=2.0, decay_input=True, v_threshold=0.5, v_reset=None,
-                                                     step_mode="m")  # fmt: skip
+    changed = MSFNode.published(step_mode="m")
+    built = MSFNode.published(D=2, tau=2.0, decay_input=True, v_threshold=0.5, v_reset=None, step_mode="m")
     changed.D, changed.tau, changed.decay_input, changed.v_threshold, changed.v_reset = (
         2,
         2.0,
@@ -269,17 +270,17 @@ def test_settings_take_effect_after_construction(x_seq):
 def test_pmsn_refuses_what_it_does_not_have(x_seq):
     for name, value in (("v_reset", 0.0), ("detach_reset", False)):
         node = PMSNNode(5, step_mode="m")
-        setattr(node, name, value)
         with pytest.raises(ValueError, match="whole thresholds"):
-            node(x_seq)
+            setattr(node, name, value)
+        node(x_seq)
 
 
 def test_surrogate_objects_of_both_sides(x_seq):
     """The host's ATan in our node and our ATan in the host's node give the same gradients."""
     grads = []
     for node in (
-        MSFNode(D=1, tau=2.0, surrogate_function=surrogate.ATan(), step_mode="m"),
-        MSFNode(D=1, tau=2.0, surrogate_function="atan", step_mode="m"),
+        MSFNode.published(D=1, tau=2.0, surrogate_function=surrogate.ATan(), step_mode="m"),
+        MSFNode.published(D=1, tau=2.0, surrogate_function="atan", step_mode="m"),
         neuron.LIFNode(
             tau=2.0, decay_input=False, surrogate_function=Surrogate("atan"), detach_reset=True, step_mode="m"
         ),
@@ -292,7 +293,7 @@ def test_surrogate_objects_of_both_sides(x_seq):
 
 
 def test_a_surrogate_may_be_exchanged(x_seq):
-    node = MSFNode(surrogate_function=surrogate.PiecewiseExp(), step_mode="m")
+    node = MSFNode.published(surrogate_function=surrogate.PiecewiseExp(), step_mode="m")
     node(x_seq)
     for function in (Surrogate("gaussian"), surrogate.Sigmoid(), Surrogate("atan")):
         node.surrogate_function = function
@@ -301,11 +302,11 @@ def test_a_surrogate_may_be_exchanged(x_seq):
 
 
 def test_backend_is_ours_on_every_version(x_seq):
-    node = MSFNode(backend="torch", step_mode="m")
+    node = MSFNode.published(backend="torch", step_mode="m")
     assert node.backend == "torch"
     node(x_seq)
     with pytest.raises(ValueError, match="unknown backend 'cuda'.*'torch'"):
-        MSFNode(backend="cuda")
+        MSFNode.published(backend="cuda")
     with pytest.raises(ValueError, match="unknown backend"):
         node.backend = "lava"
     if hasattr(functional, "set_backend"):
@@ -315,19 +316,22 @@ def test_backend_is_ours_on_every_version(x_seq):
 
 
 def test_set_step_mode_and_containers(x_seq):
-    net = nn.Sequential(layer.Linear(2, 4), MSFNode(), PMSNNode(channel_dim=-1), layer.Linear(4, 2))
+    net = nn.Sequential(layer.Linear(2, 4), MSFNode.published(), PMSNNode(channel_dim=-1), layer.Linear(4, 2))
     functional.set_step_mode(net, "m")
     assert net(x_seq).shape == (6, 3, 5, 2)
     functional.reset_net(net)
     functional.set_step_mode(net, "s")
     assert net(x_seq[0]).shape == (3, 5, 2)
-    wrapped = layer.MultiStepContainer(nn.Sequential(layer.Linear(2, 4), MSFNode()))
+    wrapped = layer.MultiStepContainer(nn.Sequential(layer.Linear(2, 4), MSFNode.published()))
     wrapped[0][0].step_mode = "s"
     assert wrapped(x_seq).shape == (6, 3, 5, 4)
 
 
 def test_default_surrogates_are_not_shared():
-    a, b = MSFNode(surrogate_function=surrogate.ATan()), MSFNode(surrogate_function=surrogate.ATan())
+    a, b = (
+        MSFNode.published(surrogate_function=surrogate.ATan()),
+        MSFNode.published(surrogate_function=surrogate.ATan()),
+    )
     assert a.surrogate_function is not b.surrogate_function
 
 
@@ -337,16 +341,20 @@ def test_default_surrogates_are_not_shared():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MSFNode(D=0), ValueError, "D"),
-        (lambda: MSFNode(D=2.0), ValueError, "D"),
-        (lambda: MSFNode(tau=0.5), ValueError, "tau"),
-        (lambda: MSFNode(tau=float("nan")), ValueError, "tau"),
-        (lambda: MSFNode(v_threshold=float("nan")), ValueError, "v_threshold"),
-        (lambda: MSFNode(threshold_step=0.0), ValueError, "threshold_step"),
-        (lambda: MSFNode(surrogate_function="arctan"), ValueError, "unknown surrogate 'arctan'.*atan"),
-        (lambda: MSFNode(surrogate_function=3), TypeError, "surrogate"),
-        (lambda: MSFNode(step_mode="x"), ValueError, "step_mode"),
-        (lambda: MSFNode(charge="lif", tau=1.0), ValueError, "tau"),
+        (lambda: MSFNode.published(D=0), ValueError, "D"),
+        (lambda: MSFNode.published(D=2.0), ValueError, "D"),
+        (lambda: MSFNode.published(tau=0.5), ValueError, "tau"),
+        (lambda: MSFNode.published(tau=float("nan")), ValueError, "tau"),
+        (lambda: MSFNode.published(v_threshold=float("nan")), ValueError, "v_threshold"),
+        (lambda: MSFNode.published(threshold_step=0.0), ValueError, "threshold_step"),
+        (
+            lambda: MSFNode.published(surrogate_function="arctan"),
+            ValueError,
+            "unknown surrogate 'arctan'.*atan",
+        ),
+        (lambda: MSFNode.published(surrogate_function=3), TypeError, "surrogate"),
+        (lambda: MSFNode.published(step_mode="x"), ValueError, "step_mode"),
+        (lambda: MSFNode.published(charge="lif", tau=1.0), ValueError, "tau"),
         (lambda: PMSNNode(0), ValueError, "channels"),
         (lambda: PMSNNode(4, compartments=1), ValueError, "compartments"),
         (lambda: PMSNNode(4, compartments=18), ValueError, "compartments"),
@@ -362,11 +370,14 @@ def test_bad_arguments_raise(make, error, message):
 def test_integer_arguments_are_taken_as_numbers(x_seq):
     """The host asserts floats; an integer threshold is no mistake."""
     assert_same(
-        MSFNode(v_threshold=1, v_reset=0, tau=2, step_mode="m")(x_seq), MSFNode(tau=2.0, step_mode="m")(x_seq)
+        MSFNode.published(v_threshold=1, v_reset=0, tau=2, step_mode="m")(x_seq),
+        MSFNode.published(tau=2.0, step_mode="m")(x_seq),
     )
 
 
-@pytest.mark.parametrize("make", [lambda: MSFNode(step_mode="m"), lambda: PMSNNode(5, step_mode="m")])
+@pytest.mark.parametrize(
+    "make", [lambda: MSFNode.published(step_mode="m"), lambda: PMSNNode(5, step_mode="m")]
+)
 def test_bad_inputs_raise(make):
     with pytest.raises(TypeError, match=r"floating-point.*int64"):
         make()(torch.ones(4, 3, 5, dtype=torch.long))
@@ -430,7 +441,7 @@ def test_golden_lif(prefix, name, tau, di, th):
     data = golden("spikingjelly_lif")
     dtype = F32 if prefix == "f32" else F64
     case = f"tau{tau}_di{di}_th{th}"
-    node = MSFNode(
+    node = MSFNode.published(
         D=1, tau=2.0 if tau == "2p0" else 4 / 3, decay_input=bool(di), v_threshold=1.0 if th == "1p0" else 0.5,
         surrogate_function=name, step_mode="m",
     )  # fmt: skip
@@ -446,7 +457,7 @@ def test_golden_lif(prefix, name, tau, di, th):
 @pytest.mark.parametrize("th", ["1p0", "0p5"])
 def test_golden_ties_fire(th):
     data = golden("spikingjelly_lif")
-    node = MSFNode(D=1, tau=2.0, v_threshold=1.0 if th == "1p0" else 0.5, step_mode="m")
+    node = MSFNode.published(D=1, tau=2.0, v_threshold=1.0 if th == "1p0" else 0.5, step_mode="m")
     y = node(tensor(data["x_tie"]))
     assert_same(y, tensor(data[f"y_tie_tau2p0_di0_th{th}"]).float())
     assert y.any()
@@ -471,7 +482,7 @@ def test_d1_with_the_hosts_charge_is_the_host_to_the_bit(name, detach, mode):
             hosts.append(neuron.LIFNode(tau, decay_input, *common, step_mode=mode))
             hosts.append(neuron.ParametricLIFNode(tau, decay_input, *common, step_mode=mode))
         for host in hosts:
-            ours = MSFNode(D=1, backend="torch", **face.site_dynamics(host))
+            ours = MSFNode.published(D=1, backend="torch", **host_of_nodes.site_dynamics(host))
             results = []
             for node in (host.train(training), ours.train(training)):
                 x = x0.to(dtype, copy=True).requires_grad_()
@@ -491,7 +502,7 @@ def test_d1_with_the_hosts_charge_is_the_host_to_the_bit(name, detach, mode):
 
 def test_plif_learns_its_w_like_the_host():
     host = neuron.ParametricLIFNode(init_tau=2.0, detach_reset=True, step_mode="m")
-    ours = MSFNode(D=1, **face.site_dynamics(host))
+    ours = MSFNode.published(D=1, **host_of_nodes.site_dynamics(host))
     x = torch.randn(8, 4, 6)
     for node in (host, ours):
         node(x).sum().backward()
@@ -504,7 +515,7 @@ def test_plif_learns_its_w_like_the_host():
 
 def test_hard_reset_with_counts_above_one():
     """The host's (1 - s) v + s v_reset would leave -7 here."""
-    node = MSFNode(D=4, v_reset=0.25)
+    node = MSFNode.published(D=4, v_reset=0.25)
     assert node(torch.tensor([[3.5]])).item() == 3.0
     assert node.v.item() == 0.25
 
@@ -535,7 +546,7 @@ def test_entry_points_name_the_nodes():
 
 def test_training_goes_down_with_both_nodes():
     """A tiny recipe with either node learns; gradients reach every parameter."""
-    for make in (lambda: MSFNode(), lambda: PMSNNode()):
+    for make in (lambda: MSFNode.published(), lambda: PMSNNode()):
         torch.manual_seed(0)
         net = nn.Sequential(layer.Linear(3, 16), make(), layer.Linear(16, 2))
         functional.set_step_mode(net, "m")
@@ -558,33 +569,37 @@ def test_training_goes_down_with_both_nodes():
 
 
 def test_settings_are_handed_over_at_once():
-    held = MSFNode(tau=2.0, v_reset=None, decay_input=True).neuron
+    held = MSFNode.published(tau=2.0, v_reset=None, decay_input=True).neuron
     assert (held.decay, held.reset_mode, held.input_scale) == (0.5, "soft", 0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("tau", 0.5), ("v_threshold", float("nan")), ("v_reset", float("inf")), ("D", 0)]
 )
-def test_bad_values_set_later_raise_at_the_call(name, value, x_seq):
-    node = MSFNode(step_mode="m")
-    setattr(node, name, value)
+def test_bad_values_set_later_raise_at_the_call_at_the_latest(name, value, x_seq):
+    node = MSFNode.published(step_mode="m")
     with pytest.raises(ValueError, match=name):
+        setattr(node, name, value)
         node(x_seq)
     if name == "v_threshold":
         node = PMSNNode(5, step_mode="m")
-        node.v_threshold = value
         with pytest.raises(ValueError, match=name):
+            node.v_threshold = value
             node(x_seq)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MSFNode(tau="2"), ValueError, "tau"),
-        (lambda: MSFNode(v_reset="0"), TypeError, "v_reset"),
-        (lambda: MSFNode(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
-        (lambda: MSFNode(surrogate_function=surrogate.ATan), TypeError, "class ATan: give an object"),
-        (lambda: MSFNode(charge="lif", tau=2.0, decay_input=True), ValueError, "decay_input"),
+        (lambda: MSFNode.published(tau="2"), ValueError, "tau"),
+        (lambda: MSFNode.published(v_reset="0"), TypeError, "v_reset"),
+        (lambda: PMSNNode(v_threshold=torch.ones(3)), TypeError, "v_threshold"),
+        (
+            lambda: MSFNode.published(surrogate_function=surrogate.ATan),
+            TypeError,
+            "class ATan: give an object",
+        ),
+        (lambda: MSFNode.published(charge="lif", tau=2.0, decay_input=True), ValueError, "decay_input"),
         (lambda: PMSNNode(4, channel_dim="1"), TypeError, "channel_dim"),
         (lambda: PMSNNode(True), ValueError, "channels"),
         (
@@ -593,7 +608,7 @@ def test_bad_values_set_later_raise_at_the_call(name, value, x_seq):
             "axis 0 is the batch",
         ),
         (
-            lambda: MSFNode(D=300, step_mode="m")(torch.rand(4, 2, 3).bfloat16()),
+            lambda: MSFNode.published(D=300, step_mode="m")(torch.rand(4, 2, 3).bfloat16()),
             ValueError,
             "cannot hold all counts",
         ),
@@ -607,7 +622,7 @@ def test_more_bad_arguments(make, error, message):
 def test_a_site_that_does_not_spike_is_refused():
     host = neuron.LIFNode(surrogate_function=surrogate.Sigmoid(spiking=False))
     with pytest.raises(ValueError, match="spiking=False"):
-        face.site_dynamics(host)
+        host_of_nodes.site_dynamics(host)
 
 
 def test_plif_keeps_dtype_and_requires_grad():
@@ -615,7 +630,7 @@ def test_plif_keeps_dtype_and_requires_grad():
     with torch.no_grad():
         host.w += 1 / 3
     host.w.requires_grad_(False)
-    held = MSFNode(D=1, **face.site_dynamics(host)).neuron
+    held = MSFNode.published(D=1, **host_of_nodes.site_dynamics(host)).neuron
     assert held.w.dtype == F64
     assert held.w.item() == host.w.item()
     assert not held.w.requires_grad
@@ -650,7 +665,7 @@ def test_any_neutral_neuron_becomes_a_node():
             total = state[0] + x
             return (total >= 1).to(x.dtype), (total,), total
 
-    node = face.SpikingJellyNode(Counter(), 1.0, None, None, True, "m", False)
+    node = face.SpikingJellyNode(Counter(), "m")
     x = torch.full((4, 2, 3), 0.5)
     assert_same(node(x).mean((1, 2)), torch.tensor([0.0, 1, 1, 1]))
     assert_same(node.total, torch.full((2, 3), 2.0))
@@ -672,12 +687,15 @@ def test_state_dicts_of_the_other_faces_load_strictly():
     ours.load_state_dict(neutral.state_dict())
     theirs.load_state_dict(ours.state_dict())
     theirs.load_state_dict(neutral.state_dict())
-    msf, node = other.MSF(beta=0.5, threshold=0.7, D=3, sequence=True), MSFNode(D=3, step_mode="m")
+    msf, node = (
+        other.MSF.published(beta=0.5, threshold=0.7, D=3, sequence=True),
+        MSFNode.published(D=3, step_mode="m"),
+    )
     node.load_state_dict(msf.state_dict())
     assert_same(node(x), msf(x)[0])
-    node.load_state_dict(other.MSF(beta=1.0).state_dict())
+    node.load_state_dict(other.MSF.published(beta=1.0).state_dict())
     assert node.tau == float("inf")
     with pytest.raises(RuntimeError, match="reset_mechanism"):
-        node.load_state_dict(other.MSF(reset_mechanism="subtract").state_dict())
+        node.load_state_dict(other.MSF.published(reset_mechanism="subtract").state_dict())
     with pytest.raises(RuntimeError, match="graded"):
-        node.load_state_dict(other.MSF(graded_spikes_factor=2.0).state_dict())
+        node.load_state_dict(other.MSF.published(graded_spikes_factor=2.0).state_dict())

@@ -8,14 +8,15 @@ import types
 
 import pytest
 import torch
+from spikingjelly import activation_based
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 from msf_pmsn_plugins import deploy, energy
 from msf_pmsn_plugins import spikingjelly as face
-from msf_pmsn_plugins import spikingjelly_tools as tools
-from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode
-from spikingjelly import activation_based
+from msf_pmsn_plugins.neurons import MSF, PMSN
+from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode, tools
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from tolerances import assert_close, assert_same
 
 new = pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
@@ -97,8 +98,8 @@ def integrate_and_fire():
 # node, spikes of two steps by hand, MACs of an update
 BY_HAND = {
     "lif": (lambda: neuron.LIFNode(tau=2.0, decay_input=False), (1 + 1 + 1) + (0 + 1 + 1), 1),
-    "msf1": (lambda: MSFNode(D=1, tau=2.0), (1 + 1 + 1) + (0 + 1 + 1), 1),
-    "msf": (lambda: MSFNode(D=4, tau=2.0), (1 + 3 + 4) + (0 + 1 + 2), 1),
+    "msf1": (lambda: MSFNode.published(D=1, tau=2.0), (1 + 1 + 1) + (0 + 1 + 1), 1),
+    "msf": (lambda: MSFNode.published(D=4, tau=2.0), (1 + 3 + 4) + (0 + 1 + 2), 1),
     "pmsn": (integrate_and_fire, (1 + 1 + 1) + (1 + 1 + 1), 32),
     "burst": (lambda: ParallelIFNode(burst=True), (1 + 3 + 7) + (1 + 1 + 3), 1),
 }
@@ -138,7 +139,7 @@ def test_the_hosts_counters_by_hand(name):
 
 @new
 def test_the_state_counter_sees_every_node_of_a_fresh_net_and_of_a_running_one():
-    net = nn.Sequential(MSFNode(), PMSNNode(5), neuron.LIFNode())
+    net = nn.Sequential(MSFNode.published(), PMSNNode(5), neuron.LIFNode())
     functional.set_step_mode(net, "m")
     x = torch.randn(4, 3, 5)
     for _ in range(2):
@@ -152,7 +153,7 @@ def test_the_state_counter_sees_every_node_of_a_fresh_net_and_of_a_running_one()
 
 @new
 def test_nodes_that_run_step_by_step_are_counted_by_their_operations():
-    for node in (MSFNode(surrogate_function=surrogate.LeakyKReLU()), PMSNNode(5, store_z_seq=True)):
+    for node in (MSFNode.published(surrogate_function=surrogate.LeakyKReLU()), PMSNNode(5, store_z_seq=True)):
         net = nn.Sequential(node)
         functional.set_step_mode(net, "m")
         with tools.op_counters(net) as counters:
@@ -248,7 +249,7 @@ def test_what_the_old_version_lacks_names_its_substitute(call, instead):
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.linear, self.node = layer.Linear(5, 5), MSFNode(D=4)
+        self.linear, self.node = layer.Linear(5, 5), MSFNode.published(D=4)
 
     def forward(self, x_seq):
         return self.node(self.linear(x_seq))
@@ -256,7 +257,7 @@ class Block(nn.Module):
 
 def blocks(seed=0):
     torch.manual_seed(seed)
-    net = nn.Sequential(MSFNode(D=4), Block(), layer.Linear(5, 3))
+    net = nn.Sequential(MSFNode.published(D=4), Block(), layer.Linear(5, 3))
     functional.set_step_mode(net, "m")
     return net
 
@@ -363,10 +364,10 @@ def test_chunked_checkpointing_is_exact(name, chunks, compressor):
     from spikingjelly.activation_based import memopt
 
     make = {
-        "msf": lambda: MSFNode(D=4, tau=2.0),
-        "msf_soft": lambda: MSFNode(D=4, tau=2.0, v_reset=None),
+        "msf": lambda: MSFNode.published(D=4, tau=2.0),
+        "msf_soft": lambda: MSFNode.published(D=4, tau=2.0, v_reset=None),
         "pmsn": lambda: PMSNNode(5),
-        "pmsn_fixed": lambda: PMSNNode(5, residual="fixed"),
+        "pmsn_fixed": lambda: PMSNNode.from_neuron(PMSN(5, residual="fixed")),
         "parallel_if": lambda: ParallelIFNode(burst=True),
     }[name]
     x = torch.randint(0, 5, (7, 3, 4), generator=torch.Generator().manual_seed(0)).float()
@@ -435,7 +436,11 @@ def test_binary_input_refuses_other_layers():
 def test_own_expansion_of_a_net_of_nodes(form):
     torch.manual_seed(0)
     net = nn.Sequential(
-        layer.Linear(6, 8), MSFNode(D=3), layer.Linear(8, 4), MSFNode(D=2), layer.Linear(4, 2)
+        layer.Linear(6, 8),
+        MSFNode.published(D=3),
+        layer.Linear(8, 4),
+        MSFNode.published(D=2),
+        layer.Linear(4, 2),
     )
     functional.set_step_mode(net, "m")
     x = torch.randn(4, 3, 6) * 3
@@ -452,13 +457,15 @@ def test_own_expansion_of_a_net_of_nodes(form):
 
 def like(kind, *args, **kwargs):
     """An MSF with the dynamics of a stock node."""
-    return MSFNode(D=1, **face.site_dynamics(kind(*args, surrogate_function=surrogate.ATan(), **kwargs)))
+    return MSFNode.published(
+        D=1, **host_of_nodes.site_dynamics(kind(*args, surrogate_function=surrogate.ATan(), **kwargs))
+    )
 
 
 EXACT = {
-    "power_of_two": (lambda: MSFNode(D=1, tau=2.0), "LIFNode"),
-    "soft": (lambda: MSFNode(D=1, tau=4.0, v_reset=None, v_threshold=0.5), "LIFNode"),
-    "no_leak": (lambda: MSFNode(D=1, tau=float("inf")), "IFNode"),
+    "power_of_two": (lambda: MSFNode.published(D=1, tau=2.0), "LIFNode"),
+    "soft": (lambda: MSFNode.published(D=1, tau=4.0, v_reset=None, v_threshold=0.5), "LIFNode"),
+    "no_leak": (lambda: MSFNode.published(D=1, tau=float("inf")), "IFNode"),
     "lif": (lambda: like(neuron.LIFNode, 1.7, v_reset=-0.3, detach_reset=True), "LIFNode"),
     "lif_attached": (lambda: like(neuron.LIFNode, 1.7, decay_input=False), "LIFNode"),
     "if": (lambda: like(neuron.IFNode, 0.7), "IFNode"),
@@ -487,7 +494,7 @@ def test_stock_nodes_in_place_of_ours_are_the_same_to_the_bit(name):
 
 
 def test_shared_nodes_stay_shared():
-    node = MSFNode(D=1, tau=2.0)
+    node = MSFNode.published(D=1, tau=2.0)
     stock = tools.to_stock(nn.Sequential(node, nn.Identity(), node))
     assert stock[0] is stock[2]
     assert type(tools.to_stock(node)) is neuron.LIFNode
@@ -496,15 +503,19 @@ def test_shared_nodes_stay_shared():
 @pytest.mark.parametrize(
     ("make", "exchange", "reason"),
     [
-        (lambda: MSFNode(D=4), None, r"counts 0\.\.4.*deploy\.to_binary"),
+        (lambda: MSFNode.published(D=4), None, r"counts 0\.\.4.*deploy\.to_binary"),
         (lambda: PMSNNode(5), None, "PMSNNode is no leaky integrator"),
         (lambda: ParallelIFNode(), None, "ParallelIFNode is no leaky integrator"),
-        (lambda: MSFNode(D=1), None, "rounds differently.*charge='lif'.*exact=False"),
-        (lambda: MSFNode(D=1, tau=2.0, decay_input=True), None, "decay_input=True"),
-        (lambda: MSFNode(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, they leak to v_reset=0.3"),
-        (lambda: MSFNode(D=1, tau=1.0), None, "without memory"),
-        (lambda: MSFNode(D=1, tau=2.0, learn_tau=True), None, "learned"),
-        (lambda: MSFNode(D=1, tau=2.0, v_reset=None), "lava", "v_reset=0, decay_input=False; this has None, False"),
+        (lambda: MSFNode.published(D=1), None, "rounds differently.*charge='lif'.*exact=False"),
+        (lambda: MSFNode.published(D=1, tau=2.0, decay_input=True), None, "decay_input=True"),
+        (lambda: MSFNode.published(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, they leak to v_reset=0.3"),
+        (lambda: MSFNode.published(D=1, tau=1.0), None, "without memory"),
+        (lambda: MSFNode.from_neuron(MSF(D=1, decay=0.5, learn_decay=True)), None, "learned"),
+        (
+            lambda: MSFNode.published(D=1, tau=2.0, v_reset=None),
+            "lava",
+            "v_reset=0, decay_input=False; this has None, False",
+        ),
         (
             lambda: like(neuron.LIFNode, 2.0),
             "lava",
@@ -532,7 +543,7 @@ def test_what_no_stock_node_computes_is_refused_with_the_reason(make, exchange, 
 
 
 def test_rounding_can_be_accepted_and_exchanges_are_known():
-    stock = tools.to_stock(nn.Sequential(MSFNode(D=1)), exact=False)
+    stock = tools.to_stock(nn.Sequential(MSFNode.published(D=1)), exact=False)
     assert stock[0].tau == pytest.approx(4 / 3)
     with pytest.raises(ValueError, match="unknown exchange 'loihi'.*'lava', 'lynxi'"):
         tools.to_stock(nn.Sequential(), "loihi")
@@ -581,7 +592,7 @@ def lava(monkeypatch):
 
 
 def test_lava_blocks_get_the_weights_and_the_dynamics(lava):
-    net = nn.Sequential(nn.Linear(4, 3, bias=False), MSFNode(D=1, tau=2.0, v_threshold=0.5))
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), MSFNode.published(D=1, tau=2.0, v_threshold=0.5))
     with pytest.raises(ValueError, match="MSFNode|Linear"):
         lava.to_lava_blocks(net)
     (block,) = lava.to_lava_blocks(tools.to_stock(net, "lava"))
@@ -598,7 +609,7 @@ def test_lava_fires_above_its_threshold_with_the_hosts_nodes_too():
 
     cuba = CubaLIFNode(current_decay=1.0, voltage_decay=0.5, v_threshold=1.0)
     assert cuba(torch.tensor([[1.0, 1.0625, 0.5]])).tolist() == [[0, 1, 0]]
-    stock = tools.to_stock(MSFNode(D=1, tau=2.0))
+    stock = tools.to_stock(MSFNode.published(D=1, tau=2.0))
     assert stock(torch.tensor([[1.0, 1.0625, 0.5]])).tolist() == [[1, 1, 0]]
 
 
@@ -636,7 +647,9 @@ def test_mixed_precision_of_the_host_keeps_states_in_float32():
     from spikingjelly.activation_based import precision
 
     torch.manual_seed(0)
-    net = nn.Sequential(layer.Linear(4, 5), MSFNode(), layer.Linear(5, 5), PMSNNode(5), layer.Linear(5, 2))
+    net = nn.Sequential(
+        layer.Linear(4, 5), MSFNode.published(), layer.Linear(5, 5), PMSNNode(5), layer.Linear(5, 2)
+    )
     functional.set_step_mode(net, "m")
     prepared = precision.prepare_model_for_precision(net, "cpu", "bf16")
     with prepared.autocast_context():

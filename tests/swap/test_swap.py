@@ -19,6 +19,7 @@ from msf_pmsn_plugins import adapters, swap
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins.neurons import PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from tolerances import assert_same
 
 new_zoo = pytest.mark.skipif(not face.FUNCTIONAL, reason="Spikformer came with SpikingJelly 2.0.0")
@@ -46,6 +47,9 @@ def spikformer():
         "depths": 2,
     }
     return Spikformer(T=4, num_classes=10, **sizes)
+
+
+NEW = "the new neurons bring {} parameters, which are in no optimizer made before: make the optimizer after the swap"
 
 
 @pytest.fixture
@@ -141,7 +145,7 @@ def test_site_settings_are_carried_over(x_seq):
 
 def test_published_dynamics_take_the_papers_neuron(small, x_seq):
     swap.msf(small, x_seq, dynamics="published")
-    fresh = MSFNode(step_mode="m")
+    fresh = MSFNode.published(step_mode="m")
     x = torch.randn(6, 2, 3) * 2
     assert_same(small.first[1](x), fresh(x))
 
@@ -350,6 +354,7 @@ def test_the_printed_plan(small, x_seq):
         ["", "keeps at all 2: v_threshold=1.0, step_mode='m'"],
         ["", "sets at all 2: compartments=5, init='sequence', backend='auto'"],
         ["", "unused: never called: the forward pass does not reach it: it stays"],
+        ["", f"warning: {NEW.format(468)}"],
     ]
     data = swap.plan(small, x_seq, swap.PMSN()).to_dict()
     assert json.loads(json.dumps(data))["sites"][0]["channels"] == 10
@@ -416,13 +421,13 @@ def test_nothing_to_swap_raises(small, x_seq):
 
 def test_bad_arguments_raise(small, x_seq):
     with pytest.raises(TypeError, match=r"swap\.MSF"):
-        swap.plan(small, x_seq, MSFNode())
+        swap.plan(small, x_seq, MSFNode.published())
     with pytest.raises(ValueError, match="unknown dynamics 'sites'"):
         swap.plan(small, x_seq, swap.MSF(), dynamics="sites")
     with pytest.raises(TypeError, match="thresholds"):
         swap.msf(small, x_seq, thresholds=4)
     with pytest.raises(TypeError, match=r"rule 'first\.1'.*MSFNode"):
-        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode()})
+        swap.plan(small, x_seq, swap.MSF(), rules={"first.1": MSFNode.published()})
     with pytest.raises(TypeError, match="a rule is found by a path"):
         swap.plan(small, x_seq, swap.MSF(), rules={1: swap.Keep()})
     with pytest.raises(ValueError, match="time_dim is 'auto'"):
@@ -763,7 +768,7 @@ def test_nothing_is_replaced_if_one_cannot_be(small, x_seq, monkeypatch):
 
     plan = swap.plan(small, x_seq, swap.MSF())
     with monkeypatch.context() as patch:
-        patch.setitem(face.NODES, "msf", Failing)
+        patch.setitem(host_of_nodes.NODES, "msf", Failing)
         with pytest.raises(swap.SwapError, match=r"second\.1: no second one"):
             plan.apply()
     assert type(small.first[1]) is neuron.LIFNode

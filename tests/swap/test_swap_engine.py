@@ -213,7 +213,7 @@ def test_pmsn_swaps_hold(name):
     net, x, standin = build(name)
     plan = swap.plan(net, x, swap.PMSN(), neuron_classes=standin.neuron_classes, rules=standin.settles)
     plan.apply()
-    report = swap.verify(net, x, plan=plan, seeds=1, raise_on_failure=True)
+    report = swap.verify(net, x, plan=plan, raise_on_failure=True)
     assert report.ok
     assert report["samples stay apart"].status == "pass"
     assert report["gradients"].status == "pass"
@@ -226,7 +226,7 @@ def test_msf_swaps_hold(name):
     net, x, standin = build(name)
     plan = swap.plan(net, x, swap.MSF(D=4), neuron_classes=standin.neuron_classes)
     plan.apply()
-    assert swap.verify(net, x, plan=plan, seeds=1).ok
+    assert swap.verify(net, x, plan=plan).ok
 
 
 def test_planning_leaves_no_trace_in_plain_attributes():
@@ -770,7 +770,7 @@ def test_lif_is_the_way_back():
 
 def test_lif_of_the_published_neuron_fires_as_it_did():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 10), MSFNode(D=1, step_mode="m"))
+    net = nn.Sequential(nn.Linear(6, 10), MSFNode.published(D=1, step_mode="m"))
     x = torch.randn(8, 3, 6) * 3
     s = net(x)
     swap.lif(net, x)
@@ -779,9 +779,9 @@ def test_lif_of_the_published_neuron_fires_as_it_did():
 
 
 def test_the_wrapper_says_what_it_does():
-    node = Around(MSFNode(step_mode="m"), time_dim=1, keeps_state=False)
+    node = Around(MSFNode.published(step_mode="m"), time_dim=1, keeps_state=False)
     assert "time_dim=1, keeps_state=False" in repr(node)
-    folded = Around(MSFNode(step_mode="m"), steps=4)
+    folded = Around(MSFNode.published(step_mode="m"), steps=4)
     with pytest.raises(ValueError, match="10 rows does not unfold into T = 4"):
         folded(torch.rand(10, 3))
     assert Each(nn.Identity())(torch.rand(2, 3, 4)).shape == (2, 3, 4)

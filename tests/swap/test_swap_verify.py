@@ -135,7 +135,7 @@ WRONG = {
         "lif2",
     ),
     "time_on_the_batch_msf": (
-        lambda: BatchAsTime(MSFNode(step_mode="m")),
+        lambda: BatchAsTime(MSFNode.published(step_mode="m")),
         {"other batch size", "other T", "samples stay apart"},
         "time of the neuron follows the batch of the input: lif2",
     ),
@@ -186,7 +186,7 @@ def test_a_stale_reset_cache_is_caught(x_seq):
     net = Net()
     functional.reset_net(net)
     old = net.lif2
-    net.lif2 = MSFNode(step_mode="m")
+    net.lif2 = MSFNode.published(step_mode="m")
     looks_fine(net, x_seq)
     report = swap.verify(net, x_seq)
     assert status(report) == {**GOOD, "reset": "fail", "state dict": "skip"}
@@ -260,7 +260,7 @@ def test_changed_keys_are_caught(x_seq):
 
 
 def test_a_silent_network_is_unclear_not_right(x_seq):
-    net = Net(lambda: MSFNode(v_threshold=1e9, step_mode="m"))
+    net = Net(lambda: MSFNode.published(v_threshold=1e9, step_mode="m"))
     report = swap.verify(net, x_seq)
     assert report["samples stay apart"].status == "unclear"
     assert "the network is silent" in str(report)
@@ -395,7 +395,7 @@ ZOO = [
 def test_right_swaps_of_the_zoo_hold(name, target):
     net, x = small(name)
     plan = swap.plan(net, x, target)
-    report = swap.verify(plan.apply(), x, plan=plan, seeds=1)
+    report = swap.verify(plan.apply(), x, plan=plan)
     assert report.ok, str(report)
     assert {report[c].status for c in ("other batch size", "samples stay apart", "reset")} == {"pass"}
 
@@ -418,3 +418,33 @@ def test_a_wrong_rule_is_caught_after_the_fact(name):
 def test_nodes_inside_a_verified_net_are_ours(x_seq):
     net = swap.pmsn(Net(), x_seq, compartments=3)
     assert sum(isinstance(m, Neuron) for m in net.modules()) == 2
+
+
+# How often the model runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", ["plan", "alone"])
+@pytest.mark.parametrize("target", [swap.MSF(D=4), swap.PMSN(compartments=3)], ids=["msf", "pmsn"])
+def test_at_most_25_forward_passes_unless_told(target, told, x_seq):
+    net = Net()
+    plan = swap.plan(net, x_seq, target)
+    plan.apply()
+    counted = []
+    net.register_forward_pre_hook(lambda *_: counted.append(1))
+    report = swap.verify(net, x_seq, plan=plan if told == "plan" else None)
+    assert report.ok
+    assert report.passes == len(counted) <= 25
+    counted.clear()
+    more = swap.verify(net, x_seq, plan=plan, passes=60)
+    assert report.passes < more.passes <= 60
+    with pytest.raises(ValueError, match="at least 20"):
+        swap.verify(net, x_seq, passes=5)
+
+
+def test_the_bar_is_shown_if_asked_for(x_seq, capsys):
+    net = Net()
+    swap.plan(net, x_seq, swap.MSF(D=4)).apply()
+    swap.verify(net, x_seq)
+    assert capsys.readouterr().err == ""
+    report = swap.verify(net, x_seq, progress=True)
+    assert f"{report.passes} forward passes" in capsys.readouterr().err

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .. import RecipeError
+from .files import Fault, Locked, one_line, places
 
-__all__ = ["Data", "hold_out", "whole"]
+__all__ = ["Data", "Part", "hold_out"]
 
 SPLITS = ("train", "val", "test")
 
@@ -66,13 +67,48 @@ class Samples(Dataset):
         index = int(self.indices[position])
         try:
             x, y = self.source[index]
-        except (OSError, ValueError, KeyError, IndexError, SyntaxError) as error:
-            name = self.source.samples[index][0] if hasattr(self.source, "samples") else f"sample {index}"
-            raise RecipeError(f"cannot read {name} of {type(self.source).__name__}: {error}") from error
+        except RecipeError:
+            raise
+        except Exception as error:  # image readers raise all kinds
+            name = self.source.name(index) if hasattr(self.source, "name") else f"sample {index}"
+            raise RecipeError(f"cannot read {name} ({one_line(error)})") from error
         if self.seed is None:
             return self.transform(x), y
         with randomness(self.seed, epoch, index):
             return self.transform(x), y
+
+    def __getitems__(self, keys):
+        """The samples of a batch, or the failure of one: torch would put a worker's traceback into the message."""
+        try:
+            return [self[key] for key in keys]
+        except RecipeError as error:
+            return Failure(str(error))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a batch could not be read, on its way from a worker."""
+
+    message: str
+
+
+def collate_unless_failed(collate: Callable[[list[Any]], Any], samples: list[Any] | Failure) -> Any:
+    return samples if isinstance(samples, Failure) else collate(samples)
+
+
+class Part(Dataset):
+    """Some samples of another data set."""
+
+    def __init__(self, source: Any, indices: np.ndarray):
+        self.source = source
+        self.indices = indices
+        self.targets = source.targets[indices]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.source[self.indices[index]]
 
 
 class Order(DistributedSampler):
@@ -96,7 +132,20 @@ class Batches(BatchSampler):
         yield from islice(super().__iter__(), skip, None)
 
 
-class Loader(DataLoader):
+class Reader(DataLoader):
+    """A loader that raises what its workers could not read as one RecipeError."""
+
+    def __init__(self, samples: Samples, *args: Any, collate_fn: Callable = default_collate, **settings: Any):
+        super().__init__(samples, *args, collate_fn=partial(collate_unless_failed, collate_fn), **settings)
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if isinstance(batch, Failure):
+                raise RecipeError(batch.message)
+            yield batch
+
+
+class Loader(Reader):
     """A loader whose state, the number of batches handed out in this epoch, goes into Lightning's checkpoints.
 
     Everything else follows from the seed and the epoch. Iterating is lazy: Lightning calls ``iter(loader)`` before it
@@ -120,7 +169,10 @@ class Loader(DataLoader):
 
 
 def hold_out(targets: Sequence[int], fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that stay, and a random ``fraction`` of each class (one sample at least) that is held out; sorted."""
+    """Indices that stay, and a random ``fraction`` of each class that is held out; sorted.
+
+    At least one sample of a class is held out, and at least one stays; a class of one sample stays.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"the held out fraction must lie in (0, 1), got {fraction}")
     generator = np.random.default_rng(seed)
@@ -128,34 +180,24 @@ def hold_out(targets: Sequence[int], fraction: float, seed: int = 0) -> tuple[np
     held = np.zeros(len(targets), dtype=bool)
     for label in np.unique(targets):
         members = generator.permutation(np.flatnonzero(targets == label))
-        held[members[: max(1, round(fraction * len(members)))]] = True
+        held[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def whole(target: Path, build: Callable[[Path], Path | None]) -> None:
-    """Make the folder ``target`` in one move: what ``build`` leaves in a new folder beside it (or returns a part of).
+def joined() -> bool:
+    """Whether other processes take part in this run."""
+    return distributed.is_available() and distributed.is_initialized()
 
-    An interrupted ``build`` leaves no ``target``, only a hidden folder beside it, which may be deleted.
 
-    Raises:
-        RecipeError: the disk is full, or ``build`` failed.
-    """
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        made = build(folder) or folder
-        made.chmod(0o755)
-        made.rename(target)
-    except RecipeError:
-        raise
-    except (OSError, RuntimeError) as error:
-        if not target.exists():  # else another process was faster
-            free = shutil.disk_usage(target.parent).free / 2**30
-            raise RecipeError(f"{target} could not be made ({free:.1f} GiB free there): {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def agree(error: RecipeError | None) -> None:
+    """Raise on every process what went wrong on one of them, so that each ends with that line and none waits."""
+    said: list[str | None] = [None if error is None else str(error)]
+    if joined():
+        said = [None] * distributed.get_world_size()
+        distributed.all_gather_object(said, None if error is None else str(error))
+    first = next((message for message in said if message is not None), None)
+    if first is not None:
+        raise RecipeError(first) from error
 
 
 class Data(LightningDataModule):
@@ -170,14 +212,16 @@ class Data(LightningDataModule):
         seed: of the order and the augmentation; follows ``seed_everything``.
         download: fetch what is missing, where the library can.
         verify: check that the set is complete, by the checksums and counts of its publisher. False takes the folder as
-            it is: a part of the set, or your own data in its format.
+            it is: a part of the set, or your own data in its format; labels, ranges and types are checked all the same.
+        cache: folder for what is made from the files, such as frames of events. By default ``root/frames``, or the
+            user's cache folder where that cannot be written.
         drop_last: leave out a last training batch that is not full.
         mixup, cutmix: parameter of their beta distribution, 0 for none; one of them is drawn where both are given.
         mix_prob, mix_until: mix that share of the batches, up to this epoch.
     """
 
     layout: str
-    """Axes of x: "NCHW", "TNC" or "TNCHW"."""
+    """Axes of x: "NCHW", "TNC", "TNCHW", or "NCL" for signals that the network cuts into steps."""
     classes: int | None = None
     """Number of classes, None for regression."""
     tree: str
@@ -194,6 +238,7 @@ class Data(LightningDataModule):
         seed: int = 0,
         download: bool = False,
         verify: bool = True,
+        cache: str | None = None,
         drop_last: bool = False,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -201,6 +246,17 @@ class Data(LightningDataModule):
         mix_until: int | None = None,
     ):
         super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise RecipeError(
+                f"data.batch_size must be 1 or more and data.num_workers 0 or more, got {batch_size} and {num_workers}"
+            )
+        if not 0 < val_fraction < 1:
+            raise RecipeError(f"data.val_fraction must lie in (0, 1), got {val_fraction}")
+        if min(mixup, cutmix) < 0 or not 0 <= mix_prob <= 1:
+            raise RecipeError(
+                f"data.mixup and data.cutmix must be 0 or more and data.mix_prob in [0, 1], got {mixup}, {cutmix} and "
+                f"{mix_prob}"
+            )
         self.root = Path(os.path.expanduser(root))
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -208,12 +264,14 @@ class Data(LightningDataModule):
         self.seed = seed
         self.download = download
         self.verify = verify
+        self.cache = cache
         self.drop_last = drop_last
         self.mixup = mixup
         self.cutmix = cutmix
         self.mix_prob = mix_prob
         self.mix_until = mix_until
         self.samples: dict[str, Samples] = {}
+        self._prepared: dict[str, Any] | RecipeError | None = None
 
     # -- what a data set says about itself
 
@@ -242,42 +300,93 @@ class Data(LightningDataModule):
         x, *rest = batch
         return (x.transpose(0, 1) if self.layout.startswith("T") else x, *rest)
 
+    def places(self) -> list[Path]:
+        """Folders for what is made from the files, first choice first."""
+        return places(self.cache, self.root / "frames")
+
     # -- Lightning
 
     def prepare_data(self) -> None:
-        if self.download:
-            self.fetch()
+        """In one process of a machine: fetch, make what is made once, and look at every file."""
+        try:
+            if self.download:
+                self.fetch()
+            sources = self.sources()
+            self._guarded(lambda: self.examine(sources))
+            self._prepared = sources
+        except RecipeError as error:
+            if not joined():
+                raise
+            self._prepared = error  # the others wait: setup tells them
+
+    def examine(self, sources: dict[str, Any]) -> None:
+        """Look for damage in what :meth:`open` does not read; raises Fault."""
 
     def sources(self) -> dict[str, Any]:
         """What :meth:`open` gives for each split, or an error that says what is needed."""
-        try:
-            return {split: self.open(split) for split in SPLITS}
-        except RecipeError:
-            raise
-        except (OSError, RuntimeError, ValueError, KeyError, AssertionError, EOFError) as error:
+        if (self.mixup or self.cutmix) and (self.classes is None or self.layout == "TNC"):
             raise RecipeError(
-                f"{type(self).__name__} in {self.root.resolve()} is missing or damaged: {error}\nNeeded: {self.tree}"
-                "\n--data.download true fetches what the library can; a damaged folder must be removed first."
+                f"mixup and cutmix mix classes of images; {type(self).__name__} gives {self.layout} here"
+            )
+        return self._guarded(lambda: {split: self.open(split) for split in SPLITS})
+
+    def _guarded(self, read: Callable[[], Any]) -> Any:
+        """What ``read`` gives; a fault of a file becomes one line with what the data set needs."""
+        try:
+            return read()
+        except Locked as error:
+            raise RecipeError(f"{type(self).__name__} in {self.root.resolve()}: {one_line(error)}") from error
+        except Fault as error:
+            raise RecipeError(
+                f"{type(self).__name__} in {self.root.resolve()} is missing or damaged: {one_line(error)}; needed: "
+                f"{self.tree}; {self.remedy}"
             ) from error
+
+    @property
+    def remedy(self) -> str:
+        return "put the publisher's files in their place, or remove the folder and give --data.download true"
 
     def setup(self, stage: str | None = None) -> None:
         if self.samples:
             return
-        sources = self.sources()
-        for split, source in sources.items():
-            if source is not None and self.classes is not None:
-                self._check(split, source)
+        error = None
+        try:
+            sources = self._checked()
+        except RecipeError as raised:
+            error = raised
+        agree(error)
         indices = {split: np.arange(len(source)) for split, source in sources.items() if source is not None}
         if sources["val"] is None:
             sources["val"] = sources["train"]
             indices["train"], indices["val"] = hold_out(self.labels(sources["train"]), self.val_fraction)
+            if len(indices["val"]) == 0:
+                raise RecipeError(
+                    f"no class of {type(self).__name__} has two training samples, of which one could be held out for "
+                    "validation; add samples"
+                )
         for split in SPLITS:
             train = split == "train"
             seed = self.seed if train and self.augmented else None
             self.samples[split] = Samples(sources[split], indices[split], self.transform(train), seed)
 
+    def _checked(self) -> dict[str, Any]:
+        """The sources of all splits, once their labels are found right."""
+        prepared, self._prepared = self._prepared, None
+        if isinstance(prepared, RecipeError):
+            raise prepared
+        sources = self.sources() if prepared is None else prepared
+        for split, source in sources.items():
+            if source is not None and self.classes is not None:
+                self._check(split, source)
+        return sources
+
     def _check(self, split: str, source: Any) -> None:
         labels = self.labels(source)
+        if labels.shape != (len(source),) or (len(labels) and labels.dtype.kind not in "iu"):
+            raise RecipeError(
+                f"{type(self).__name__} has {len(source)} {split} samples, their labels are "
+                f"{labels.dtype}{list(labels.shape)}; one integer for each is needed"
+            )
         if len(labels) == 0:
             raise RecipeError(
                 f"no {split} samples of {type(self).__name__} in {self.root.resolve()}: {self.tree}"
@@ -311,7 +420,7 @@ class Data(LightningDataModule):
         world, rank, size = self._share()
         # no padding to equal shares: every sample counts once
         mine = range(rank, len(self.samples[split]), world)
-        return DataLoader(self.samples[split], size, sampler=mine, **self._settings())
+        return Reader(self.samples[split], size, sampler=mine, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {

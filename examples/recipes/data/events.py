@@ -1,9 +1,7 @@
-"""Event recordings, read by tonic and kept on disk as frames: SHD, SSC, CIFAR10-DVS, DVS128 Gesture."""
+"""Event recordings that become frames: SHD, SSC, CIFAR10-DVS, DVS128 Gesture."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,145 +9,29 @@ from typing import Any, Literal
 import numpy as np
 import tonic
 import torch
-from tonic.cached_dataset import load_from_disk_cache, save_to_disk_cache
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from .. import RecipeError
-from .base import Data, whole
+from .base import Data, Part
+from .files import Fault, find, reading, whole
+from .frames import Binning, EventArrays, Frames, Recordings, Separate
 
 __all__ = ["CIFAR10DVS", "DVSGesture", "SpikingHeidelberg"]
 
-
-class _Local:
-    """A tonic data set that never goes to the network by itself."""
-
-    def __init__(self, root: Path, *args: Any, verify: bool = True, **settings: Any):
-        self.verify = verify
-        super().__init__(str(root), *args, **settings)
-
-    def _check_exists(self):
-        return not self.verify or super()._check_exists()
-
-    def download(self):
-        raise RecipeError(
-            f"{self.location_on_system} is missing or holds only a part of {type(self).__name__} "
-            f"(archive {self.filename} and its files). Remove it and give --data.download true; "
-            "--data.verify false takes the folder as it is."
-        )
-
-
-# The names are those of the folders, so they stay tonic's.
-class SHD(_Local, tonic.datasets.SHD):
-    pass
-
-
-class SSC(_Local, tonic.datasets.SSC):
-    pass
-
-
-class CIFAR10DVSEvents(_Local, tonic.datasets.CIFAR10DVS):
-    pass
-
-
-class DVSGestureEvents(_Local, tonic.datasets.DVSGesture):
-    pass
-
-
-CIFAR10DVSEvents.__name__ = "CIFAR10DVS"
-DVSGestureEvents.__name__ = "DVSGesture"
-
-
-def cache_key(source: Any, transform: Any, files: Sequence[str]) -> str:
-    """A short text that changes with the transform's settings, the files (name, size, time) and tonic's version.
-
-    Raises:
-        ValueError: a transform whose ``repr`` does not show its settings.
-    """
-    shown = repr(transform)
-    if " at 0x" in shown:
-        raise ValueError(f"the frames of {shown} cannot be kept: its repr does not show its settings")
-    text = [type(source).__name__, tonic.__version__, shown]
-    for file in files:
-        facts = Path(file).stat()
-        text.append(f"{Path(file).name} {facts.st_size} {facts.st_mtime_ns}")
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
-
-
-class _Save(Dataset):
-    """Reading sample i writes its frames to ``folder``: a pass of a loader fills the cache, with workers."""
-
-    def __init__(self, source: Any, folder: Path):
-        self.source = source
-        self.folder = folder
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        try:
-            frames, label = self.source[index]
-        except Exception as error:  # the readers of event files raise all kinds
-            name = self.source.data[index] if len(self.source.data) > index else f"sample {index}"
-            raise RecipeError(
-                f"cannot read {name} of {type(self.source).__name__} ({type(error).__name__}: {error})"
-            ) from error
-        save_to_disk_cache(frames, label, self.folder / f"{index}.hdf5")
-        return 0
-
-
-class Frames(Dataset):
-    """The frames of ``source`` under ``source.transform``, on disk in a folder of their own; made at the first use.
-
-    tonic's DiskCachedDataset finds a sample by its number alone, so another transform would read the old frames, and a
-    half-written file could be taken for a whole one. Here the folder's name holds :func:`cache_key`, and the folder is
-    there only when it is complete.
-    """
-
-    def __init__(self, source: Any, files: Sequence[str], labels: np.ndarray, cache: Path, workers: int = 0):
-        name = type(source).__name__
-        self.folder = cache / f"{name}-{cache_key(source, source.transform, files)}"
-        self.targets = labels
-
-        def build(folder: Path) -> None:
-            # a generator of its own: a run that makes frames draws the same numbers as one that finds them
-            own = torch.Generator()
-            loader = DataLoader(_Save(source, folder), batch_size=None, num_workers=workers, generator=own)
-            for _ in tqdm(loader, desc=f"{name} to frames, once"):
-                pass
-
-        whole(self.folder, build)
-
-    def __len__(self):
-        return len(self.targets)
-
-    def __getitem__(self, index):
-        frames, _ = load_from_disk_cache(self.folder / f"{index}.hdf5")
-        return frames, int(self.targets[index])
-
-
-class Part(Dataset):
-    """Some samples of another data set."""
-
-    def __init__(self, source: Any, indices: np.ndarray):
-        self.source = source
-        self.indices = indices
-        self.targets = source.targets[indices]
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, index):
-        return self.source[self.indices[index]]
+CAMERA = (2, 128, 128)
+PUBLISHED = {
+    "SHD": {"train": 8156, "test": 2264},
+    "SSC": {"train": 75_466, "val": 9_981, "test": 20_382},
+    "DVSGesture": {"train": 1077, "test": 264},
+}
+"""Recordings of the published files."""
 
 
 def counts(frames: np.ndarray, cut: bool = False) -> Tensor:
-    """Frames as float32 [T, C, ..], an axis of size 1 left out; ``cut`` ends them with the last event."""
-    x = torch.from_numpy(frames).float()
-    x = x.squeeze(1) if x.dim() == 3 else x
+    """Frames as float32 [T, ..]; ``cut`` ends them with the last event."""
+    x = torch.from_numpy(frames.astype(np.float32))
     if cut:
         fired = x.flatten(1).any(1).nonzero()
         x = x[: int(fired[-1]) + 1] if len(fired) else x[:1]
@@ -163,14 +45,43 @@ def pad(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Events(Data):
-    """Recordings of events that become frames, kept under ``root/frames``."""
+    """Recordings of events that become frames, kept in ``cache``."""
 
-    def prepare_data(self):
-        super().prepare_data()
-        self.sources()  # one process makes the frames
+    def frames(self, source: Recordings, split: str, binning: Binning) -> Frames:
+        return Frames(source, split, binning, self.places(), self.verify, self.num_workers)
 
-    def frames(self, source: Any, files: Sequence[str], labels: Any) -> Frames:
-        return Frames(source, files, np.asarray(labels, dtype=int), self.root / "frames", self.num_workers)
+
+# -- spikes of a cochlea
+
+
+class SpikeFile(Recordings):
+    """Recordings in one HDF5 file: times of float16 seconds, units 0..699."""
+
+    refuse_empty = False  # silent commands of SSC may be without spikes
+
+    def name(self, index):
+        return f"recording {index} of {self.files[0]}"
+
+    def read(self, index):
+        import h5py
+
+        with reading(self.files[0]), h5py.File(self.files[0], "r") as file:
+            seconds = file["spikes/times"][index].astype(np.float64)
+            units = file["spikes/units"][index].astype(np.int64)
+            if not np.isfinite(seconds).all():
+                raise ValueError(f"recording {index} has a time that is no number")
+            return EventArrays((seconds * 1e6).astype(np.int64), (units,))
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    import h5py
+
+    with reading(path), h5py.File(path, "r") as file:
+        labels = file["labels"][()]
+        sizes = {name: len(file[name]) for name in ("labels", "spikes/times", "spikes/units")}
+        if len(set(sizes.values())) > 1 or labels.dtype.kind not in "iu":
+            raise ValueError(f"it has {sizes} and labels of {labels.dtype}; as many integers are needed")
+        return labels
 
 
 class SpikingHeidelberg(Events):
@@ -196,15 +107,15 @@ class SpikingHeidelberg(Events):
         super().__init__(**common)
         self.which = which
         self.classes = 20 if which == "SHD" else 35
+        if steps < 1 or duration <= 0:
+            raise RecipeError(f"data.steps and data.duration must be positive, got {steps} and {duration}")
         self.steps = steps
         self.duration = duration
         self.variable = variable
         if variable:
             self.collate = pad
         name = which.lower()
-        self.tree = (
-            f"{which}/{name}_{{{'train,test' if which == 'SHD' else 'train,valid,test'}}}.h5 and .h5.zip"
-        )
+        self.tree = f"{which}/{name}_{{{'train,test' if which == 'SHD' else 'train,valid,test'}}}.h5"
 
     def fetch(self):
         def build(folder: Path) -> Path:
@@ -219,30 +130,22 @@ class SpikingHeidelberg(Events):
         whole(self.root / self.which, build)
 
     def open(self, split):
-        import h5py
-
-        window = self.duration * 1e6 / self.steps
-        to_frames = tonic.transforms.ToFrame(
-            sensor_size=(700, 1, 1), time_window=window, start_time=0, end_time=self.duration * 1e6
-        )
-        if self.which == "SHD":
-            if split == "val":
-                return None
-            source = SHD(self.root, train=split == "train", transform=to_frames, verify=self.verify)
-            wanted = {"train": 8156, "test": 2264}
-        else:
-            name = "valid" if split == "val" else split
-            source = SSC(self.root, split=name, transform=to_frames, verify=self.verify)
-            wanted = {"train": 75_466, "val": 9_981, "test": 20_382}
-        path = Path(source.location_on_system) / source.data_filename
-        with h5py.File(path, "r") as file:
-            labels = file["labels"][()]
-        if self.verify and len(labels) != wanted[split]:
-            raise RecipeError(f"{path} has {len(labels)} samples, {self.which} has {wanted[split]}")
-        return self.frames(source, [str(path)], labels)
+        if self.which == "SHD" and split == "val":
+            return None
+        name = "valid" if split == "val" else split
+        path = self.root / self.which / f"{self.which.lower()}_{name}.h5"
+        labels = _read_labels(path)
+        wanted = PUBLISHED[self.which][split]
+        if self.verify and len(labels) != wanted:
+            raise Fault(f"{path} has {len(labels)} samples, {self.which} has {wanted}")
+        binning = Binning(self.steps, (700,), "window", round(self.duration * 1e6))
+        return self.frames(SpikeFile(self.which, [path], labels), split, binning)
 
     def transform(self, train):
         return partial(counts, cut=self.variable)
+
+
+# -- cameras
 
 
 class _Camera(Events):
@@ -250,7 +153,7 @@ class _Camera(Events):
 
     Args:
         steps: frames of a recording.
-        split_by: "count": as many events in each frame (published for CIFAR10-DVS); "time": equal time.
+        split_by: "count": as many events in each frame, to one (published for CIFAR10-DVS); "time": equal time.
         augment: flip half of the training samples, then for each one of: nothing, shear (0.3), shift by 5 pixels along
             either axis, rotation by up to 30 degrees, a square cut out; the same for all frames.
     """
@@ -265,14 +168,15 @@ class _Camera(Events):
         **common: Any,
     ):
         super().__init__(**common)
+        if steps < 1:
+            raise RecipeError(f"data.steps must be positive, got {steps}")
         self.steps = steps
         self.split_by = split_by
         self.augment = augment
         self.augmented = augment
 
-    def to_frames(self):
-        bins = {"n_event_bins" if self.split_by == "count" else "n_time_bins": self.steps}
-        return tonic.transforms.ToFrame(sensor_size=(128, 128, 2), **bins)
+    def binning(self) -> Binning:
+        return Binning(self.steps, CAMERA, self.split_by)
 
     def transform(self, train):
         if not (train and self.augment):
@@ -288,11 +192,31 @@ class _Camera(Events):
         return v2.Compose([counts, v2.RandomHorizontalFlip(), v2.RandomChoice(one_of)])
 
 
+def _read_aedat4(path: Path) -> EventArrays:
+    with reading(path):
+        events = tonic.io.read_aedat4(str(path))
+        t, x, y, on = (events[name].astype(np.int64) for name in events.dtype.names)
+        return EventArrays(t, (on, y, x))
+
+
+def _read_rows(path: Path) -> EventArrays:
+    """Rows x, y, polarity, time in milliseconds."""
+    with reading(path):
+        rows = np.load(path, allow_pickle=False)
+        if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
+            raise ValueError(f"it holds {rows.dtype}{list(rows.shape)}; rows x, y, polarity, time are needed")
+        if not np.isfinite(rows).all() or (rows[:, :3] != np.floor(rows[:, :3])).any():
+            raise ValueError("a place, polarity or time is no (whole) number")
+        x, y, on = rows[:, :3].astype(np.int64).T
+        return EventArrays((rows[:, 3] * 1000).astype(np.int64), (on, y, x))
+
+
 class CIFAR10DVS(_Camera):
     """CIFAR10-DVS. As published, the first 90 % of each class (by file name) train and the others test."""
 
     classes = 10
-    tree = "CIFAR10DVS/CIFAR10DVS.zip and CIFAR10DVS/<class>/*.aedat4"
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    tree = "CIFAR10DVS/<class>/*.aedat4"
 
     def fetch(self):
         whole(
@@ -303,17 +227,17 @@ class CIFAR10DVS(_Camera):
     def open(self, split):
         if split == "val":
             return None
-        source = CIFAR10DVSEvents(self.root, transform=self.to_frames(), verify=self.verify)
-        if self.verify and len(source) != 10_000:
-            raise RecipeError(
-                f"CIFAR10-DVS has 10000 recordings, {len(source)} are in {source.location_on_system}"
-            )
-        by_name = sorted(
-            range(len(source)), key=lambda i: source.data[i]
-        )  # tonic keeps the order of the disk
-        source.data = [source.data[i] for i in by_name]
-        source.targets = [source.targets[i] for i in by_name]
-        frames = self.frames(source, source.data, source.targets)
+        folder = self.root / "CIFAR10DVS"
+        files = find(folder, ".aedat4")
+        for path in files:
+            if path.parent.parent != folder or path.parent.name not in self.names:
+                raise Fault(f"{path} lies in no class folder of {folder}: {', '.join(self.names)}")
+        if not files:
+            raise Fault(f"{folder} has no *.aedat4 files")
+        labels = [self.names.index(path.parent.name) for path in files]
+        if self.verify and np.bincount(labels, minlength=10).tolist() != [1000] * 10:
+            raise Fault(f"CIFAR10-DVS has 10 x 1000 recordings, {len(files)} are in {folder}")
+        frames = self.frames(Separate("CIFAR10DVS", files, labels, _read_aedat4), "all", self.binning())
         train = np.zeros(len(frames), dtype=bool)
         for label in np.unique(frames.targets):
             members = np.flatnonzero(frames.targets == label)
@@ -325,7 +249,7 @@ class DVSGesture(_Camera):
     """DVS128 Gesture, in tonic's form: 11 classes, one recording for each gesture."""
 
     classes = 11
-    tree = "DVSGesture/ibmGesture{Train,Test}.tar.gz and ibmGesture{Train,Test}/user*/<label>.npy"
+    tree = "DVSGesture/ibmGesture{Train,Test}/user*/<label>.npy"
 
     def fetch(self):
         def build(folder: Path) -> Path:
@@ -338,7 +262,17 @@ class DVSGesture(_Camera):
     def open(self, split):
         if split == "val":
             return None
-        source = DVSGestureEvents(
-            self.root, train=split == "train", transform=self.to_frames(), verify=self.verify
-        )
-        return self.frames(source, source.data, source.targets)
+        folder = self.root / "DVSGesture" / f"ibmGesture{split.capitalize()}"
+        files = find(folder, ".npy")
+        for path in files:
+            if path.parent.parent != folder or not path.parent.name.startswith("user"):
+                raise Fault(f"{path} does not lie in {folder}/user*/")
+            if path.stem not in map(str, range(self.classes)):
+                raise Fault(f"{path} is not named by its label, 0.npy to {self.classes - 1}.npy")
+        if not files:
+            raise Fault(f"{folder} has no user*/<label>.npy files")
+        wanted = PUBLISHED["DVSGesture"][split]
+        if self.verify and len(files) != wanted:
+            raise Fault(f"DVSGesture has {wanted} {split} recordings, {len(files)} are in {folder}")
+        labels = [int(path.stem) for path in files]
+        return self.frames(Separate("DVSGesture", files, labels, _read_rows), split, self.binning())

@@ -1,21 +1,27 @@
-"""Images: MNIST pixel by pixel, CIFAR, ImageNet. All are read by torchvision."""
+"""Images: MNIST pixel by pixel, CIFAR, ImageNet; in the files that torchvision fetches."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
 from .. import RecipeError
-from .base import Data, whole
+from .base import Data
+from .files import Fault, Locked, find, reading, unpickle, whole
 
 __all__ = ["CIFAR", "ImageNet", "SequentialMNIST"]
 
@@ -60,6 +66,37 @@ def timm_transform(size: int, policy: str, erasing: float, statistics: Any, **se
     )
 
 
+class Pictures(Dataset):
+    """Images held in memory, uint8 [N, H, W] or [N, H, W, 3], and their labels."""
+
+    def __init__(self, data: np.ndarray, targets: np.ndarray):
+        self.data = data
+        self.targets = targets
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.data[index]), int(self.targets[index])
+
+
+def read_idx(path: Path, axes: int) -> np.ndarray:
+    """An array of bytes in MNIST's format: 0, 0, 8 for bytes, the number of axes, big-endian sizes, the bytes.
+
+    Raises:
+        Fault: see :func:`reading`.
+    """
+    with reading(path):
+        content = path.read_bytes()
+        if content[:4] != bytes([0, 0, 8, axes]):
+            raise ValueError(f"it begins with {content[:4].hex()}, not with 000008{axes:02x}")
+        shape = struct.unpack_from(f">{axes}I", content, 4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
+        if len(values) != np.prod(shape):
+            raise ValueError(f"it has {len(values)} values, its header says {list(shape)}")
+        return values.reshape(shape)
+
+
 class SequentialMNIST(Data):
     """MNIST pixel by pixel: [784, N, 1] in [0, 1], not standardised.
 
@@ -85,37 +122,40 @@ class SequentialMNIST(Data):
     def open(self, split):
         if split == "val":
             return None
-        source = datasets.MNIST(self.root, train=split == "train")
+        folder, part = self.root / "MNIST" / "raw", "train" if split == "train" else "t10k"
+        images = read_idx(folder / f"{part}-images-idx3-ubyte", 3)
+        labels = read_idx(folder / f"{part}-labels-idx1-ubyte", 1)
         wanted = 60_000 if split == "train" else 10_000
-        if self.verify and len(source) != wanted:
-            raise RecipeError(f"MNIST has {wanted} {split} images, {len(source)} are in {self.root}")
-        if len(source.targets) != len(source):
-            raise RecipeError(
-                f"{len(source)} MNIST {split} images but {len(source.targets)} labels in {self.root}"
+        if self.verify and len(images) != wanted:
+            raise Fault(f"MNIST has {wanted} {split} images, {len(images)} are in {folder}")
+        if images.shape[1:] != (28, 28):
+            raise Fault(
+                f"MNIST has images of 28 x 28, those in {folder} are {images.shape[1]} x {images.shape[2]}"
             )
-        return source
+        if len(labels) != len(images):
+            raise Fault(f"{len(images)} MNIST {split} images but {len(labels)} labels in {folder}")
+        return Pictures(images, labels)
 
     def transform(self, train):
         return v2.Compose([*to_tensor(), partial(pixel_by_pixel, order=self.pixels)])
 
 
-class _Unchecked:
-    """A CIFAR folder taken as it is: files must exist, their checksums are not compared."""
+def read_cifar(path: Path, key: str, classes: int) -> Pictures:
+    """One of CIFAR's pickled batches: rows of 3 x 32 x 32 bytes, and labels under ``key``.
 
-    def _check_integrity(self):
-        files = [name for name, _ in self.train_list + self.test_list]
-        return all(check_integrity(Path(self.root) / self.base_folder / name) for name in files)
-
-    def _load_meta(self):
-        self.classes = list(range(100 if "fine" in self.meta["key"] else 10))
-
-
-class UncheckedCIFAR10(_Unchecked, datasets.CIFAR10):
-    pass
-
-
-class UncheckedCIFAR100(_Unchecked, datasets.CIFAR100):
-    pass
+    Raises:
+        Fault: see :func:`reading`; rows and labels that do not fit each other, or labels out of range.
+    """
+    batch = unpickle(path)
+    with reading(path):
+        data, labels = batch["data"], np.asarray(batch[key])
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(data), 3072):
+            raise ValueError("its data are no rows of 3072 bytes")
+        if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
+            raise ValueError(f"it has {len(data)} images but {labels.dtype}{list(labels.shape)} labels")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"its labels lie in {labels.min()}..{labels.max()}, not in 0..{classes - 1}")
+    return Pictures(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64))
 
 
 class CIFAR(Data):
@@ -160,11 +200,20 @@ class CIFAR(Data):
     def open(self, split):
         if split == "val":
             return None
-        if self.verify:
-            kind = datasets.CIFAR10 if self.classes == 10 else datasets.CIFAR100
-        else:
-            kind = UncheckedCIFAR10 if self.classes == 10 else UncheckedCIFAR100
-        return kind(self.root, train=split == "train")
+        kind = datasets.CIFAR10 if self.classes == 10 else datasets.CIFAR100
+        batches = []
+        for name, checksum in kind.train_list if split == "train" else kind.test_list:
+            path = self.root / self.folder / name
+            if self.verify:
+                with reading(path):
+                    if path.exists() and not check_integrity(path, checksum):
+                        raise ValueError(
+                            "its checksum is not the publisher's; --data.verify false takes it as it is"
+                        )
+            batches.append(read_cifar(path, "labels" if self.classes == 10 else "fine_labels", self.classes))
+        return Pictures(
+            *(np.concatenate([getattr(b, part) for b in batches]) for part in ("data", "targets"))
+        )
 
     def transform(self, train):
         statistics = CIFAR_STATISTICS[self.classes]
@@ -180,8 +229,56 @@ class CIFAR(Data):
         return timm_transform(32, self.policy, self.erasing, statistics, scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
+class ImageFiles(Dataset):
+    """Images in the folders of their classes; class k is the k-th of ``names``."""
+
+    def __init__(self, folder: Path, names: list[str]):
+        files = [find(folder / name, *IMG_EXTENSIONS) for name in names]
+        for name, mine in zip(names, files, strict=True):
+            if not mine:
+                raise Fault(f"{folder / name} has no images ({', '.join(IMG_EXTENSIONS)})")
+        self.files = [path for mine in files for path in mine]
+        self.targets = np.repeat(np.arange(len(names)), [len(mine) for mine in files])
+
+    def __len__(self):
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
+
+    def __getitem__(self, index):
+        with reading(self.files[index]), Image.open(self.files[index]) as image:
+            return image.convert("RGB"), int(self.targets[index])
+
+
+def class_names(folder: Path) -> list[str]:
+    """The folders in ``folder``, sorted; those that begin with a dot are none."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    except PermissionError as error:
+        raise Locked(f"{folder} may not be read by this user") from error
+    except OSError as error:
+        raise Fault(f"{folder} is missing or no folder") from error
+
+
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
+"""How JPEG and PNG files begin and end."""
+
+
+def require_whole(path: Path) -> None:
+    """Raise Fault for an image that is cut; one that does not end as its format does is decoded to see."""
+    with reading(path), path.open("rb") as file:
+        end = ENDS.get(file.read(2))
+        if end is not None:
+            file.seek(-len(end), 2)
+            if file.read() == end:
+                return
+        with Image.open(path) as image:
+            image.load()
+
+
 class ImageNet(Data):
-    """ImageNet, or any folder of images by class: [N, 3, size, size], normalised.
+    """ImageNet, or any folder of images by class: [N, 3, size, size], normalised. Give ``verify`` false for your own.
 
     The published validation images are the test set here; ``val_fraction`` of the training images selects the model.
 
@@ -194,7 +291,11 @@ class ImageNet(Data):
 
     layout = "NCHW"
     augmented = True
-    tree = "train/<class>/*.JPEG and val/<class>/*.JPEG, as torchvision's ImageFolder reads them"
+    tree = "train/<class>/*.JPEG and val/<class>/*.JPEG"
+
+    @property
+    def remedy(self):
+        return "put the publisher's files, or your own images, in their place"
 
     def __init__(
         self,
@@ -214,12 +315,32 @@ class ImageNet(Data):
     def open(self, split):
         if split == "val":
             return None
-        source = datasets.ImageFolder(self.root / ("train" if split == "train" else "val"))
-        if len(source.classes) != self.classes:
+        # one list of classes for both parts: a folder more or less in one would shift all later labels
+        names, others = class_names(self.root / "train"), class_names(self.root / "val")
+        if names != others:
+            differ = sorted(set(names) ^ set(others))
             raise RecipeError(
-                f"{source.root} has {len(source.classes)} class folders, data.classes is {self.classes}"
+                f"the class folders of {self.root / 'train'} and {self.root / 'val'} differ in {len(differ)} names "
+                f"({', '.join(differ[:4])}{', ..' if len(differ) > 4 else ''}); name them alike, in case too"
+            )
+        if len(names) != self.classes:
+            raise RecipeError(
+                f"{self.root / 'train'} has {len(names)} class folders, data.classes is {self.classes}"
+            )
+        source = ImageFiles(self.root / ("train" if split == "train" else "val"), names)
+        wanted = 1_281_167 if split == "train" else 50_000
+        if self.verify and len(source) != wanted:
+            raise Fault(
+                f"ImageNet has {wanted} {split} images, {len(source)} are in {self.root}; for your own images give "
+                "--data.verify false"
             )
         return source
+
+    def examine(self, sources):
+        files = [path for source in sources.values() if source is not None for path in source.files]
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(require_whole, files):
+                pass
 
     def transform(self, train):
         if train and self.policy != "plain":

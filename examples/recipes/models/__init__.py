@@ -1,14 +1,24 @@
-"""The networks of both papers, the neuron by argument. Parameter counts are asserted in tests/test_models.py."""
+"""The networks of both papers, the neuron by argument. Parameter counts are asserted in the tests."""
 
 from torch import nn
 
 from .columns import ColumnNet
+from .eegnet import EEGNet
 from .mhsanet import MHSANet
 from .sequence import SequenceNet, SHDNet
 from .sew import SEWResNet
 from .sine import SineNet
 
-__all__ = ["ColumnNet", "MHSANet", "SEWResNet", "SHDNet", "SequenceNet", "SineNet", "count_parameters"]
+__all__ = [
+    "ColumnNet",
+    "EEGNet",
+    "MHSANet",
+    "SEWResNet",
+    "SHDNet",
+    "SequenceNet",
+    "SineNet",
+    "count_parameters",
+]
 
 
 def count_parameters(model: nn.Module) -> int:

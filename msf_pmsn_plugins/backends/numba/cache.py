@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, in the user's cache folder: a file for each, made again when anything it depends on changed.
+"""Compiled kernels on disk, in the user's cache folder: a file for each, made again when what it depends on changed.
 
 A file is a hash and what it is the hash of. Whatever else lies there (cut short, from another machine, a folder) is
 no such file: the kernel is compiled, and the file made again where that is possible. Where it is not, kernels stay in

@@ -1,10 +1,8 @@
-"""One call of a kernel: its record in memory, cut into pieces for the threads."""
+"""One call of a kernel: its records in memory, cut into pieces for the threads."""
 
 from __future__ import annotations
 
 import ctypes
-import struct
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +12,11 @@ from . import pool
 from .kernels.calls import SHARE, Share
 from .kernels.kernel import Kernel
 from .kernels.memory import CACHE_LINE
-from .memory import SMALL, Memory, ceil
+from .memory import Tensors, ceil
 
-__all__ = ["PIECES", "Prepared", "Work", "known", "launch", "remember"]
+__all__ = ["PIECES", "Plan", "Work", "threads_for"]
 
+SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 PIECES = 4  # for each thread: one that was held up leaves the rest of its share to the others
 
 
@@ -25,76 +24,64 @@ class Work(NamedTuple):
     """What there is to do."""
 
     count: int  # blocks or tasks
-    lane_steps: int
     scratch: int  # bytes of a thread
+    threads: int  # at most
+
+
+def threads_for(lane_steps: int) -> int:
+    """As many threads as torch has and the work is worth."""
+    return 1 if lane_steps < SMALL else torch.get_num_threads()
+
+
+class Plan:
+    """All that a kernel is told but addresses: the same for calls of the same settings and layouts.
+
+    Args:
+        kernel, dtype: what runs.
+        record: what it is told.
+        work: how much there is.
+        alive: the memory of addresses in the record.
+    """
+
+    def __init__(self, kernel: Kernel, dtype: torch.dtype, record: Any, work: Work, *alive: Any) -> None:
+        self.function = kernel.function(str(dtype).removeprefix("torch."))
+        self.threads = min(work.threads, work.count)
+        self.pieces = min(work.count, PIECES * self.threads) if self.threads > 1 else 1
+        self._tensors, self._alive = kernel.tensors, alive
+        self._tensors_at = SHARE.size + kernel.record.size
+        end = self._tensors_at + kernel.tensors.size
+        scratch_bytes = ceil(work.scratch, CACHE_LINE) * CACHE_LINE
+        share = Share(0, 0, 0, self.pieces, work.count, end, scratch_bytes)
+        self._head = SHARE.pack(*share) + kernel.record.pack(*record)
+        self._size = end + CACHE_LINE + self.threads * scratch_bytes
+
+    def run(self, addresses: Any, tensors: Tensors) -> None:
+        """Run the kernel to its end."""
+        if self.threads == 1:
+            buffer = ctypes.create_string_buffer(self._head, self._size)
+            self._tensors.pack_into(buffer, self._tensors_at, *addresses)
+            self.function(ctypes.addressof(buffer))
+        else:
+            pool.run(_Job(self, addresses, tensors), self.threads)
+        tensors.finish()
+
+    def fill(self, addresses: Any) -> Any:
+        """A call in memory that nobody has filled with zeros."""
+        memory = np.empty(self._size, np.uint8)
+        memory[: self._tensors_at] = np.frombuffer(self._head, np.uint8)
+        self._tensors.pack_into(memory, self._tensors_at, *addresses)
+        return memory
 
 
 class _Job:
-    """A call in memory, alive with all of its tensors until the last thread has let go of it."""
+    """A call for several threads, alive with all of its tensors until the last thread has let go of it."""
 
-    def __init__(self, kernel: Kernel, record: Any, work: Work, threads: int, memory: Memory) -> None:
-        self.function = kernel.function(str(memory.dtype).removeprefix("torch."))
-        self._pieces = min(work.count, PIECES * threads) if threads > 1 else 1
-        scratch_bytes = ceil(work.scratch, CACHE_LINE) * CACHE_LINE
-        scratch = np.empty(threads * scratch_bytes + CACHE_LINE, np.uint8)
-        start = ceil(scratch.ctypes.data, CACHE_LINE) * CACHE_LINE
-        share = Share(0, 0, 0, self._pieces, work.count, start, scratch_bytes)
-        self._record = ctypes.create_string_buffer(SHARE.size + kernel.layout.size)
-        SHARE.pack_into(self._record, 0, *share)
-        kernel.layout.pack_into(self._record, SHARE.size, *record)
-        self.address = ctypes.addressof(self._record)
-        self._alive = memory.alive, scratch
+    def __init__(self, plan: Plan, addresses: Any, tensors: Tensors) -> None:
+        self.function = plan.function
+        self._memory = plan.fill(addresses)
+        self.address = int(self._memory.ctypes.data)
+        self._alive = plan, tensors
 
     def finished(self) -> bool:
-        return Share(*SHARE.unpack_from(self._record)).finished == self._pieces
-
-
-class Prepared:
-    """A call on one thread of which all but some addresses is known: what a single step of a stream costs is mostly
-    the making of its record.
-    """
-
-    def __init__(
-        self, kernel: Kernel, record: Any, work: Work, memory: Memory, fields: Sequence[str]
-    ) -> None:
-        self._function = kernel.function(str(memory.dtype).removeprefix("torch."))
-        self._template = SHARE.pack(0, 0, 0, 1, work.count, 0, work.scratch) + kernel.layout.pack(*record)
-        self._end = ceil(len(self._template), CACHE_LINE) * CACHE_LINE
-        self._size = self._end + ceil(work.scratch, CACHE_LINE) * CACHE_LINE + CACHE_LINE
-        # Words of eight bytes.
-        self._at = [SHARE.size + 8 * record._fields.index(field) for field in fields]
-        self._alive = [held for held in memory.alive if isinstance(held, np.ndarray)]  # thresholds
-
-    def __call__(self, *addresses: int) -> None:
-        block = bytearray(self._size)
-        at = ctypes.addressof(ctypes.c_char.from_buffer(block))
-        shift = -at % CACHE_LINE
-        block[shift : shift + len(self._template)] = self._template
-        _WORD.pack_into(block, shift + 8 * _SCRATCH, at + shift + self._end)
-        for place, address in zip(self._at, addresses, strict=True):
-            _WORD.pack_into(block, shift + place, address)
-        self._function(at + shift)
-
-
-_WORD = struct.Struct("=q")
-_SCRATCH = Share._fields.index("scratch")
-_prepared: dict[Any, Prepared] = {}
-
-
-def known(key: Any) -> Prepared | None:
-    """The call that was remembered for ``key``: kernel, settings, shape and which tensors are given."""
-    return _prepared.get(key)
-
-
-def remember(key: Any, make: Callable[[], Prepared]) -> None:
-    """Remember a call for the next with the same key."""
-    if len(_prepared) > 500:  # inputs of ever new shapes
-        _prepared.clear()
-    _prepared[key] = make()
-
-
-def launch(kernel: Kernel, record: Any, work: Work, memory: Memory) -> None:
-    """Run a kernel to its end, on as many threads as torch has and the work is worth."""
-    threads = 1 if work.lane_steps < SMALL else min(torch.get_num_threads(), work.count)
-    pool.run(_Job(kernel, record, work, threads, memory), threads)
-    memory.finish()
+        share = Share(*SHARE.unpack_from(self._memory))
+        return share.finished == share.pieces

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import mmap
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SMALL", "Memory", "address", "ceil", "check", "is_small", "number_type", "plain"]
+__all__ = ["Tensors", "Walk", "ceil", "check", "like", "new", "numbers", "ready", "walk"]
 
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
-SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 SHORT = 32  # numbers; shorter rows that are apart waste a vector each
 
 
@@ -31,7 +31,7 @@ def ceil(count: int, size: int) -> int:
 
 def check(x: Tensor) -> None:
     """Raise unless our kernels take the device and the dtype of ``x``."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise ValueError(
             f"the numba backend runs on CPU tensors, this input is on {x.device}: move it, or set "
             "backend='auto'"
@@ -42,12 +42,44 @@ def check(x: Tensor) -> None:
         )
 
 
-def number_type(dtype: torch.dtype) -> Any:
-    """NumPy's type of a number."""
-    return np.float64 if dtype == torch.float64 else np.float32
+# ---------------------------------------------------------------- layouts
 
 
-def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+class Walk(NamedTuple):
+    """How kernels walk a sequence: where it lies, or a contiguous copy of it."""
+
+    direct: bool
+    step: int
+    row: int
+    apart: bool  # whether rows are no neighbours
+
+
+@functools.lru_cache(1024)
+def walk(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> Walk:
+    """For a sequence that is not empty; None is one that is not there."""
+    steps, rows, *sizes = shape
+    row = math.prod(sizes)
+    if stride is None:
+        return Walk(True, 0, row, False)
+    contiguous, expected = True, 1
+    for size, distance in zip(reversed(sizes), reversed(stride[2:]), strict=True):
+        contiguous &= size == 1 or distance == expected
+        expected *= size
+    apart = rows > 1 and stride[1] != row
+    if contiguous and (row >= SHORT or not apart):
+        return Walk(True, stride[0], stride[1] if rows > 1 else row, apart)
+    # The same step all along, such as the gradient of a sum, is one step and no stride.
+    return Walk(False, rows * row if stride[0] or steps == 1 else 0, row, False)
+
+
+def ready(x_seq: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A sequence in ``dtype``, with no pending sign."""
+    if x_seq is None or (x_seq.dtype == dtype and not x_seq.is_neg()):
+        return x_seq
+    return _plain(x_seq, dtype)
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous, in ``dtype``, with no pending conjugation or sign; the tensor itself where it is all that."""
     if x.dtype != dtype:
         x = x.to(dtype)
@@ -56,53 +88,22 @@ def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
-def walkable(x_seq: Tensor) -> bool:
-    """Whether kernels can walk a sequence where it lies."""
-    if x_seq.is_contiguous():
-        return True
-    row = x_seq[0, 0]
-    return row.is_contiguous() and (
-        row.numel() >= SHORT or len(x_seq[0]) == 1 or x_seq.stride(1) == row.numel()
-    )
+class Tensors:
+    """The tensors of one call, alive as long as it is; dtypes are ``dtype`` and the complex one unless given."""
 
-
-def is_small(x_seq: Tensor, *others: Tensor | None) -> bool:
-    """Whether a call is one thread's work on tensors that lie as kernels take them, all in one dtype."""
-    dtype = x_seq.dtype
-    return x_seq.numel() < SMALL and all(
-        x is None
-        or ((x.dtype == dtype or x.is_complex()) and x.is_contiguous() and not (x.is_neg() or x.is_conj()))
-        for x in (x_seq, *others)
-    )
-
-
-def address(x: Tensor | None) -> int:
-    """Of a tensor that lies as kernels take it; 0 for None or an empty one."""
-    return 0 if x is None else x.data_ptr()
-
-
-class Memory:
-    """The tensors of one call of a kernel, whose sequences have the ``shape`` [T, N, *]."""
-
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.steps, self.rows = shape[0], shape[1]
-        self.lanes = 1
-        for size in shape[1:]:
-            self.lanes *= size
-        self.row = self.lanes // max(1, self.rows)
-        self.apart = False  # whether the rows of a sequence lie apart
-        self.alive: list[Any] = []
-        self._written: list[tuple[Tensor, Tensor]] = []
+        self._alive: list[Tensor] = []
+        self._late: list[tuple[Tensor, Tensor]] = []
 
-    # What kernels read.
+    # What kernels read: 0 for None.
 
     def at(self, x: Tensor | None, dtype: torch.dtype | None = None) -> int:
-        """The address of a tensor, or of its contiguous copy; 0 for None."""
+        """The address of a tensor, or of its contiguous copy."""
         if x is None:
             return 0
-        x = plain(x, dtype or self.dtype)
-        self.alive.append(x)
+        x = _plain(x, dtype or self.dtype)
+        self._alive.append(x)
         return x.data_ptr()
 
     def complex_at(self, x: Tensor | None) -> int:
@@ -115,73 +116,61 @@ class Memory:
             return 0
         return self.complex_at(z)
 
-    def lanes_at(self, x: Tensor | None, like: Tensor) -> int:
-        """The same for a tensor that broadcasts against ``like``, one number a lane."""
-        return 0 if x is None else self.at(x.detach().expand(like.shape))
-
-    def numbers_at(self, values: tuple[float, ...]) -> int:
-        """The address of numbers in the dtype of the call."""
-        array = _numbers(values, self.dtype)
-        self.alive.append(array)
-        return int(array.ctypes.data)
-
-    def sequence(self, name: str, x_seq: Tensor | None, dtype: torch.dtype | None = None) -> dict[str, int]:
-        """The fields of a record that say where a sequence lies: zeros for None."""
+    def steps_at(self, x_seq: Tensor | None, walk: Walk) -> int:
+        """The same for a sequence that is ``ready``."""
         if x_seq is None:
-            return {name: 0, f"{name}_step": 0, f"{name}_row": 0}
-        if not walkable(x_seq) and x_seq.stride(0) == 0:
-            # The same step all along, such as the gradient of a sum, is one step and no stride.
-            x_seq = plain(x_seq[:1], dtype or self.dtype).expand(x_seq.shape)
-        elif not walkable(x_seq) or x_seq.dtype != (dtype or self.dtype) or x_seq.is_neg():
-            x_seq = plain(x_seq, dtype or self.dtype)
-        self.alive.append(x_seq)
-        return {name: x_seq.data_ptr(), **self._strides(name, x_seq)}
+            return 0
+        if not walk.direct:
+            x_seq = (x_seq[:1] if walk.step == 0 else x_seq).contiguous()
+        self._alive.append(x_seq)
+        return x_seq.data_ptr()
 
-    # What kernels write, every element once.
-
-    def new(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """Contiguous memory."""
-        return _huge(torch.empty(tuple(shape), dtype=dtype or self.dtype))
-
-    def like(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Memory in the layout of ``x``, if that is dense."""
-        return _huge(torch.empty_like(x, dtype=dtype or self.dtype))
+    # What kernels write: 0 for None, or nothing.
 
     def to(self, x: Tensor | None) -> int:
-        """The address of a tensor to be written; 0 for None or an empty one."""
+        """The address of a tensor, or of memory that :meth:`finish` copies there."""
         return 0 if x is None or x.numel() == 0 else self._to(x, x.is_contiguous())
 
-    def to_sequence(self, x_seq: Tensor) -> int:
+    def steps_to(self, x_seq: Tensor, walk: Walk) -> int:
         """The same for a sequence."""
-        return 0 if x_seq.numel() == 0 else self._to(x_seq, walkable(x_seq))
+        return self._to(x_seq, walk.direct) if x_seq.numel() else 0
 
     def _to(self, x: Tensor, direct: bool) -> int:
         if not direct:
             target, x = x, torch.empty(x.shape, dtype=x.dtype)
-            self._written.append((target, x))
-        self.alive.append(x)
+            self._late.append((target, x))
+        self._alive.append(x)
         return x.data_ptr()
-
-    def written(self, x_seq: Tensor) -> dict[str, int]:
-        """The strides of the sequences that are written, all in the layout of ``x_seq``."""
-        if walkable(x_seq):
-            return self._strides("out", x_seq)
-        return {"out_step": self.lanes, "out_row": self.row}
 
     def finish(self) -> None:
         """Copy what kernels could not write where it belongs."""
-        for target, x in self._written:
+        for target, x in self._late:
             target.copy_(x)
 
-    def _strides(self, name: str, x_seq: Tensor) -> dict[str, int]:
-        row = x_seq.stride(1) if self.rows > 1 else self.row
-        self.apart |= row != self.row
-        return {f"{name}_step": x_seq.stride(0), f"{name}_row": row}
+
+# ---------------------------------------------------------------- new memory
 
 
-@functools.lru_cache(256)
-def _numbers(values: tuple[float, ...], dtype: torch.dtype) -> Any:
-    return np.array(values, number_type(dtype))
+def numbers(values: tuple[float, ...], dtype: torch.dtype) -> tuple[Any, int]:
+    """Numbers in ``dtype`` and their address."""
+    array = np.array(values, np.float64 if dtype == torch.float64 else np.float32)
+    return array, int(array.ctypes.data)
+
+
+def new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Contiguous memory that a kernel will write, every element once."""
+    return _huge(torch.empty(tuple(shape), dtype=dtype))
+
+
+def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The same in the layout of ``x``, if that is dense."""
+    return _huge(torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype))
+
+
+def _huge(x: Tensor) -> Tensor:
+    if x.nbytes >= HUGE:
+        _ask_huge(x.data_ptr(), x.nbytes)
+    return x
 
 
 def _advise() -> Callable[[int, int], None]:
@@ -200,9 +189,3 @@ def _advise() -> Callable[[int, int], None]:
 
 
 _ask_huge = _advise()
-
-
-def _huge(x: Tensor) -> Tensor:
-    if x.nbytes >= HUGE:
-        _ask_huge(x.data_ptr(), x.nbytes)
-    return x

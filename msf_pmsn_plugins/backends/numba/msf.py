@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +14,22 @@ from torch import Tensor
 from ...settings import MSFSettings
 from ...tensors import MSFGrads, MSFParameters, Slopes
 from . import kernels
-from .kernels.calls import AFTER_CHARGE, AT_ONCE, BEFORE_CHARGE, KEEP_CODES, MSFBackward, MSFForward
+from .kernels.calls import (
+    AFTER_CHARGE,
+    AT_ONCE,
+    BEFORE_CHARGE,
+    KEEP_CODES,
+    MSFBackward,
+    MSFBackwardTensors,
+    MSFForward,
+    MSFForwardTensors,
+)
 from .kernels.charges import CHARGES, ChargeCodes
 from .kernels.msf import BACKWARD_SCRATCH, FORWARD_SCRATCH
 from .kernels.resets import NONE, RESET_CODES, RESETS
 from .kernels.surrogates import SURROGATES, Slope
-from .launch import PIECES, Prepared, Work, known, launch, remember
-from .memory import Memory, address, ceil, check, is_small, number_type
+from .launch import PIECES, Plan, Work, threads_for
+from .memory import Tensors, Walk, ceil, check, like, new, numbers, ready, walk
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
 
@@ -32,120 +43,219 @@ KNOWS = frozenset(
     ]
 )
 
-NUMBERS = MSFParameters()  # nothing is a tensor
 BLOCK = 16 << 10  # bytes of state that a block has at most
+Shape = tuple[int, ...]
 
 
-class _Charge(NamedTuple):
-    """A charge as the kernels take it, for one call."""
+class _Cut(NamedTuple):
+    """How lanes are cut into blocks: few, but enough for all threads."""
 
-    codes: ChargeCodes
-    rates: Tensor | None  # that broadcast against a step, or
-    rate: float
-    scale: float
-    rest: float
+    block: int
+    row: int
+    blocks: int
+    per_length: int
+    work: Work
 
     @classmethod
-    def of(cls, parameters: MSFParameters, settings: MSFSettings, dtype: torch.dtype) -> _Charge:
-        name = settings.charge
-        if name not in CHARGES:
-            raise ValueError(f"the numba backend has no charge {name!r}; known: {', '.join(CHARGES)}")
-        known = CHARGES[name]
-        rate: Any = settings.rate if parameters.rate is None else parameters.rate.detach()
-        if known.factor is not None:
-            rate = known.factor(rate)
-        rates = None
-        if isinstance(rate, Tensor):
-            rate = rate.to(dtype)
-            rates, rate = (None, rate.item()) if rate.numel() == 1 else (rate, 0.0)
-        codes = ChargeCodes.of(name, settings.v_reset)
-        scale = settings.input_scale if name == "decay" else 1.0
-        return cls(codes, rates, rate, scale, settings.v_reset if known.has_rest else 0.0)
+    def of(cls, shape: Shape, apart: bool, itemsize: int, scratch: int) -> _Cut:
+        steps, rows, *sizes = shape
+        per_length = math.prod(sizes)
+        lanes = rows * per_length
+        row = per_length if apart else lanes
+        threads, most = threads_for(lanes * steps), BLOCK // itemsize
+        share = row if threads == 1 else max(most // 8, ceil(lanes, PIECES * threads))
+        block = min(most, ceil(min(share, row), 32) * 32)  # whole vectors and cache lines
+        blocks = ceil(row, block)
+        return cls(block, row, blocks, per_length, Work(lanes // row * blocks, scratch * block, threads))
+
+    @property
+    def fields(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("block", "row", "blocks", "per_length")}
 
 
-def _blocks(memory: Memory, most: int) -> dict[str, int]:
-    """The fields of a call that say how lanes are cut: into few blocks, but enough for all threads."""
-    row = memory.row if memory.apart else memory.lanes
-    threads = torch.get_num_threads()
-    share = row if threads == 1 else max(most // 8, ceil(memory.lanes, PIECES * threads))
-    block = min(most, ceil(min(share, row), 32) * 32)  # whole vectors and cache lines
-    return {"block": block, "row": row, "blocks": ceil(row, block), "per_length": memory.row}
-
-
-def _parameters(
-    memory: Memory, charge: _Charge, parameters: MSFParameters, settings: MSFSettings, v: Tensor
-) -> dict[str, Any]:
-    """The fields of a call that both ways share: numbers of the neuron, or tensors of them."""
+def _fields(settings: MSFSettings, own: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    """The fields of a call that both ways share."""
+    if settings.charge not in CHARGES:
+        raise ValueError(f"the numba backend has no charge {settings.charge!r}; known: {', '.join(CHARGES)}")
     delayed = BEFORE_CHARGE if RESETS[settings.reset_mode].before_charge else AFTER_CHARGE
+    own_rates, own_firsts, own_amounts = own
     return {
-        "thetas": memory.numbers_at(settings.thresholds),
-        "rates": memory.lanes_at(charge.rates, v),
-        "firsts": memory.lanes_at(parameters.threshold, v),
-        "amounts": memory.lanes_at(parameters.reset, v),
+        "own_rates": own_rates,
+        "own_firsts": own_firsts,
+        "own_amounts": own_amounts,
         "keep": KEEP_CODES[settings.keep],
         "count": len(settings.thresholds),
         "reset": RESET_CODES[settings.reset_mode],
         "delay": delayed if settings.reset_delay else AT_ONCE,
-        "rate": charge.rate,
-        "amount": settings.reset_amount,
-        "scale": charge.scale,
-        "rest": charge.rest,
+        "scale": settings.input_scale if settings.charge == "decay" else 1.0,
+        "rest": settings.v_reset if CHARGES[settings.charge].has_rest else 0.0,
         "v_reset": settings.v_reset,
     }
+
+
+class _Numbers(NamedTuple):
+    """The addresses of the rate, the amount of a soft reset and the lanes' own first thresholds."""
+
+    rate: int
+    amount: int
+    first: int = 0
+
+    def or_tensors(
+        self, parameters: MSFParameters, settings: MSFSettings, v: Tensor, tensors: Tensors
+    ) -> _Numbers:
+        """Of tensors, where there are such."""
+        if not any(own is not None for own in parameters):
+            return self
+        rate, first, amount = (None if tensor is None else tensor.detach() for tensor in parameters)
+        factor = CHARGES[settings.charge].factor
+        if rate is not None and factor is not None:
+            rate = factor(rate)
+        return _Numbers(
+            self.rate if rate is None else tensors.at(rate.expand(v.shape) if rate.numel() > 1 else rate),
+            self.amount if amount is None else tensors.at(amount.expand(v.shape)),
+            0 if first is None else tensors.at(first.expand(v.shape)),
+        )
+
+
+def _constants(settings: MSFSettings, dtype: torch.dtype) -> tuple[Any, _Numbers]:
+    """The numbers in the settings: their memory, and where each lies."""
+    factor = CHARGES[settings.charge].factor
+    rate = settings.rate if factor is None else factor(settings.rate)
+    array, address = numbers((rate, settings.reset_amount), dtype)
+    return array, _Numbers(address, address + dtype.itemsize)
+
+
+def _own(parameters: MSFParameters) -> tuple[int, ...]:
+    """Whether lanes have numbers of their own."""
+    rate, first, amount = parameters
+    return int(rate is not None and rate.numel() > 1), int(first is not None), int(amount is not None)
+
+
+# ---------------------------------------------------------------- forward
+
+
+class _Forward(NamedTuple):
+    """What calls with the same settings and layouts share."""
+
+    plan: Plan
+    x: Walk
+    out: Walk
+    numbers: _Numbers
+
+
+@functools.lru_cache(1024)
+def _plan_forward(
+    settings: MSFSettings,
+    own: tuple[int, ...],
+    dtype: torch.dtype,
+    shape: Shape,
+    strides: tuple[Shape, Shape],
+    threads: int,
+) -> _Forward:
+    """For an input and outputs with these strides."""
+    x, out = (walk(shape, stride) for stride in strides)
+    cut = _Cut.of(shape, x.apart or out.apart, dtype.itemsize, FORWARD_SCRATCH)
+    thetas, thetas_at = numbers(settings.thresholds, dtype)
+    constants, addresses = _constants(settings, dtype)
+    record = MSFForward(
+        **cut.fields,
+        **_fields(settings, own, dtype),
+        steps=shape[0],
+        x_step=x.step,
+        x_row=x.row,
+        out_step=out.step,
+        out_row=out.row,
+        thetas=thetas_at,
+        charge=ChargeCodes.of(settings.charge, settings.v_reset).forward,
+        width=settings.width,
+    )
+    plan = Plan(kernels.msf_forward, dtype, record, cut.work, thetas, constants)
+    return _Forward(plan, x, out, addresses)
 
 
 def msf_forward(
     x_seq: Tensor, v: Tensor, parameters: MSFParameters, lengths: Tensor | None, settings: MSFSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Counts [T, N, *], what ``settings.keep`` names and the final state, for the op in ``neurons/msf/op.py``."""
-    small = lengths is None and parameters == NUMBERS and is_small(x_seq, v)
-    key = ("msf_forward", settings, x_seq.shape, x_seq.dtype)
-    if small and (prepared := known(key)):
-        s_seq, v_last = torch.empty_like(x_seq), torch.empty_like(v)
-        kept = _kept(x_seq, settings)
-        prepared(*map(address, (x_seq, v, v_last, s_seq, kept)))
-        return s_seq, kept, v_last
     check(x_seq)
-    memory = Memory(x_seq.shape, x_seq.dtype)
-    s_seq, v_last = memory.like(x_seq), memory.like(v)
-    kept = _kept(x_seq, settings, memory)
+    s_seq, v_last = like(x_seq), like(v)
+    kept_dtype = torch.uint8 if settings.keep == "code" else x_seq.dtype
+    kept = new((0,), kept_dtype) if settings.keep == "none" else like(x_seq, kept_dtype)
     if x_seq.numel() == 0:
         return s_seq, kept, v_last.copy_(v)
-    charge = _Charge.of(parameters, settings, x_seq.dtype)
-    sequences = {**memory.sequence("x", x_seq), **memory.written(s_seq)}
-    blocks = _blocks(memory, BLOCK // x_seq.dtype.itemsize)
-    call = MSFForward(
-        **blocks,
-        **sequences,
-        **_parameters(memory, charge, parameters, settings, v),
-        steps=memory.steps,
-        v=memory.at(v),
-        v_last=memory.to(v_last),
-        s=memory.to_sequence(s_seq),
-        kept=memory.to_sequence(kept),
-        lengths=memory.at(lengths, torch.int64),
-        charge=charge.codes.forward,
-        width=settings.width,
+    x_seq, tensors = ready(x_seq, x_seq.dtype), Tensors(x_seq.dtype)
+    call = _plan_forward(
+        settings,
+        _own(parameters),
+        x_seq.dtype,
+        x_seq.shape,
+        (x_seq.stride(), s_seq.stride()),
+        torch.get_num_threads(),
     )
-    work = _work(memory, blocks, FORWARD_SCRATCH)
-    launch(kernels.msf_forward, call, work, memory)
-    if small:
-        fields = ("x", "v", "v_last", "s", "kept")
-        remember(key, lambda: Prepared(kernels.msf_forward, call, work, memory, fields))
+    addresses = MSFForwardTensors(
+        x=tensors.steps_at(x_seq, call.x),
+        v=tensors.at(v),
+        v_last=tensors.to(v_last),
+        s=tensors.steps_to(s_seq, call.out),
+        kept=tensors.steps_to(kept, call.out),
+        lengths=tensors.at(lengths, torch.int64),
+        **call.numbers.or_tensors(parameters, settings, v, tensors)._asdict(),
+    )
+    call.plan.run(addresses, tensors)
     return s_seq, kept, v_last
 
 
-def _kept(x_seq: Tensor, settings: MSFSettings, memory: Memory | None = None) -> Tensor:
-    """Memory for what the backward will need."""
-    dtype = torch.uint8 if settings.keep == "code" else x_seq.dtype
-    if settings.keep == "none":
-        return torch.empty(0, dtype=dtype)
-    return torch.empty_like(x_seq, dtype=dtype) if memory is None else memory.like(x_seq, dtype)
+# ---------------------------------------------------------------- backward
 
 
-def _work(memory: Memory, blocks: dict[str, int], scratch: int) -> Work:
-    rows = memory.lanes // blocks["row"]
-    return Work(rows * blocks["blocks"], memory.lanes * memory.steps, scratch * blocks["block"])
+class _Backward(NamedTuple):
+    """What calls with the same settings and layouts share."""
+
+    plan: Plan
+    walks: dict[str, Walk]
+    numbers: _Numbers
+
+
+@functools.lru_cache(1024)
+def _plan_backward(
+    settings: MSFSettings,
+    own: tuple[int, ...],
+    learned: bool,
+    dtype: torch.dtype,
+    shape: Shape,
+    strides: tuple[Shape | None, ...],
+    threads: int,
+) -> _Backward:
+    """For sequences with these strides, in the order of :data:`SEQUENCES`."""
+    walks = {name: walk(shape, stride) for name, stride in zip(SEQUENCES, strides, strict=True)}
+    cut = _Cut.of(shape, any(seq.apart for seq in walks.values()), dtype.itemsize, BACKWARD_SCRATCH)
+    charge, reset = ChargeCodes.of(settings.charge, settings.v_reset), RESET_CODES[settings.reset_mode]
+    surrogate = Slope.of(settings.surrogate, settings.width)
+    thetas, thetas_at = numbers(settings.thresholds, dtype)
+    heights = _height_sums(len(settings.thresholds), surrogate.q, dtype) if settings.keep == "code" else ()
+    sums, sums_at = numbers(heights, dtype)
+    constants, addresses = _constants(settings, dtype)
+    record = MSFBackward(
+        **cut.fields,
+        **_fields(settings, own, dtype),
+        **{f"{name}_step": seq.step for name, seq in walks.items()},
+        **{f"{name}_row": seq.row for name, seq in walks.items()},
+        steps=shape[0],
+        thetas=thetas_at,
+        sums=sums_at if heights else 0,
+        learned=int(learned),
+        charge=charge.backward,
+        rate_charge=charge.rate,
+        through=NONE if settings.detach_reset or settings.reset_delay else reset,
+        surrogate=surrogate.code,
+        p=surrogate.p,
+        q=surrogate.q,
+    )
+    plan = Plan(kernels.msf_backward, dtype, record, cut.work, thetas, sums, constants)
+    return _Backward(plan, walks, addresses)
+
+
+SEQUENCES = "gs", "gm", "x", "kept", "total", "slope", "out"
 
 
 def msf_backward(
@@ -159,65 +269,48 @@ def msf_backward(
     settings: MSFSettings,
 ) -> tuple[Tensor, Tensor, MSFParameters]:
     """Gradients to ``x_seq``, ``v0`` and the parameters (None where there is no tensor)."""
-    plain_call = lengths is None and slopes is None and parameters == NUMBERS and kept.is_contiguous()
-    small = plain_call and grads.s is not None and is_small(grads.s, grads.m, grads.v)
-    start = v0 if settings.reset_delay else None
-    key = ("msf_backward", settings, kept.shape, v0.dtype, grads.m is None, grads.v is None)
-    if small and (prepared := known(key)) and (start is None or start.is_contiguous()):
-        gx_seq, gv0 = torch.empty_like(grads.s), v0.new_empty(v0.shape)
-        tensors = (grads.s, grads.m, grads.v, kept, start, gx_seq, gv0)
-        prepared(*map(address, tensors))
-        return gx_seq, gv0, NUMBERS
     check(v0)
-    memory = Memory(kept.shape, v0.dtype)
-    charge = _Charge.of(parameters, settings, v0.dtype)
+    dtype = v0.dtype
     if parameters.rate is not None and CHARGES[settings.charge].rate is None:
         raise ValueError(f"charge {settings.charge!r} has no gradient to its rate: pass a number")
-    surrogate = Slope.of(settings.surrogate if slopes is None else "", settings.width)
-    gx_seq, gv0 = memory.like(kept), memory.like(v0)
-    sums = MSFParameters(*(None if p is None else memory.new(v0.shape) for p in parameters))
+    gx_seq, gv0 = like(kept, dtype), like(v0)
     if kept.numel() == 0:
         gv0 = gv0.zero_() if grads.v is None else gv0.copy_(grads.v)
         return gx_seq, gv0, MSFParameters(*(None if p is None else torch.zeros_like(p) for p in parameters))
+    sums = MSFParameters(*(None if p is None else new(v0.shape, dtype) for p in parameters))
     total, first = (None, None) if slopes is None else slopes
-    sequences = {
-        **memory.sequence("gs", grads.s),
-        **memory.sequence("gm", grads.m),
-        **memory.sequence("x", None if parameters.rate is None else x_seq),
-        **memory.sequence("kept", kept, kept.dtype),
-        **memory.sequence("total", total),
-        **memory.sequence("slope", first),
-        **memory.written(gx_seq),
-    }
-    blocks = _blocks(memory, BLOCK // v0.dtype.itemsize)
-    reset = RESET_CODES[settings.reset_mode]
-    heights = _height_sums(len(settings.thresholds), surrogate.q, v0.dtype) if settings.keep == "code" else ()
-    call = MSFBackward(
-        **blocks,
-        **sequences,
-        **_parameters(memory, charge, parameters, settings, v0),
-        steps=memory.steps,
-        gv=memory.at(grads.v),
-        v0=memory.at(v0 if settings.reset_delay or parameters.rate is not None else None),
-        gx=memory.to_sequence(gx_seq),
-        gv0=memory.to(gv0),
-        grate=memory.to(sums.rate),
-        gfirst=memory.to(sums.threshold),
-        gamount=memory.to(sums.reset),
-        sums=memory.numbers_at(heights) if heights else 0,
-        lengths=memory.at(lengths, torch.int64),
-        charge=charge.codes.backward,
-        rate_charge=charge.codes.rate,
-        through=NONE if settings.detach_reset or settings.reset_delay else reset,
-        surrogate=surrogate.code,
-        p=surrogate.p,
-        q=surrogate.q,
+    read = grads.s, grads.m, x_seq if parameters.rate is not None else None, total, first
+    gs, gm, x, total, first = (ready(seq, dtype) for seq in read)
+    sequences = gs, gm, x, kept, total, first, gx_seq
+    call = _plan_backward(
+        settings if slopes is None else replace(settings, surrogate=""),
+        _own(parameters),
+        any(own is not None for own in parameters),
+        dtype,
+        kept.shape,
+        tuple(None if seq is None else seq.stride() for seq in sequences),
+        torch.get_num_threads(),
     )
-    work = _work(memory, blocks, BACKWARD_SCRATCH)
-    launch(kernels.msf_backward, call, work, memory)
-    if small:
-        fields = ("gs", "gm", "gv", "kept", "v0", "gx", "gv0")
-        remember(key, lambda: Prepared(kernels.msf_backward, call, work, memory, fields))
+    tensors, walks = Tensors(dtype), call.walks
+    needs_v0 = settings.reset_delay or parameters.rate is not None
+    addresses = MSFBackwardTensors(
+        gs=tensors.steps_at(gs, walks["gs"]),
+        gm=tensors.steps_at(gm, walks["gm"]),
+        gv=tensors.at(grads.v),
+        x=tensors.steps_at(x, walks["x"]),
+        kept=tensors.steps_at(kept, walks["kept"]),
+        total=tensors.steps_at(total, walks["total"]),
+        slope=tensors.steps_at(first, walks["slope"]),
+        v0=tensors.at(v0 if needs_v0 else None),
+        gx=tensors.steps_to(gx_seq, walks["out"]),
+        gv0=tensors.to(gv0),
+        grate=tensors.to(sums.rate),
+        gfirst=tensors.to(sums.threshold),
+        gamount=tensors.to(sums.reset),
+        lengths=tensors.at(lengths, torch.int64),
+        **call.numbers.or_tensors(parameters, settings, v0, tensors)._asdict(),
+    )
+    call.plan.run(addresses, tensors)
     return gx_seq, gv0, MSFParameters(*map(_of_lanes, sums, parameters))
 
 
@@ -228,10 +321,9 @@ def _of_lanes(sums: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return torch.where(sums.isnan(), 0.0, sums).sum_to_size(parameter.shape)
 
 
-@functools.lru_cache(64)
 def _height_sums(count: int, height: float, dtype: torch.dtype) -> tuple[float, ...]:
     """A rectangle's height added 0, 1, .. times: the bits of the sum over thresholds. Nothing if they are products."""
-    number = number_type(dtype)
+    number = np.float64 if dtype == torch.float64 else np.float32
     sums = np.zeros(count + 1, number)
     for i in range(count):
         sums[i + 1] = sums[i] + number(height)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor
 from ...settings import PMSNSettings
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from . import kernels
-from .kernels.calls import PMSNBackward, PMSNForward
+from .kernels.calls import PMSNBackward, PMSNBackwardTensors, PMSNForward, PMSNForwardTensors
 from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
 from .kernels.somas import BURST_CODES, SOMA_CODES, SOMAS
 from .kernels.surrogates import SURROGATES, Slope, exact_inverse
-from .launch import Prepared, Work, known, launch, remember
-from .memory import Memory, address, ceil, check, is_small, plain
+from .launch import Plan, Work, threads_for
+from .memory import Tensors, Walk, ceil, check, like, new, ready, walk
 
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 
@@ -31,6 +30,7 @@ FAST_BYTES = 28 << 10  # of the first-level cache, for the scratch
 FEW_TASKS = 4  # smaller tiles rather than fewer tasks
 TASKS = 64  # about so many, whatever the number of threads: the order of sums must not depend on it
 LEAST = 1 << 15  # lane steps of a task, to be worth gathering its coefficients
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,12 @@ class _Tiles:
     leap: int
     inner: int
     per_channel: int
+    lanes: int
     scratch: int  # bytes of a thread
+    sums_of_channel: int
 
     @classmethod
-    @functools.lru_cache(256)
-    def of(
-        cls, shape: Sequence[int], modes: int, itemsize: int, rows: int, totals: int, apart: bool
-    ) -> _Tiles:
+    def of(cls, shape: Shape, modes: int, itemsize: int, rows: int, totals: int, apart: bool) -> _Tiles:
         """For ``rows`` per mode and ``totals`` doubles per lane of scratch; ``apart``: a unit is one leading lane."""
         steps, lead, channels, tail = shape
         vector = 64 // itemsize
@@ -65,28 +64,26 @@ class _Tiles:
         tiles = ceil(leap, tile)
         units = ceil(lead, together)
         groups = max(1, min(units, TASKS // tiles, units * tile * steps // LEAST))
-        return cls(tile, tiles, groups, units, leap, inner, tail, tile * (per_lane + 8 * totals))
+        scratch = tile * (per_lane + 8 * totals)
+        return cls(tile, tiles, groups, units, leap, inner, tail, lead * inner, scratch, totals)
 
-    @property
-    def tasks(self) -> int:
-        return self.tiles * self.groups
-
-    def work(self, memory: Memory) -> Work:
-        return Work(self.tasks, memory.lanes * memory.steps, self.scratch)
+    def work(self, steps: int) -> Work:
+        return Work(self.tiles * self.groups, self.scratch, threads_for(self.lanes * steps))
 
     @property
     def slots(self) -> int:
         """The most channels that a tile meets."""
         return min(self.inner // self.per_channel, (self.tile - 2) // self.per_channel + 2)
 
-    def sums(self, weights: PMSNWeights) -> Tensor:
-        """Memory for what each task sums for the weights of each channel that it meets."""
-        return torch.zeros(self.tasks, self.slots, 6 * weights.w.shape[1] + 1, dtype=torch.float64)
+    @property
+    def sums(self) -> Shape:
+        """The shape of the sums for gradients of weights."""
+        return self.tiles * self.groups, self.slots, self.sums_of_channel
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def fields(self) -> dict[str, int]:
         """The fields of a call."""
-        names = ("tile", "groups", "units", "leap", "inner", "per_channel")
+        names = ("tile", "groups", "units", "leap", "inner", "per_channel", "lanes")
         return {name: getattr(self, name) for name in names}
 
 
@@ -102,9 +99,40 @@ def _soma(settings: PMSNSettings) -> dict[str, Any]:
     }
 
 
-def _plain(weights: PMSNWeights, dtype: torch.dtype) -> PMSNWeights:
-    both = dtype.to_complex()
-    return PMSNWeights(plain(weights.e, both), plain(weights.w, both), plain(weights.d, dtype))
+class _Call(NamedTuple):
+    """What calls with the same settings and layouts share."""
+
+    plan: Plan
+    tiles: _Tiles
+    walks: dict[str, Walk]
+
+
+def _walks(shape: Shape, strides: dict[str, Shape | None]) -> tuple[dict[str, Walk], dict[str, int]]:
+    """How sequences are walked, and the fields of a call that say so."""
+    walks = {name: walk(shape, stride) for name, stride in strides.items()}
+    fields = {f"{name}_step": seq.step for name, seq in walks.items()}
+    return walks, fields | {f"{name}_row": seq.row for name, seq in walks.items()}
+
+
+# ---------------------------------------------------------------- forward
+
+
+@functools.lru_cache(1024)
+def _plan_forward(
+    settings: PMSNSettings,
+    dtype: torch.dtype,
+    shape: Shape,
+    strides: tuple[Shape, ...],
+    modes: int,
+    lengths: bool,
+    threads: int,
+) -> _Call:
+    """For an input and outputs with these strides."""
+    walks, fields = _walks(shape, dict(zip(("x", "out"), strides, strict=True)))
+    apart = lengths or any(seq.apart for seq in walks.values())
+    tiles = _Tiles.of(shape, modes, dtype.itemsize, FORWARD_ROWS, 0, apart)
+    record = PMSNForward(**tiles.fields, **fields, **_soma(settings), steps=shape[0], modes=modes)
+    return _Call(Plan(kernels.pmsn_forward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
 def pmsn_forward(
@@ -113,52 +141,74 @@ def pmsn_forward(
     """Spikes [T, L, C, K], the drive of the soma, its membrane and the final state, for the op in
     ``neurons/pmsn/op.py``.
     """
-    small = lengths is None and is_small(x_seq, *state, *weights)
-    key = ("pmsn_forward", settings, x_seq.shape, x_seq.dtype, state.z.shape[3])
-    if small and (prepared := known(key)):
-        s_seq, empty = torch.empty_like(x_seq), x_seq.new_empty(0)
-        y_seq = torch.empty_like(x_seq) if settings.keep_drive else empty
-        m_seq = torch.empty_like(x_seq) if settings.keep_membrane else empty
-        last = PMSNState(torch.empty_like(state.r), torch.empty_like(state.z))
-        prepared(*map(address, (x_seq, *state, *weights, s_seq, y_seq, m_seq, *last)))
-        return s_seq, y_seq, m_seq, last
     check(x_seq)
-    memory = Memory(x_seq.shape, x_seq.dtype)
-    weights = _plain(weights, x_seq.dtype)
-    s_seq = memory.like(x_seq)
-    y_seq = memory.like(x_seq) if settings.keep_drive else memory.new((0,))
-    m_seq = memory.like(x_seq) if settings.keep_membrane else memory.new((0,))
-    last = PMSNState(memory.new(state.r.shape), memory.new(state.z.shape, x_seq.dtype.to_complex()))
+    dtype = x_seq.dtype
+    s_seq = like(x_seq)
+    y_seq = like(x_seq) if settings.keep_drive else new((0,), dtype)
+    m_seq = like(x_seq) if settings.keep_membrane else new((0,), dtype)
+    last = PMSNState(new(state.r.shape, dtype), new(state.z.shape, dtype.to_complex()))
     if x_seq.numel() == 0:
         return s_seq, y_seq, m_seq, PMSNState(last.r.copy_(state.r), last.z.copy_(state.z))
-    sequences = {**memory.sequence("x", x_seq), **memory.written(s_seq)}
-    modes = weights.w.shape[1]
-    apart = memory.apart or lengths is not None
-    tiles = _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, FORWARD_ROWS, 0, apart)
-    call = PMSNForward(
-        **tiles.sizes,
-        **sequences,
-        **_soma(settings),
-        lanes=memory.lanes,
-        steps=memory.steps,
-        modes=modes,
-        r=memory.at(state.r),
-        z=memory.modes_at(state.z),
-        e=memory.complex_at(weights.e),
-        w=memory.complex_at(weights.w),
-        d=memory.at(weights.d),
-        s=memory.to_sequence(s_seq),
-        y=memory.to_sequence(y_seq),
-        m=memory.to_sequence(m_seq),
-        r_last=memory.to(last.r),
-        z_last=memory.to(last.z),
-        lengths=memory.at(lengths, torch.int64),
+    x_seq, tensors = ready(x_seq, dtype), Tensors(dtype)
+    call = _plan_forward(
+        settings,
+        dtype,
+        x_seq.shape,
+        (x_seq.stride(), s_seq.stride()),
+        weights.w.shape[1],
+        lengths is not None,
+        torch.get_num_threads(),
     )
-    launch(kernels.pmsn_forward, call, tiles.work(memory), memory)
-    if small:
-        fields = ("x", "r", "z", "e", "w", "d", "s", "y", "m", "r_last", "z_last")
-        remember(key, lambda: Prepared(kernels.pmsn_forward, call, tiles.work(memory), memory, fields))
+    addresses = PMSNForwardTensors(
+        x=tensors.steps_at(x_seq, call.walks["x"]),
+        r=tensors.at(state.r),
+        z=tensors.modes_at(state.z),
+        e=tensors.complex_at(weights.e),
+        w=tensors.complex_at(weights.w),
+        d=tensors.at(weights.d),
+        s=tensors.steps_to(s_seq, call.walks["out"]),
+        y=tensors.steps_to(y_seq, call.walks["out"]),
+        m=tensors.steps_to(m_seq, call.walks["out"]),
+        r_last=tensors.to(last.r),
+        z_last=tensors.to(last.z),
+        lengths=tensors.at(lengths, torch.int64),
+    )
+    call.plan.run(addresses, tensors)
     return s_seq, y_seq, m_seq, last
+
+
+# ---------------------------------------------------------------- backward
+
+SEQUENCES = "gs", "gy", "gm", "x", "slope", "out"
+
+
+@functools.lru_cache(1024)
+def _plan_backward(
+    settings: PMSNSettings,
+    dtype: torch.dtype,
+    shape: Shape,
+    strides: tuple[Shape | None, ...],
+    modes: int,
+    lengths: bool,
+    threads: int,
+) -> _Call:
+    """For sequences with these strides, in the order of :data:`SEQUENCES`."""
+    walks, fields = _walks(shape, dict(zip(SEQUENCES, strides, strict=True)))
+    apart = lengths or any(seq.apart for seq in walks.values())
+    tiles = _Tiles.of(shape, modes, dtype.itemsize, BACKWARD_ROWS, 6 * modes + 1, apart)
+    surrogate = Slope.of(settings.surrogate, settings.width)
+    record = PMSNBackward(
+        **tiles.fields,
+        **fields,
+        **_soma(settings),
+        steps=shape[0],
+        modes=modes,
+        slots=tiles.slots,
+        surrogate=surrogate.code,
+        p=surrogate.p,
+        q=surrogate.q,
+    )
+    return _Call(Plan(kernels.pmsn_backward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
 def pmsn_backward(
@@ -175,93 +225,68 @@ def pmsn_backward(
 
     Without ``settings.state_grad`` that of ``z`` is empty.
     """
-    given = (grads.s, grads.y, grads.m, grads.z)
-    plain_call = lengths is None and slopes is None and settings.reset_mode != "cumulative"
-    small = plain_call and is_small(x_seq, *given, *state, *weights)
-    key = ("pmsn_backward", settings, x_seq.shape, x_seq.dtype, state.z.shape[3], *(g is None for g in given))
-    if small and (prepared := known(key)):
-        gx_seq, gr0 = torch.empty_like(x_seq), torch.zeros_like(state.r)
-        gz0 = torch.empty_like(state.z) if settings.state_grad else state.z.new_empty(0)
-        tiles = _backward_tiles(x_seq, weights, False)
-        sums = tiles.sums(weights)
-        prepared(*map(address, (*given, x_seq, *state, *weights, gx_seq, gr0, gz0, sums)))
-        return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), tiles, weights)
     check(x_seq)
-    memory = Memory(x_seq.shape, x_seq.dtype)
-    weights = _plain(weights, x_seq.dtype)
-    surrogate = Slope.of(settings.surrogate if slopes is None else "", settings.width)
+    dtype = x_seq.dtype
     cumulative = settings.reset_mode == "cumulative"
-    gx_seq = memory.like(x_seq)
-    gz0 = memory.new(state.z.shape if settings.state_grad else (0,), x_seq.dtype.to_complex())
-    gr0 = memory.new(state.r.shape) if cumulative else torch.zeros(state.r.shape, dtype=x_seq.dtype)
+    gx_seq = like(x_seq)
+    gz0 = new(state.z.shape if settings.state_grad else (0,), dtype.to_complex())
+    gr0 = new(state.r.shape, dtype) if cumulative else torch.zeros(state.r.shape, dtype=dtype)
     if x_seq.numel() == 0:
         gr0 = gr0.copy_(grads.r) if cumulative and grads.r is not None else gr0.zero_()
         gz0 = gz0.zero_() if grads.z is None or not settings.state_grad else gz0.copy_(grads.z)
         return gx_seq, PMSNState(gr0, gz0), PMSNWeights(*map(torch.zeros_like, weights))
-    sequences = {
-        **memory.sequence("gs", grads.s),
-        **memory.sequence("gy", grads.y),
-        **memory.sequence("gm", grads.m),
-        **memory.sequence("x", x_seq),
-        **memory.sequence("slope", None if slopes is None else slopes.total),
-        **memory.written(gx_seq),
-    }
-    modes = weights.w.shape[1]
-    apart = memory.apart or lengths is not None
-    tiles = _backward_tiles(x_seq, weights, apart)
-    sums = tiles.sums(weights)
-    call = PMSNBackward(
-        **tiles.sizes,
-        **sequences,
-        **_soma(settings),
-        lanes=memory.lanes,
-        steps=memory.steps,
-        modes=modes,
-        slots=tiles.slots,
-        gr=memory.at(grads.r if cumulative else None),
-        gz=memory.complex_at(grads.z),
-        r=memory.at(state.r),
-        z=memory.modes_at(state.z),
-        e=memory.complex_at(weights.e),
-        w=memory.complex_at(weights.w),
-        d=memory.at(weights.d),
-        gx=memory.to_sequence(gx_seq),
-        gr0=memory.to(gr0),
-        gz0=memory.to(gz0),
-        sums=memory.to(sums),
-        lengths=memory.at(lengths, torch.int64),
-        surrogate=surrogate.code,
-        p=surrogate.p,
-        q=surrogate.q,
+    read = grads.s, grads.y, grads.m, x_seq, None if slopes is None else slopes.total
+    gs, gy, gm, x, total = (ready(seq, dtype) for seq in read)
+    call = _plan_backward(
+        settings if slopes is None else replace(settings, surrogate=""),
+        dtype,
+        x_seq.shape,
+        tuple(None if seq is None else seq.stride() for seq in (gs, gy, gm, x, total, gx_seq)),
+        weights.w.shape[1],
+        lengths is not None,
+        torch.get_num_threads(),
     )
-    launch(kernels.pmsn_backward, call, tiles.work(memory), memory)
-    if small:
-        fields = ("gs", "gy", "gm", "gz", "x", "r", "z", "e", "w", "d", "gx", "gr0", "gz0", "sums")
-        remember(key, lambda: Prepared(kernels.pmsn_backward, call, tiles.work(memory), memory, fields))
-    return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), tiles, weights)
-
-
-def _backward_tiles(x_seq: Tensor, weights: PMSNWeights, apart: bool) -> _Tiles:
-    modes = weights.w.shape[1]
-    return _Tiles.of(x_seq.shape, modes, x_seq.dtype.itemsize, BACKWARD_ROWS, 6 * modes + 1, apart)
+    tensors, walks = Tensors(dtype), call.walks
+    sums = torch.zeros(call.tiles.sums, dtype=torch.float64)
+    addresses = PMSNBackwardTensors(
+        gs=tensors.steps_at(gs, walks["gs"]),
+        gy=tensors.steps_at(gy, walks["gy"]),
+        gm=tensors.steps_at(gm, walks["gm"]),
+        gr=tensors.at(grads.r if cumulative else None),
+        gz=tensors.complex_at(grads.z),
+        x=tensors.steps_at(x, walks["x"]),
+        slope=tensors.steps_at(total, walks["slope"]),
+        r=tensors.at(state.r),
+        z=tensors.modes_at(state.z),
+        e=tensors.complex_at(weights.e),
+        w=tensors.complex_at(weights.w),
+        d=tensors.at(weights.d),
+        gx=tensors.steps_to(gx_seq, walks["out"]),
+        gr0=tensors.to(gr0),
+        gz0=tensors.to(gz0),
+        sums=tensors.to(sums),
+        lengths=tensors.at(lengths, torch.int64),
+    )
+    call.plan.run(addresses, tensors)
+    return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), call.tiles, weights)
 
 
 def _weight_gradients(sums: Any, tiles: _Tiles, weights: PMSNWeights) -> PMSNWeights:
     """Sums of tasks [tiles * groups, slots, 6 modes + 1] -> gradients of the weights."""
     channels, modes = weights.w.shape
     sums = sums.reshape(tiles.tiles, tiles.groups, tiles.slots, -1).sum(1)
-    # A tile that meets fewer channels leaves its last slots zero.
     total = np.zeros((channels + tiles.slots, sums.shape[-1]))
-    for i, part in enumerate(sums):
+    for i, part in enumerate(sums):  # a tile that meets fewer channels leaves its last slots zero
         first = i * tiles.tile % tiles.inner // tiles.per_channel
         total[first : first + tiles.slots] += part
     total = total[:channels]
     gz, gp, gz_last = np.moveaxis(
         total[:, :-1].reshape(channels, modes, 3, 2).view(np.complex128)[..., 0], 2, 0
     )
+    w = weights.w.detach().resolve_conj().numpy().astype(np.complex128)
     with np.errstate(all="ignore"):  # a gradient scaler that overflows is not news
         # dL/de = sum conj(w p) g + conj(p) dL/dz_last, dL/dw = sum conj(z) g, dL/dd = sum x g
-        ge = np.conj(weights.w.detach().numpy().astype(np.complex128) * gp) + gz_last
+        ge = np.conj(w * gp) + gz_last
     return PMSNWeights(
         torch.from_numpy(ge).to(weights.w.dtype),
         torch.from_numpy(np.conj(gz)).to(weights.w.dtype),

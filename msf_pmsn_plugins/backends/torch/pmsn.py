@@ -362,10 +362,10 @@ def _for_parameters(x_seq: Tensor, gy_seq: Tensor, z: Tensor) -> tuple[Tensor, T
     the products for the parameters would overflow. The parameters get the gradient of the other lanes.
     """
     most = torch.finfo(x_seq.dtype).max ** 0.75
-    if x_seq.device.type == "cpu" and len(x_seq):
-        # one by one: max() of Python would pass over a NaN
-        if all(float(part.abs().max()) < most for part in (x_seq, gy_seq, torch.view_as_real(z))):
-            return x_seq, gy_seq, z
+    on_cpu = x_seq.device.type == "cpu" and len(x_seq) > 0
+    # one by one: max() of Python would pass over a NaN
+    if on_cpu and all(float(part.abs().max()) < most for part in (x_seq, gy_seq, torch.view_as_real(z))):
+        return x_seq, gy_seq, z
     lost = ~(x_seq.abs().amax(0) < most) | ~(gy_seq.abs().amax(0) < most)
     lost |= ~(torch.view_as_real(z).abs().amax((-1, -2)) < most)
     zero = x_seq.new_zeros(())

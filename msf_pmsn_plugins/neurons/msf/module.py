@@ -21,6 +21,8 @@ from .step import msf_step
 
 __all__ = ["MSF"]
 
+NUMBERS = ("v_threshold", "reset_step", "_decay")  # or tensors that broadcast against one step
+
 
 class MSF(Neuron):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155).
@@ -91,10 +93,10 @@ class MSF(Neuron):
         self.D = D
         self.threshold_step = threshold_step
         self.channel_dim = channel_dim
-        self._hold("reset_step", reset_step)
+        self.reset_step = reset_step
         self._list: tuple[float, ...] | None = None
         if thresholds is None:
-            self._hold("v_threshold", _start_threshold(v_threshold) if learn_threshold else v_threshold)
+            self.v_threshold = _start_threshold(v_threshold) if learn_threshold else v_threshold
         elif learn_threshold:
             raise ValueError(
                 "learn_threshold moves evenly spaced thresholds: leave out the explicit list, give D and threshold_step"
@@ -117,12 +119,14 @@ class MSF(Neuron):
         self.surrogate = surrogate
         self._check()
 
-    def _hold(self, name: str, value: float | Tensor | None) -> None:
-        """Set ``name`` to a number, a parameter or, for any other tensor, a buffer."""
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            self.register_buffer(name, value.detach().clone())
-        else:
-            setattr(self, name, value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A number and a tensor may take each other's place; what is no parameter becomes a buffer.
+        if name in NUMBERS and name not in self._parameters and not isinstance(value, nn.Parameter):
+            self._forget(name)
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value.detach().clone())
+                return
+        super().__setattr__(name, value)
 
     def _take_charge(
         self, charge: str | tuple[str, str], tau: float | None, w: float | Tensor | None
@@ -154,14 +158,12 @@ class MSF(Neuron):
         if self.decay_logit is not None:
             with torch.no_grad():
                 self.decay_logit.copy_(_logit(value))
-        elif isinstance(value, Tensor) and value.dim():
-            self._forget("_decay")
-            self._hold("_decay", value)
         else:
-            self._forget("_decay")
-            self._decay = number("decay", value)
+            several = isinstance(value, Tensor) and value.dim() > 0
+            self._decay = value if several else number("decay", value)
 
     def _forget(self, name: str) -> None:
+        self.__dict__.pop("_made", None)
         for held in (self._buffers, self.__dict__):
             held.pop(name, None)
 
@@ -220,10 +222,11 @@ class MSF(Neuron):
                 number(name, value)
         if not self.threshold_step > 0:
             raise ValueError(f"threshold_step must be positive, got {self.threshold_step!r}")
-        if self._list is not None and (self.D, self.v_threshold) != (len(self._list), self._list[0]):
+        listed = self._list if not isinstance(self.v_threshold, Tensor) else None
+        if listed is not None and (self.D, self.v_threshold) != (len(listed), listed[0]):
             raise ValueError(
                 f"D={self.D} and v_threshold={self.v_threshold} do not fit the explicit thresholds "
-                f"{list(self._list)}: assign to .thresholds instead (None goes back to an even spacing)"
+                f"{list(listed)}: assign to .thresholds instead (None goes back to an even spacing)"
             )
         if self.reset_mode not in RESETS:
             raise ValueError(f"unknown reset_mode {self.reset_mode!r}; known: {', '.join(map(repr, RESETS))}")
@@ -250,7 +253,8 @@ class MSF(Neuron):
         kind, decay = CHARGES[charge].rate, self.decay if self.decay_logit is None else 0.0
         rate = {"decay": 0.0 if isinstance(decay, Tensor) else decay, "tau": self.tau}.get(kind, 0.0)
         learned = isinstance(self.v_threshold, Tensor)
-        thresholds = [d * float(self.threshold_step) for d in range(self.D)] if learned else self.thresholds
+        listed = self._list or [d * float(self.threshold_step) for d in range(self.D)]
+        thresholds = [theta - listed[0] for theta in listed] if learned else self.thresholds
         amount = thresholds[0] if self.reset_step is None else self.reset_step
         named = self.surrogate if isinstance(self.surrogate, Surrogate) else Surrogate("rectangular")
         return MSFSettings(
@@ -279,7 +283,7 @@ class MSF(Neuron):
                 x, self._decay if logit is None else logit.to(dtype).sigmoid(), dtype, "decay"
             )
         elif kind == "w":
-            rate = self.w.sigmoid().to(dtype)
+            rate = self._against(x, self.w.sigmoid(), dtype, "w")
         threshold = self._against(x, self.v_threshold, dtype, "threshold")
         reset = self._against(x, self.reset_step, dtype, "reset_step")
         if self.reset_step is None and threshold is not None:
@@ -389,21 +393,17 @@ def _shown(value: Any) -> str:
 def _start_threshold(value: float | Tensor) -> nn.Parameter:
     given = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
     known = given.is_meta or bool((given.isfinite() & (given > 0)).all())
-    if given.dim() > 1 or given.numel() == 0 or not known:
-        raise ValueError(
-            f"a learned threshold starts positive and finite, as a number or one for each channel [C]; got {value!r}"
-        )
+    if given.numel() == 0 or not known:
+        raise ValueError(f"a learned threshold starts positive and finite, got {value!r}")
     start = torch.as_tensor(value).detach()
     start = start if start.is_floating_point() else start.to(torch.get_default_dtype())
     return nn.Parameter(start.clone())
 
 
 def _logit(decay: float | Tensor) -> Tensor:
-    """The logit of a decay in (0, 1), a number or [C], in the dtype it will be learned in."""
+    """The logit of a decay in (0, 1), a number or a tensor, in the dtype it will be learned in."""
     value = torch.as_tensor(decay).detach()
     value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
-    if value.dim() > 1 or value.numel() == 0 or not bool(((value > 0) & (value < 1)).all()):
-        raise ValueError(
-            f"a learned decay starts in (0, 1), as a number or one number for each channel [C]; got {decay!r}"
-        )
+    if value.numel() == 0 or not bool(((value > 0) & (value < 1)).all()):
+        raise ValueError(f"a learned decay starts in (0, 1), got {decay!r}")
     return torch.logit(value.double()).to(value.dtype)

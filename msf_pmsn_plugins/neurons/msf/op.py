@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
 from ..layout import as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
@@ -142,7 +142,7 @@ def _differentiate(
     ctx: Any, gs_seq: Tensor | None, gm_seq: Tensor | None, gv: Tensor | None, single: bool = False
 ) -> tuple[Tensor | None, ...]:
     """Gradients to the input, the state and the three parameters; of a ``single`` step all are without time."""
-    x_seq, kept, v, *parameters, lengths = ctx.saved_tensors
+    x_seq, kept, v, *parameters, lengths = saved_tensors(ctx)
     settings, backend, surrogate = ctx.call
     gm_seq = gm_seq if settings.keep == "membrane" else None
     given = gs_seq if gs_seq is not None else gm_seq if gm_seq is not None else gv
@@ -160,10 +160,10 @@ def _differentiate(
         slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
     tensors = (gs_seq, gm_seq, gv, x_seq, kept, v, *parameters, lengths, *slopes)
     if no_autograd() and no_dispatch(*tensors):
-        gx, gv, grads = _call_backward(*tensors, settings, backend)
+        gx, gv, made = _call_backward(*tensors, settings, backend)
     else:
         gx, gv, *made = _MSFBackward.apply(*tensors, (settings, backend))
-        grads = [None if p is None else g for p, g in zip(parameters, made, strict=True)]
+    grads = [None if p is None else g for p, g in zip(parameters, made, strict=True)]
     gx = as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq)
     return gx.squeeze(0) if single else gx, gv, *grads
 
@@ -315,9 +315,9 @@ def plan(
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))
     if surrogate is None and not backends.knows(backend, "msf", f"surrogate {settings.surrogate!r}"):
         surrogate = Surrogate(settings.surrogate, settings.width)
-    keep = _keep(settings, parameters, membrane)
-    name = settings.surrogate if surrogate is None else ""
-    return replace(settings, keep=keep, surrogate=name), backend, surrogate
+    if surrogate is not None:
+        settings = replace(settings, surrogate="")
+    return replace(settings, keep=_keep(settings, parameters, membrane)), backend, surrogate
 
 
 def run_step(

@@ -12,7 +12,7 @@ from ... import backends
 from ...settings import PMSNSettings, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, transformed
+from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
 from ..layout import as_steps_of
 from .step import BURSTS, RESET_MODES, slope_argument
 
@@ -136,7 +136,7 @@ class _PMSNFunction(torch.autograd.Function):
         gr: Tensor | None,
         gz: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        x_seq, y_seq, m_seq, r, z, e, w, d, lengths = ctx.saved_tensors
+        x_seq, y_seq, m_seq, r, z, e, w, d, lengths = saved_tensors(ctx)
         settings, backend, surrogate = ctx.call
         settings = replace(settings, state_grad=ctx.needs_input_grad[2])
         gz = None if gz is None else gz.resolve_conj()

@@ -74,6 +74,10 @@ class Weights:
     def _follows(self, differentiated: bool, state: Any) -> bool:
         if not differentiated:
             return True
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            return (
+                False  # checkpointing makes this part of the graph again, and must meet the same operations
+            )
         return state is not None and self.left is not None and self.left() is state[1]
 
     def _passed(self, grad: Tensor) -> None:

@@ -1,6 +1,7 @@
-"""What kernels are told: one record of whole numbers and doubles in memory, by name on both sides.
+"""What kernels are told, by name on both sides: records of whole numbers and doubles in memory.
 
-Tensors are addresses, 0 for one that is not there; a stride over time counts numbers.
+Each kernel has two: addresses of tensors, new in every call and 0 for one that is not there, and all the rest, the same
+for calls of the same settings and layouts. Strides count numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,24 @@ NOTHING, MEMBRANE, CODE = range(3)
 KEEP_CODES = {"none": NOTHING, "membrane": MEMBRANE, "code": CODE}
 
 
+# When a reset is delayed to the next step, and where it acts there.
+AT_ONCE, BEFORE_CHARGE, AFTER_CHARGE = range(3)
+
+
+class MSFForwardTensors(NamedTuple):
+    """Of a call of ``msf_forward``."""
+
+    x: int
+    v: int
+    v_last: int
+    s: int
+    kept: int
+    lengths: int
+    rate: int  # one number, or one a lane
+    amount: int  # that a soft reset subtracts per spike, likewise
+    first: int  # one first threshold a lane, from which ``thetas`` are distances; or 0
+
+
 class MSFForward(NamedTuple):
     """A call of ``msf_forward``. Lanes [N, *] are cut into blocks; a block is a run of neighbours in all sequences."""
 
@@ -29,31 +48,45 @@ class MSFForward(NamedTuple):
     row: int  # lanes that are neighbours in all sequences
     blocks: int  # of a row
     per_length: int  # lanes that share a length
-    x: int
     x_step: int
     x_row: int
-    v: int
-    v_last: int
-    s: int
-    kept: int
     out_step: int  # of all sequences that are written
     out_row: int
     thetas: int
-    lengths: int
-    rates: int  # one a lane, as the next two
-    firsts: int  # first thresholds, from which ``thetas`` are distances
-    amounts: int
+    own_rates: int  # whether there is one a lane
+    own_firsts: int
+    own_amounts: int
     keep: int
     count: int  # of thresholds
     charge: int
     reset: int
     delay: int
-    rate: float  # of all lanes where there are no ``rates``
-    amount: float  # that a soft reset subtracts per spike, likewise
     scale: float
     rest: float
     v_reset: float
     width: float
+
+
+class MSFBackwardTensors(NamedTuple):
+    """Of a call of ``msf_backward``."""
+
+    gs: int
+    gm: int
+    gv: int
+    x: int
+    kept: int
+    total: int  # slopes of a surrogate without a name, summed over the thresholds
+    slope: int  # at the first threshold
+    v0: int
+    gx: int
+    gv0: int
+    grate: int  # the gradients of parameters, one a lane
+    gfirst: int
+    gamount: int
+    lengths: int
+    rate: int
+    amount: int
+    first: int
 
 
 class MSFBackward(NamedTuple):
@@ -64,39 +97,26 @@ class MSFBackward(NamedTuple):
     row: int
     blocks: int
     per_length: int
-    gs: int
     gs_step: int
     gs_row: int
-    gm: int
     gm_step: int
     gm_row: int
-    gv: int
-    x: int
     x_step: int
     x_row: int
-    kept: int
     kept_step: int
     kept_row: int
-    total: int  # slopes of a surrogate without a name, summed over the thresholds
     total_step: int
     total_row: int
-    slope: int  # at the first threshold
     slope_step: int
     slope_row: int
-    v0: int
-    gx: int
     out_step: int
     out_row: int
-    gv0: int
-    grate: int  # the gradients of parameters, one a lane
-    gfirst: int
-    gamount: int
     thetas: int
     sums: int  # slopes of 0, 1, .. windows
-    lengths: int
-    rates: int
-    firsts: int
-    amounts: int
+    own_rates: int
+    own_firsts: int
+    own_amounts: int
+    learned: int  # whether any parameter has a gradient
     keep: int
     count: int
     charge: int  # its backward
@@ -105,8 +125,6 @@ class MSFBackward(NamedTuple):
     delay: int
     through: int  # the reset through which gradients go; that of "none" where it is detached
     surrogate: int
-    rate: float
-    amount: float
     scale: float
     rest: float
     v_reset: float
@@ -114,8 +132,21 @@ class MSFBackward(NamedTuple):
     q: float
 
 
-# When a reset is delayed to the next step, and where it acts there.
-AT_ONCE, BEFORE_CHARGE, AFTER_CHARGE = range(3)
+class PMSNForwardTensors(NamedTuple):
+    """Of a call of ``pmsn_forward``."""
+
+    x: int
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    s: int
+    y: int
+    m: int
+    r_last: int
+    z_last: int
+    lengths: int
 
 
 class PMSNForward(NamedTuple):
@@ -130,26 +161,36 @@ class PMSNForward(NamedTuple):
     lanes: int
     steps: int
     modes: int
-    x: int
     x_step: int
-    x_row: int  # of a unit, as all rows
+    x_row: int  # of a leading lane
+    out_step: int
+    out_row: int
+    soma: int
+    burst: int
+    theta: float
+    inverse: float  # of theta, where it is exact
+
+
+class PMSNBackwardTensors(NamedTuple):
+    """Of a call of ``pmsn_backward``."""
+
+    gs: int
+    gy: int
+    gm: int
+    gr: int
+    gz: int
+    x: int
+    slope: int  # slopes of a surrogate without a name
     r: int
     z: int
     e: int
     w: int
     d: int
-    s: int
-    y: int
-    m: int
-    out_step: int
-    out_row: int
-    r_last: int
-    z_last: int
-    lengths: int  # with them a unit is one leading lane
-    soma: int
-    burst: int
-    theta: float
-    inverse: float  # of theta, where it is exact
+    gx: int
+    gr0: int
+    gz0: int
+    sums: int  # double [tasks, slots, 6 modes + 1], zeroed
+    lengths: int
 
 
 class PMSNBackward(NamedTuple):
@@ -165,35 +206,18 @@ class PMSNBackward(NamedTuple):
     steps: int
     modes: int
     slots: int  # the most channels that a tile meets
-    gs: int
     gs_step: int
     gs_row: int
-    gy: int
     gy_step: int
     gy_row: int
-    gm: int
     gm_step: int
     gm_row: int
-    gr: int
-    gz: int
-    x: int
     x_step: int
     x_row: int
-    slope: int  # slopes of a surrogate without a name
     slope_step: int
     slope_row: int
-    r: int
-    z: int
-    e: int
-    w: int
-    d: int
-    gx: int
     out_step: int
     out_row: int
-    gr0: int
-    gz0: int
-    sums: int  # double [tasks, slots, 6 modes + 1], zeroed
-    lengths: int
     soma: int
     burst: int
     surrogate: int
@@ -211,21 +235,22 @@ class Share(NamedTuple):
     finished: int  # pieces
     pieces: int
     count: int  # blocks or tasks of all pieces
-    scratch: int
+    scratch: int  # bytes from here to that of the first thread, before it is aligned
     scratch_bytes: int  # of a thread
 
 
 ARRIVED, TAKEN, FINISHED = range(3)  # the words of a Share that threads count up
 
 
-def _is_float(record: Any) -> dict[str, bool]:
-    hints = get_type_hints(record)
-    return {field: hints[field] is float for field in record._fields}
+def _floats(*records: Any) -> dict[str, bool]:
+    """The fields of records, and whether each is a double."""
+    hints = {name: hint for record in records for name, hint in get_type_hints(record).items()}
+    return {name: hints[name] is float for record in records for name in record._fields}
 
 
 def layout(record: Any) -> struct.Struct:
     """How a record lies in memory: words of eight bytes."""
-    return struct.Struct("=" + "".join("d" if is_float else "q" for is_float in _is_float(record).values()))
+    return struct.Struct("=" + "".join("d" if is_float else "q" for is_float in _floats(record).values()))
 
 
 SHARE = layout(Share)
@@ -235,11 +260,11 @@ SHARE = layout(Share)
 
 
 class Record(types.Type):
-    """The address of a record, whose fields kernels read by name."""
+    """The address of records one after the other, whose fields kernels read by name."""
 
-    def __init__(self, record: Any) -> None:
-        self.floats = _is_float(record)
-        super().__init__(name=f"Record({record.__name__})")
+    def __init__(self, *records: Any) -> None:
+        self.floats = _floats(*records)
+        super().__init__(name=f"Record({', '.join(record.__name__ for record in records)})")
 
 
 @register_model(Record)
@@ -264,9 +289,9 @@ def _field(context: Any, b: Any, kind: Record, address: Any, name: str) -> Any:
     return word
 
 
-def reader(record: Any) -> Any:
-    """The function that takes an address for that of a record."""
-    kind = Record(record)
+def reader(*records: Any) -> Any:
+    """The function that takes an address for that of records."""
+    kind = Record(*records)
 
     @intrinsic
     def read(typing: Any, address: Any) -> Any:

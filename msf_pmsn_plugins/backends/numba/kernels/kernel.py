@@ -1,4 +1,4 @@
-"""Compiling: a kernel's text and the record that it is told become a C function for each dtype, at first use."""
+"""Compiling: a kernel's text and the records that it is told become a C function for each dtype, at first use."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numba.core.ccallback import CFunc
 
 from ..cache import Cache
 from .calls import ARRIVED, FINISHED, SHARE, TAKEN, Share, count_up, layout, reader
-from .lanes import pasted
+from .memory import CACHE_LINE
 
 
 class Kernel:
-    """A kernel by its text, ``text(first, last, scratch, unit, call)``, which does the blocks or tasks ``first`` to
-    ``last - 1`` of a call. A thread has memory of its own at ``scratch``; ``unit`` is 1 in the dtype of the kernel.
+    """A kernel by its text, ``text(first, last, memory, unit, call)``, which does the blocks or tasks ``first`` to
+    ``last - 1`` of a call. A thread has memory of its own; ``unit`` is 1 in the dtype of the kernel.
     """
 
-    def __init__(self, record: type, text: Callable[..., None]) -> None:
+    def __init__(self, record: type, tensors: type, text: Callable[..., None]) -> None:
         self.name = text.__name__
-        self.layout = layout(record)
-        self._record = record
+        self.record, self.tensors = layout(record), layout(tensors)
+        self._read = reader(record, tensors)
         self._text = text
         self._compiled: dict[str, CFunc] = {}
 
     def function(self, dtype: str) -> Any:
-        """The C function for ``"float32"`` or ``"float64"``: called with the address of a Share and of a record
+        """The C function for ``"float32"`` or ``"float64"``: called with the address of a Share and of the records
         after it, by as many threads as like, it works until no piece is left to take.
         """
         if dtype not in self._compiled:
@@ -38,17 +38,18 @@ class Kernel:
         # No Python runs in here, so no interrupt falls into a parallel region; nor is an address a constant, for
         # code that holds one cannot be kept on disk.
         do, unit = njit(inline="always")(self._text), np.dtype(dtype).type(1)
-        read_share, read_call, head = reader(Share), reader(self._record), SHARE.size
+        read_share, read_call, head = reader(Share), self._read, SHARE.size
 
         def work(address):
             share = read_share(address)
             call = read_call(address + head)
-            scratch = share.scratch + count_up(address, ARRIVED) * share.scratch_bytes
+            memory = (address + share.scratch + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+            memory += count_up(address, ARRIVED) * share.scratch_bytes
             piece = count_up(address, TAKEN)
             while piece < share.pieces:
                 first = piece * share.count // share.pieces
                 last = (piece + 1) * share.count // share.pieces
-                do(first, last, scratch, unit, call)
+                do(first, last, memory, unit, call)
                 count_up(address, FINISHED)
                 piece = count_up(address, TAKEN)
 
@@ -58,6 +59,6 @@ class Kernel:
         return compiled
 
 
-def kernel(record: type) -> Callable[[Callable[..., None]], Kernel]:
-    """Make a text a kernel that is told a ``record``."""
-    return lambda text: Kernel(record, text)
+def kernel(record: type, tensors: type) -> Callable[[Callable[..., None]], Kernel]:
+    """Make a text a kernel that is told these records."""
+    return lambda text: Kernel(record, tensors, text)

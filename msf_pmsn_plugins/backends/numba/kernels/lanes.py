@@ -378,6 +378,12 @@ def nbytes(nil):
 
 
 @formula
+def filled(nil, number):
+    """A number in all lanes."""
+    return number.spread(nil.count)
+
+
+@formula
 def rounded(number, unit):
     """A double in the dtype of ``unit``."""
     return number.round_to(unit)
@@ -385,6 +391,7 @@ def rounded(number, unit):
 
 @formula
 def choose(mask, yes, no):
+    """``yes`` where the mask is true, else ``no``."""
     return where(mask, yes, no)
 
 

@@ -37,6 +37,7 @@ def get(like: Value, base: Value, index: Value | int) -> Value:
 
 
 def put(value: Value, base: Value, index: Value | int) -> None:
+    """Store a value."""
     value.b.store(value.value, _pointer_like(value, base, index)).align = 4
 
 
@@ -46,6 +47,7 @@ def row(like: Value, base: Value, i: int) -> Value:
 
 
 def put_row(value: Value, base: Value, i: int) -> None:
+    """Store the vector ``i`` vectors after ``base``."""
     put(value, base, i * value.count)
 
 
@@ -120,11 +122,13 @@ def _shuffled(b: Any, x: Any, y: Any, order: list[int]) -> Any:
 
 @formula
 def load(like, base, index):
+    """A number, or a vector of them, of the type of ``like``."""
     return get(like, base, index)
 
 
 @formula
 def store(base, index, value):
+    """The inverse of :func:`load`."""
     put(value, base, index)
 
 
@@ -214,6 +218,7 @@ def will_read(nil, base, index):
 
 @formula
 def will_write(nil, base, index):
+    """The same for memory that will be written."""
     _prefetch(nil, base, index, 1)
 
 

@@ -105,7 +105,7 @@ def computed(m, modes, folded):
 
 @part
 def gather_weights(nil, unit, call, states, rows, gains, offset):
-    """Gather e, w and d for the tile at ``offset`` of a unit, zeros beyond; return whether modes are conjugate pairs."""
+    """Gather e, w and d for the tile at ``offset`` of a unit, zeros beyond; return whether modes are in pairs."""
     wide = width(nil)
     modes = call.modes
     most = min(call.tile, call.leap - offset)

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .calls import AFTER_CHARGE, AT_ONCE, BEFORE_CHARGE, CODE, MEMBRANE, MSFBackward, MSFForward
+from .calls import (
+    AFTER_CHARGE,
+    AT_ONCE,
+    BEFORE_CHARGE,
+    CODE,
+    MEMBRANE,
+    MSFBackward,
+    MSFBackwardTensors,
+    MSFForward,
+    MSFForwardTensors,
+)
 from .charges import RATE_OF_INPUT, charge, charge_back, rate_gradient
 from .kernel import kernel
-from .lanes import long_zeros, once, pasted, rounded, width
+from .lanes import filled, long_zeros, once, pasted, rounded, width
 from .memory import (
     living,
     load,
@@ -32,6 +42,7 @@ from .resets import (
     past_reset,
     quiet_lanes,
     reset,
+    threshold,
     through_reset,
     window_slopes,
 )
@@ -79,24 +90,31 @@ class Values(NamedTuple):
     """The numbers of a vector of lanes."""
 
     rate: float
-    first: float  # its own first thresholds, zeros if it has none
+    first: float  # zeros, or the lanes' own first thresholds
     theta: float  # the first threshold
     amount: float
 
 
 @pasted
+def _of_lanes(nil, unit, address, own, lane, left):
+    """A number for each of ``left`` lanes from ``lane``, or one for all."""
+    if own != 0:
+        return load_part(nil, address, lane, left)
+    return filled(nil, load(unit, address, 0))
+
+
+@pasted
 def _values(call, nil, unit, lane, left):
     """The numbers of the ``left`` lanes from ``lane``."""
-    rate = nil + rounded(call.rate, unit)
-    if call.rates != 0:
-        rate = load_part(nil, call.rates, lane, left)
     first = nil
-    if call.firsts != 0:
-        first = load_part(nil, call.firsts, lane, left)
-    amount = nil + rounded(call.amount, unit)
-    if call.amounts != 0:
-        amount = load_part(nil, call.amounts, lane, left)
-    return Values(rate, first, first + load(unit, call.thetas, 0), amount)
+    if call.own_firsts != 0:
+        first = load_part(nil, call.first, lane, left)
+    return Values(
+        _of_lanes(nil, unit, call.rate, call.own_rates, lane, left),
+        first,
+        threshold(call, unit, first, 0),
+        _of_lanes(nil, unit, call.amount, call.own_amounts, lane, left),
+    )
 
 
 @pasted
@@ -142,7 +160,7 @@ def _forward_step(call, unit, scratch, run, j, left, t, partly):
     store(scratch.state, j, living(partly, scratch.lives, j, t, m, before))
 
 
-@kernel(MSFForward)
+@kernel(MSFForward, MSFForwardTensors)
 def msf_forward(first, last, memory, unit, call):
     """All steps of blocks of lanes."""
     nil = long_zeros(unit)
@@ -219,7 +237,7 @@ def _slopes(call, nil, unit, run, j, left, t, m, values):
     first = slope(call.surrogate, m - values.theta, p, q)
     total = first
     for i in range(1, call.count):
-        total = total + slope(call.surrogate, m - (values.first + load(unit, call.thetas, i)), p, q)
+        total = total + slope(call.surrogate, m - threshold(call, unit, values.first, i), p, q)
     return total, first
 
 
@@ -265,6 +283,16 @@ def _backward_step(call, unit, scratch, run, j, left, t, partly):
         before = past_reset(call.reset, before, _quiet_before(call, nil, run, j, left, t, values))
 
     lives = scratch.lives
+    if call.learned != 0:
+        _learn(call, nil, unit, scratch, run, j, left, t, partly, m, values, after, fired, h)
+    store(scratch.state, j, living(partly, lives, j, t, before, after))
+    store_part(call.gx, out, living(partly, lives, j, t, gx, nil), left)
+
+
+@pasted
+def _learn(call, nil, unit, scratch, run, j, left, t, partly, m, values, after, fired, h):
+    """Add what a step gives to the gradients of the parameters."""
+    lives = scratch.lives
     if call.grate != 0:
         current = nil
         if call.rate_charge == RATE_OF_INPUT:
@@ -281,8 +309,6 @@ def _backward_step(call, unit, scratch, run, j, left, t, partly):
             n = fire(call, unit, _state_before(call, nil, run, j, left, t), values.first)
             share = -n * h
         _add(nil, scratch.amount, j, t, partly, lives, share)
-    store(scratch.state, j, living(partly, lives, j, t, before, after))
-    store_part(call.gx, out, living(partly, lives, j, t, gx, nil), left)
 
 
 @pasted
@@ -329,7 +355,7 @@ def _end_back(call, nil, scratch, run):
                 store_part(target, run.start + j, load(nil, sums, j), left)
 
 
-@kernel(MSFBackward)
+@kernel(MSFBackward, MSFBackwardTensors)
 def msf_backward(first, last, memory, unit, call):
     """The adjoint of :func:`msf_forward`; an address 0 stands for zeros."""
     wide = width(long_zeros(unit))

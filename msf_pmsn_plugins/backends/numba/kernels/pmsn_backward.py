@@ -1,6 +1,6 @@
-"""PMSN backward. A walk forward recomputes the drives, leaves the gradient g of each in ``gx`` and sums ``g x``, ``g z``
-and ``g p``; a walk backward turns g into the gradient of x. In mode cumulative g is a sum over later steps, so the walk
-forward is made twice, with that sum between. The sums take g one step late: by then z and p are at hand.
+"""PMSN backward. A walk forward recomputes the drives, leaves the gradient g of each in ``gx`` and sums ``g x``,
+``g z`` and ``g p``; a walk backward turns g into the gradient of x. In mode cumulative g is a sum over later steps, so
+the walk forward is made twice, with that sum between. The sums take g one step late: by then z and p are at hand.
 
 An address 0 stands for zeros.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .calls import PMSNBackward
+from .calls import PMSNBackward, PMSNBackwardTensors
 from .kernel import kernel
 from .lanes import formula, nbytes, once, part, pasted, rounded, where, width, zeros
 from .memory import add_to, load, load_complex, load_part, store, store_part, will_read, will_write
@@ -302,7 +302,7 @@ def _one_unit(call, nil, unit, at, span, paired):
         write_modes(nil, call, at.states, BACKWARD_ROWS, P, call.gz0, span.start, span.size, folded)
 
 
-@kernel(PMSNBackward)
+@kernel(PMSNBackward, PMSNBackwardTensors)
 def pmsn_backward(first, last, scratch, unit, call):
     """The adjoint of ``pmsn_forward``, in the same tasks."""
     nil = zeros(unit)

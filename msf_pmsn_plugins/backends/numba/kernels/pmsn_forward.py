@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .calls import PMSNForward
+from .calls import PMSNForward, PMSNForwardTensors
 from .kernel import kernel
 from .lanes import nbytes, once, pasted, rounded, width, zeros
 from .memory import load, load_part, store, store_part, will_read, will_write
@@ -107,7 +107,7 @@ def _pad(call, nil, span):
                     store_part(sequence, out + j, nil, span.size - j)
 
 
-@kernel(PMSNForward)
+@kernel(PMSNForward, PMSNForwardTensors)
 def pmsn_forward(first, last, scratch, unit, call):
     """All steps of tasks. A task is a tile in the units of one group; unit ``i`` starts at lane ``i*leap``."""
     nil = zeros(unit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .lanes import INT, formula, one, one_of, pasted, where
+from .lanes import INT, filled, formula, one, one_of, pasted, where
 from .memory import load
 
 # ---------------------------------------------------------------- resets
@@ -81,6 +81,7 @@ def _one_more(n, mask):
 
 @formula
 def no_counts(nil):
+    """No threshold reached, in all lanes."""
     return nil.constant(0, INT)
 
 
@@ -103,15 +104,23 @@ def _in_numbers(n, like):
 
 
 @pasted
+def threshold(call, unit, first, i):
+    """Threshold ``i`` of a vector of lanes, from their own first ones if they have any."""
+    if call.own_firsts == 0:
+        return filled(first, load(unit, call.thetas, i))
+    return first + load(unit, call.thetas, i)
+
+
+@pasted
 def fire(call, unit, m, first):
-    """How many thresholds each lane has reached. ``first``: the lanes' own first thresholds, if they have any."""
+    """How many thresholds each lane has reached."""
     n = no_counts(m)
-    if call.firsts == 0:
+    if call.own_firsts == 0:
         for i in range(call.count):
             n = _reached(n, m, load(unit, call.thetas, i))
     else:
         for i in range(call.count):
-            n = _reached(n, m, first + load(unit, call.thetas, i))
+            n = _reached(n, m, threshold(call, unit, first, i))
     return _in_numbers(n, m)
 
 
@@ -134,6 +143,7 @@ def _with_fired_bit(n, m, theta):
 
 @pasted
 def encode(call, unit, m, width):
+    """The byte of a membrane."""
     code = no_counts(m)
     for i in range(call.count):
         code = _near(code, m, load(unit, call.thetas, i), width)

@@ -63,11 +63,13 @@ def soma(code, y, r, theta, inverse):
 
 @formula
 def spike(k):
+    """One spike, however many whole thresholds are removed."""
     return one(k >= 1.0, k)
 
 
 @formula
 def burst(k):
+    """A spike for each of them."""
     return where(k >= 1.0, k, 0.0)
 
 
@@ -99,7 +101,8 @@ argument = one_of(BURSTS.values())  # (code, v, theta)
 
 @formula
 def no_infinity(x):
-    return x + (x - x)  # inf becomes NaN
+    """NaN where x is not finite: it makes its lane NaN."""
+    return x + (x - x)
 
 
 @formula
@@ -118,9 +121,11 @@ def only_finite(re, im, lost):
 
 @formula
 def where_positive(y, g):
+    """The gradient past a clamp of ``y`` at zero."""
     return where(y > 0.0, g, 0.0)
 
 
 @formula
 def multiply_add(x, y, c):
+    """``x*y + c``, with one rounding where the machine can."""
     return fma(x, y, c)

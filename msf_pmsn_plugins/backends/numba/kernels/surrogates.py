@@ -1,6 +1,7 @@
 """The derivatives of the surrogates, in the order of operations of ``msf_pmsn_plugins/surrogate.py``.
 
-Each takes ``u``, the distance to the threshold in volts, and the two numbers that :data:`SURROGATES` makes of the width.
+Each takes ``u``, the distance to the threshold in volts, and the two numbers that its entry in :data:`SURROGATES`
+makes of the width.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .lanes import FLOAT, INT, LONG, Value, fma, fnma, formula, ir, one, one_of, where
+from .lanes import FLOAT, INT, LONG, Value, fma, fnma, ir, one, one_of, where
 
 
 class Surrogate(NamedTuple):

@@ -1,0 +1,500 @@
+"""A framework-neutral neuron as a snnTorch neuron: state, return arity, and its settings in the host's words."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+from weakref import WeakSet
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from .. import neurons
+from ..neurons.autograd import recomputing, usable
+from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
+from ..neurons.lengths import Lengths, valid_steps
+from ..surrogate import FireFunction, Surrogate
+from .membrane import Membrane
+from .states import cut, detached
+from .surrogates import SpikeGrad, as_surrogate, no_gradient
+
+__all__ = ["Mem", "SnnTorchNeuron"]
+
+Mem = Tensor | tuple[Tensor, ...]
+
+REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
+RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
+# snnTorch's word -> what the held neuron may call a tensor of them, learned or not
+TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
+
+
+def checked(name: str, value: float | Tensor, fits: Callable[[Any], Any], what: str) -> float | Tensor:
+    """``value`` as a number, or a tensor that broadcasts against one step; it is not learned."""
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name} is not learned here: ask for learn_{name}=True where it is known")
+        # Whether they fit is not asked of a device, which would wait.
+        good = value.device.type != "cpu" or (value.numel() > 0 and bool(fits(value).all()))
+        value = value if value.numel() > 1 else float(value) if good and value.numel() else math.nan
+    else:
+        value = float(value)
+        good = bool(fits(torch.tensor(value, dtype=torch.float64, device="cpu")))
+    if not good:
+        raise ValueError(f"{name} must {what}, got {value!r}")
+    return value
+
+
+def as_threshold(value: float | Tensor) -> float | Tensor:
+    """A threshold that is positive and finite; raise ValueError otherwise."""
+    return checked("threshold", value, lambda t: t.isfinite() & (t > 0), "be positive and finite")
+
+
+def one_threshold(value: float | Tensor) -> float:
+    """A threshold that is one number for the whole layer; raise ValueError otherwise."""
+    theta = as_threshold(value)
+    if isinstance(theta, Tensor):
+        raise ValueError(f"threshold must be one number for the whole layer, got shape {tuple(theta.shape)}")
+    return theta
+
+
+def as_beta(value: float | Tensor) -> float | Tensor:
+    """A decay in [0, 1]; raise ValueError otherwise."""
+    return checked("beta", value, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
+
+
+_alive: WeakSet[SnnTorchNeuron] = WeakSet()
+
+
+@functools.cache
+def _warn_of_their_reset() -> None:
+    """Say once that ``snntorch.utils.reset`` passes our neurons by, where it walks a list of the host's classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # for the import alone
+        from snntorch import utils
+    if utils.reset.__module__ == utils.__name__ and hasattr(utils, "_layer_check"):
+        warnings.warn(
+            "snntorch.utils.reset does not reset neurons of msf_pmsn_plugins: call "
+            "msf_pmsn_plugins.snntorch.reset(net), or put the code that calls it into "
+            "`with msf_pmsn_plugins.snntorch.patched():`",
+            stacklevel=4,
+        )
+
+
+class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
+    """A framework-neutral neuron as a snnTorch neuron; its ``mem`` is the neuron's state.
+
+    ``forward(input_, mem=None)`` takes one step [B, *], or with ``sequence=True`` all steps at once, [T, B, *].
+    Leaving ``mem`` out goes on from the stored state ``self.mem``, with and without ``init_hidden``. A neuron at
+    rest stores empty tensors of shape (0,). Spikes have the dtype of the input, states are float32 (float64 for
+    float64 input), also after ``.half()``; they follow the module's device and are not in its ``state_dict``.
+
+    With ``sequence=True`` a call takes ``lengths=``, the valid steps of each sample [B] (or a bool mask [T, B]): padded
+    steps emit 0 and touch neither state nor gradient. Inside a network set the attribute ``lengths`` instead, for which
+    :func:`msf_pmsn_plugins.state.padded` is made.
+
+    Args:
+        held: the neuron that computes.
+        spike_grad: None for the neuron's own surrogate, the name of one, a
+            :class:`~msf_pmsn_plugins.surrogate.Surrogate`, or a callable such as ``snntorch.surrogate.atan()``: its
+            gradient is used, not its forward (ours fires at ties), on the plain step loop.
+        surrogate_disable: spikes without a derivative.
+        init_hidden: keep the state in the module: ``mem`` is neither taken nor returned.
+        inhibition: only the element of the largest membrane along axis 1 of [B, C, *] emits; the others reset as if
+            they had.
+        learn_threshold: must be False; :class:`MSF` alone learns its threshold.
+        output: return ``(spk, mem)`` with ``init_hidden`` too.
+        graded_spikes_factor: multiplies the output, once.
+        learn_graded_spikes_factor: make that factor a parameter.
+        sequence: take sequences [T, B, *], time first. ``mem`` is then the state after the last step.
+
+    Raises:
+        ValueError: a state of another batch shape (never rebuilt silently), an option that cannot be kept.
+        TypeError: ``mem`` passed with ``init_hidden=True``; the stored state is then untouched.
+    """
+
+    kind: ClassVar[type[Neuron]] = Neuron  # of the neurons that a class of nodes holds
+    _version = 1  # of the entries in a state dict: raise it when one changes its meaning
+    neuron: Any  # a Neuron; subclasses name its class
+    carries: ClassVar[bool] = False  # whether mem is the membrane and carries a state of its own
+    mem: Mem
+    lengths: Lengths | None = None
+    padding: Lengths | None = None  # as lengths, for the length of state.padded()
+    host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
+
+    def __init__(
+        self,
+        held: Neuron,
+        spike_grad: SpikeGrad = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_threshold: bool = False,
+        output: bool = False,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        sequence: bool = False,
+    ) -> None:
+        if not isinstance(held, self.kind):
+            raise TypeError(
+                f"{type(self).__name__} holds a msf_pmsn_plugins.neurons.{self.kind.__name__}, got {held!r}"
+            )
+        if learn_threshold:
+            raise ValueError(
+                f"learn_threshold=True is not supported by {type(self).__name__}: its threshold is a fixed number. "
+                "Learn a gain in front of it instead (the weights before it, or a normalisation layer): a larger gain "
+                "is a lower threshold"
+            )
+        spike_grad = no_gradient if surrogate_disable else as_surrogate(spike_grad)
+        if spike_grad is not None:
+            held.surrogate = spike_grad
+        super().__init__(
+            surrogate_disable=surrogate_disable,
+            init_hidden=init_hidden,
+            inhibition=inhibition,
+            output=output,
+            graded_spikes_factor=graded_spikes_factor,
+            learn_graded_spikes_factor=learn_graded_spikes_factor,
+        )
+        snn.SpikingNeuron.instances.remove(self)  # the host's list would keep us alive for ever
+        _alive.add(self)
+        if self.init_hidden:
+            _warn_of_their_reset()
+        # The held neuron owns these two; properties below show them.
+        del self._buffers["threshold"], self._buffers["reset_mechanism_val"]
+        self.sequence = sequence
+        self.neuron = held
+        self.reset_mem()
+
+    @classmethod
+    def from_neuron(cls, neuron: Neuron, **options: Any) -> Self:
+        """A node of this class around ``neuron``, for the variants that have no keyword in the constructor.
+
+        ::
+
+            PMSN.from_neuron(neurons.PMSN(64, burst=True, tied=True), init_hidden=True)
+
+        ``options`` are the other arguments of :class:`SnnTorchNeuron`. Each node needs a neuron of its own.
+        """
+        node = cls.__new__(cls)
+        SnnTorchNeuron.__init__(node, neuron, **options)
+        return node
+
+    def __getattr__(self, name: str) -> Any:
+        # Called where Python finds nothing, and directly by snnTorch's AttributeMonitor, which expects a buffer.
+        return self.__dict__["mem"] if name == "mem" and "mem" in self.__dict__ else super().__getattr__(name)
+
+    # What the held neuron owns, under snnTorch's names.
+
+    def _show(self, value: float) -> Tensor:
+        return torch.tensor(value, device=self.graded_spikes_factor.device)
+
+    @property
+    def threshold(self) -> Tensor:
+        """The (first) threshold in volts: a 0-d copy, assign to change it; of several, or a learned one, the tensor."""
+        own = self.neuron.v_threshold
+        return own if isinstance(own, Tensor) else self._show(float(own))
+
+    @threshold.setter
+    def threshold(self, value: float | Tensor) -> None:
+        own = self.neuron.v_threshold
+        if isinstance(own, nn.Parameter):
+            with torch.no_grad():
+                own.copy_(torch.as_tensor(value))
+        else:
+            self.neuron.v_threshold = as_threshold(value)
+
+    @property
+    def spike_grad(self) -> Surrogate | FireFunction:
+        """The spike function ``u -> spikes``, u = membrane - threshold in volts."""
+        return self.neuron.surrogate
+
+    @spike_grad.setter
+    def spike_grad(self, value: SpikeGrad) -> None:
+        if "neuron" in self._modules:  # snnTorch's constructor assigns its default before the neuron is there
+            self.neuron.surrogate = as_surrogate(value)
+
+    @property
+    def reset_mechanism(self) -> str:
+        """``"zero"``, ``"subtract"`` or ``"none"``; a neuron without a choice subtracts what it fired."""
+        mode = getattr(self.neuron, "reset_mode", "soft")
+        # The ablations of PMSN that never reset; its others subtract.
+        mode = {"floor": "soft", "serial": "soft", "cumulative": "none"}.get(mode, mode)
+        return next(word for word, own in RESET_MODES.items() if own == mode)
+
+    @reset_mechanism.setter
+    def reset_mechanism(self, word: str) -> None:
+        if word not in RESET_MODES:
+            raise ValueError(f"unknown reset_mechanism {word!r}; known: {', '.join(map(repr, RESET_MODES))}")
+        if isinstance(self.neuron, neurons.MSF):
+            self.neuron.reset_mode = RESET_MODES[word]
+        elif word != self.reset_mechanism:
+            raise ValueError(
+                f"{type(self).__name__} resets in its own way, reset_mechanism={self.reset_mechanism!r}; "
+                f"{word!r} is not possible"
+            )
+
+    @property
+    def reset_mechanism_val(self) -> Tensor:
+        """The number of the reset mechanism in snnTorch, 0-d."""
+        return self._show(snn.SpikingNeuron.reset_dict[self.reset_mechanism])
+
+    # The state.
+
+    def reset_mem(self) -> Mem:
+        """Bring the neuron to rest, for a batch of any shape; return the state at rest (empty tensors)."""
+        empty = torch.empty(0, device=self.graded_spikes_factor.device)
+        self.mem = empty if self.carries else self._to_mem(self.neuron.initial_state(empty))
+        return self.mem
+
+    def init_leaky(self) -> Mem:
+        """The old name of :meth:`reset_mem`, which networks written for ``Leaky`` call."""
+        return self.reset_mem()
+
+    init_lapicque = init_leaky
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Reset every neuron of this class that was built, which leaves out copies: prefer :func:`reset`."""
+        for neuron in _alive:
+            if isinstance(neuron, cls):
+                neuron.reset_mem()
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """Cut the graph at the state of every neuron of this class that was built; see :func:`detach`."""
+        for neuron in _alive:
+            if isinstance(neuron, cls):
+                cut(neuron)
+
+    def _as_mem(self, state: State, membrane: Tensor | None) -> Mem:
+        """What ``forward`` returns as ``mem``: the membrane with the state, where a tensor can carry it."""
+        return self._to_mem(state) if membrane is None else Membrane.of(membrane, state)
+
+    def _wants_membrane(self, of_steps: bool) -> bool:
+        """Whether ``mem`` needs the membranes; of a sequence that nobody asks for them, they would only take memory."""
+        asked = of_steps or self.output or not self.init_hidden
+        return self.carries and asked and not torch.compiler.is_compiling()
+
+    def _to_mem(self, state: State) -> Mem:
+        """The held neuron's state as an explicit ``mem``, without the membrane."""
+        return state if len(state) > 1 else state[0]
+
+    def _to_state(self, mem: State) -> State:
+        """The held neuron's state, from ``mem`` as a tuple."""
+        return mem
+
+    def _resume(self, x: Tensor, mem: Mem, passed: bool) -> State:
+        """The held neuron's state for the step ``x`` [B, *]."""
+        self.neuron.check_input(x)
+        name = type(self).__name__
+        if isinstance(mem, Membrane):
+            if not self.carries or len(mem.state) != len(self.neuron.state_names):
+                raise TypeError(
+                    f"this mem was returned by another neuron than {name}: pass on what {name} returned"
+                )
+            return self.neuron.check_state(x, tuple(map(usable, mem.state)), REMEDY)
+        if self.carries and isinstance(mem, Tensor) and mem.shape != (0,):
+            raise ValueError(
+                f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the "
+                "mem that it returned (detach, clone and to keep the state), or reset_mem()'s to start at rest"
+            )
+        parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
+        if not (parts and all(isinstance(part, Tensor) for part in parts)):
+            raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
+        if parts[0].shape == (0,) != x.shape:
+            return self.neuron.initial_state(x)
+        if passed and parts[0].shape != x.shape:
+            parts = (self._broadcast(parts[0], x), *parts[1:])
+        return self._to_state(self.neuron.check_state(x, parts, REMEDY))
+
+    def _broadcast(self, mem: Tensor, x: Tensor) -> Tensor:
+        try:
+            return mem.expand(x.shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"mem of {type(self).__name__} has shape {tuple(mem.shape)}, which does not broadcast to the input's "
+                f"{tuple(x.shape)}: pass what the neuron returned for an input of that shape, or reset_mem()'s"
+            ) from error
+
+    @property
+    def carried(self) -> State | None:
+        """The state as a tuple of tensors, None at rest. Assign to go on from another one."""
+        if isinstance(self.mem, Membrane):
+            explicit = self._to_mem(self.mem.state)
+            return (explicit,) if isinstance(explicit, Tensor) else explicit
+        parts = (self.mem,) if isinstance(self.mem, Tensor) else self.mem
+        return None if parts[0].shape == (0,) else parts
+
+    @carried.setter
+    def carried(self, state: State | None) -> None:
+        if state is None:
+            self.reset_mem()
+        else:
+            self.mem = state if len(state) > 1 else state[0]
+
+    # Computing.
+
+    def forward(self, input_: Tensor, mem: Mem | None = None, lengths: Lengths | None = None) -> Any:
+        """One step, ``input_`` [B, *], or with ``sequence=True`` all steps, [T, B, *], of which ``lengths`` are valid.
+
+        Returns ``spk``, of the shape of ``input_``, if ``init_hidden`` and not ``output``; else ``(spk, mem)``.
+        """
+        _refuse_tracers(type(self).__name__, input_)
+        if self.init_hidden and mem is not None:
+            raise TypeError("mem cannot be passed to a neuron with init_hidden=True: it keeps its own state")
+        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
+        if lengths is not None and not self.sequence:
+            raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
+        before, passed = (self.mem, False) if mem is None else (mem, True)
+        if not passed and self.carried is not None and recomputing():
+            raise RuntimeError(
+                f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
+                "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) inside "
+                "the checkpointed function, or pass mem and return it"
+            )
+        if self.sequence:
+            spk, after = self._sequence(input_, before, passed, lengths)
+        else:
+            spk, after = self._step(input_, before, passed)
+        if self.surrogate_disable:
+            spk = spk.detach()
+        spk = spk * self.graded_spikes_factor.to(spk.dtype)
+        self.mem = after
+        return spk if self.init_hidden and not self.output else (spk, after)
+
+    def _step(self, x: Tensor, mem: Mem, passed: bool) -> tuple[Tensor, Mem]:
+        wants = self._wants_membrane(of_steps=True)
+        s, state, m = self._one(x, self._resume(x, mem, passed), wants or self.inhibition)
+        return self._inhibit(s, m, 1), self._as_mem(state, m if wants else None)
+
+    def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
+        if not isinstance(x_seq, Tensor):
+            raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
+        if x_seq.dim() < 2:
+            raise ValueError(
+                f"sequence=True takes [T, B, *], time first; got shape {tuple(x_seq.shape)}. "
+                "For single steps set sequence=False"
+            )
+        if len(x_seq) == 0:  # nothing happens, but what is wrong is still said
+            self._resume(x_seq.new_empty(x_seq.shape[1:]), mem, passed)
+            return torch.empty_like(x_seq), mem
+        wants = self._wants_membrane(of_steps=False)
+        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem, passed), wants or self.inhibition, lengths)
+        last = _last(m, x_seq, lengths) if wants and m is not None else None
+        return self._inhibit(s, m, 2), self._as_mem(state, last)
+
+    def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
+        return self.neuron.single(x, state, membrane)
+
+    def _all(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Lengths | None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        return self.neuron.sequence(x_seq, state, membrane=membrane, lengths=lengths)
+
+    def _inhibit(self, s: Tensor, m: Tensor | None, axis: int) -> Tensor:
+        if not self.inhibition or m is None:
+            return s
+        return s * _winner(m, axis).to(s.dtype)
+
+    def fire_inhibition(self, batch_size: int, mem: Tensor) -> Tensor:
+        """Spikes of the membranes ``mem`` [B, C, *], of the largest along axis 1 only."""
+        return self.fire(mem) * _winner(mem, 1)
+
+    # Moving, saving, loading.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SnnTorchNeuron:
+        super()._apply(fn, recurse)
+
+        def move(part: Tensor) -> Tensor:  # the device alone: half precision would lose spikes
+            return part.to(fn(torch.empty(0, device=part.device)).device)
+
+        self.mem = move(self.mem) if isinstance(self.mem, Tensor) else tuple(map(move, self.mem))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "mem": detached(self.mem)}  # a copy or a file has no graph
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val
+        for name, own in self.host_numbers.items():  # double, so that a number comes back as it was
+            value = getattr(self.neuron, own)
+            if not isinstance(value, Tensor):  # a learned one is a parameter of the held neuron
+                destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        refuse_newer(self, prefix, local_metadata, error_msgs)
+        add_prefix(state_dict, prefix, self.neuron)
+        words = {number: word for word, number in snn.SpikingNeuron.reset_dict.items()}
+        for name in ("reset_mechanism_val", *self.host_numbers):
+            if prefix + name not in state_dict:
+                continue  # snnTorch's own entries are not demanded: a state dict of the held neuron is complete
+            value = state_dict.pop(prefix + name)
+            try:
+                if name == "reset_mechanism_val":
+                    self.reset_mechanism = words.get(int(value), value)
+                else:
+                    setattr(self, name, value)
+            except (ValueError, RuntimeError) as error:
+                error_msgs.append(f"{prefix}{name}: {error}")
+                continue
+            for own in TENSORS.get(
+                name, ()
+            ):  # a number of the host's, a tensor here, which has just taken it
+                held = self.neuron._parameters.get(own, self.neuron._buffers.get(own))
+                if held is not None:
+                    state_dict.setdefault(f"{prefix}neuron.{own}", held.detach().clone())
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + "graded_spikes_factor" in missing_keys and "graded_spikes_factor" in self._buffers:
+            missing_keys.remove(prefix + "graded_spikes_factor")
+
+    def extra_repr(self) -> str:
+        return f"init_hidden={self.init_hidden}, output={self.output}, sequence={self.sequence}"
+
+
+def _refuse_tracers(name: str, x: Any) -> None:
+    """Raise where a tracer that does not know this neuron would make something wrong of it."""
+    instead = "use msf_pmsn_plugins.nir.export_to_nir"
+    if isinstance(x, torch.fx.Proxy):
+        raise TypeError(
+            f"{name} cannot be traced symbolically: for NIR {instead}, elsewhere name it as a leaf module"
+        )
+    if not torch.compiler.is_compiling() and nn.Module.__call__.__module__ == "nirtorch.graph":
+        raise TypeError(
+            f"snntorch.export_nir and nirtorch.extract_nir_graph do not know {name} and may leave an empty node in "
+            f"the graph: {instead}"
+        )
+
+
+def _last(m_seq: Tensor, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
+    """Each sample's membrane at its last valid step, as a copy; 0 where it has none."""
+    if lengths is None:
+        return m_seq[-1].clone()  # the last membrane alone must not keep all of them in memory
+    live = valid_steps(x_seq, lengths)
+    last = (live * torch.arange(1, len(live) + 1, device=live.device).unsqueeze(1)).amax(0)
+    last = last.reshape(-1, *[1] * (m_seq.dim() - 2)).expand(m_seq.shape[1:])
+    found = m_seq.gather(0, (last - 1).clamp(min=0).unsqueeze(0))[0]
+    return torch.where(last > 0, found, 0.0)
+
+
+def _winner(m: Tensor, axis: int) -> Tensor:
+    """1 at the largest of ``m`` along ``axis``, 0 elsewhere; a NaN loses."""
+    if m.dim() <= axis:
+        raise ValueError("inhibition=True compares along axis 1 of [B, C, *]: this input has none")
+    m = torch.where(m.isnan(), -torch.inf, m)
+    return torch.zeros_like(m).scatter(axis, m.argmax(axis, keepdim=True), 1.0)

@@ -1,0 +1,150 @@
+"""What the swap and other engines ask of snnTorch: see :mod:`msf_pmsn_plugins.hosts`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import snntorch as snn
+from torch import Tensor, nn
+
+from .base import SnnTorchNeuron
+from .neurons import MSF, PMSN
+from .states import reset
+from .surrogates import GradientOf
+
+NODES: dict[str, type[SnnTorchNeuron]] = {"msf": MSF, "pmsn": PMSN}
+WORDS = {"v_threshold": "threshold", "surrogate_function": "spike_grad"}  # the swap's words in this host
+RESETS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is this host's own: not a subclass or a copy."""
+    return type(module).__module__.startswith("snntorch.")
+
+
+def is_readout(module: Any) -> bool:
+    """Whether ``module`` integrates without firing: its threshold is infinite."""
+    threshold = getattr(module, "threshold", None)
+    return isinstance(threshold, Tensor) and threshold.numel() > 0 and bool(threshold.isinf().all())
+
+
+def _bases(module: nn.Module) -> list[str]:
+    return [cls.__name__ for cls in type(module).__mro__]
+
+
+def site_charges(module: nn.Module) -> list[dict[str, Any]]:
+    """One entry, for a subclass or a copy of ``Leaky``: it may charge as ``Leaky`` does.
+
+    Raises:
+        ValueError: another neuron.
+    """
+    if "Leaky" not in _bases(module):
+        raise ValueError(
+            f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep "
+            "this site with rules={path: swap.Keep()}"
+        )
+    return [{}]
+
+
+def site_settings(module: Any, step_mode: str | None = None) -> dict[str, Any]:
+    """What both targets take over from a neuron; without ``threshold`` where it has none that is a number.
+
+    Raises:
+        ValueError: a neuron whose states are not the one ``mem`` that a swapped neuron takes and returns.
+    """
+    if not {"Leaky", "Lapicque"} & set(_bases(module)):
+        raise ValueError(
+            f"{type(module).__name__} takes and returns other states than (spk, mem): keep this site with "
+            "rules={path: swap.Keep()}"
+        )
+    learned = isinstance(module.graded_spikes_factor, nn.Parameter)
+    settings = {
+        "init_hidden": module.init_hidden,
+        "inhibition": module.inhibition,
+        "output": module.output,
+        "surrogate_disable": module.surrogate_disable,
+        "graded_spikes_factor": module.graded_spikes_factor.detach().clone(),
+        "learn_graded_spikes_factor": learned,
+    }
+    plain = module.threshold.numel() == 1 and not isinstance(module.threshold, nn.Parameter)
+    return {**settings, "threshold": float(module.threshold)} if plain else settings
+
+
+def site_dynamics(
+    module: Any, step_mode: str | None = None, charge: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that MSF keeps of a ``Leaky`` under ``dynamics="site"``, as arguments of :class:`MSF`.
+
+    Raises:
+        ValueError: a neuron whose dynamics have no entry.
+    """
+    site_charges(module)
+    if charge is None and type(module) is not snn.Leaky:
+        raise ValueError(
+            f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep "
+            "this site with rules={path: swap.Keep()}"
+        )
+    for name in ("beta", "threshold"):
+        value = getattr(module, name)
+        if isinstance(value, nn.Parameter) or value.numel() != 1:
+            raise ValueError(
+                f"its {name} is learned or differs between neurons, which MSF cannot keep: keep this site with "
+                "rules={path: swap.Keep()}"
+            )
+    return {
+        **site_settings(module),
+        "beta": float(module.beta.clamp(0, 1)),
+        # Leaky resets by what it was built with; its reset_mechanism may have been renamed since
+        "reset_mechanism": RESETS[module.state_function.__name__],
+        "spike_grad": None if module.surrogate_disable else module.spike_grad,
+        "state_quant": module.state_quant,
+        "reset_delay": module.reset_delay,
+    }
+
+
+def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
+    """A ``Leaky`` in place of one of our neurons, and what it loses by that.
+
+    Raises:
+        ValueError: no stock neuron comes near.
+    """
+    if node.sequence:
+        raise ValueError("snnTorch's Leaky takes single steps, not sequences: keep this site")
+    held = node.neuron
+    lost: list[str] = []
+    own: dict[str, Any]
+    if isinstance(node, MSF):
+        if held.decay_logit is not None:
+            lost.append("the learned beta becomes a constant")
+            if held.decay_logit.numel() != 1:
+                raise ValueError("a beta for each channel becomes no Leaky here: keep this site")
+        if held.D > 1:
+            lost.append(f"counts 0..{held.D} become 0 and 1")
+        own = {"beta": float(node.beta), "state_quant": node.state_quant}
+        own |= {"reset_mechanism": node.reset_mechanism, "reset_delay": node.reset_delay}
+    else:
+        parameters = sum(p.numel() for p in node.parameters())
+        lost.append(f"{type(node).__name__} with its {parameters} parameters becomes a Leaky with beta=0.5")
+        own = {"beta": 0.5, "reset_mechanism": "zero"}
+    gradient: Any = node.spike_grad
+    stock = snn.Leaky(
+        threshold=float(node.threshold),
+        spike_grad=gradient.function if isinstance(gradient, GradientOf) else gradient,
+        surrogate_disable=node.surrogate_disable,
+        init_hidden=node.init_hidden,
+        inhibition=node.inhibition,
+        output=node.output,
+        graded_spikes_factor=node.graded_spikes_factor.detach().clone(),
+        learn_graded_spikes_factor=isinstance(node.graded_spikes_factor, nn.Parameter),
+        **own,
+    )
+    return stock, lost
+
+
+def reset_net(model: nn.Module) -> None:
+    """Bring the neurons of ``model`` to rest."""
+    reset(model)
+
+
+def after_swap(model: nn.Module) -> None:
+    """Nothing: snnTorch caches nothing about the modules of ``model``."""

@@ -1,0 +1,180 @@
+"""What the swap and other engines ask of SpikingJelly: see :mod:`msf_pmsn_plugins.hosts`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: F401  # for swap.legacy
+from torch import Tensor, nn
+
+from .base import SpikingJellyNode
+from .charge import lif_charge, plif_charge
+from .nodes import MSFNode, PMSNNode
+from .version import FUNCTIONAL
+
+NODES: dict[str, type[SpikingJellyNode]] = {"msf": MSFNode, "pmsn": PMSNNode}
+WORDS: dict[str, str] = {}  # the swap's words in this host, where they differ
+
+# Nodes whose copies and subclasses may have a charge that MSF knows, by class name; the formulas of either version.
+FAMILIES = {
+    f"{prefix}{name}Node": name for prefix in ("", "MultiStep") for name in ("IF", "LIF", "ParametricLIF")
+}
+FAMILY_CHARGES: dict[str, dict[bool, tuple[str, ...]]] = {
+    "IF": {False: ("if",), True: ("if",)},
+    "LIF": {
+        False: ("lif", "lif_product", "simple_lif"),
+        True: ("lif_decay_input", "lif_rest_zero_decay_input", "simple_lif_decay_input"),
+    },
+    "ParametricLIF": {False: ("plif", "plif_product"), True: ("plif_decay_input",)},
+}
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether the class of ``module`` is this host's own: not a subclass, a copy, or a ``clock_driven`` one."""
+    return type(module).__module__.startswith("spikingjelly.activation_based.")
+
+
+def is_readout(module: Any) -> bool:
+    """Whether ``module`` integrates without firing."""
+    threshold = getattr(module, "v_threshold", 0.0)
+    infinite = isinstance(threshold, int | float) and math.isinf(threshold)
+    return "NonSpiking" in type(module).__name__ or infinite
+
+
+def refused(module: nn.Module) -> ValueError:
+    """The error for a node whose dynamics have no entry."""
+    return ValueError(
+        f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep this "
+        "site with rules={path: swap.Keep()}"
+    )
+
+
+def site_charge(module: Any) -> dict[str, Any]:
+    """The charge of a stock node in its own order of operations, as arguments of :class:`MSFNode`.
+
+    Raises:
+        ValueError: a node whose dynamics have no entry.
+    """
+    kind = type(module)
+    scaled = getattr(module, "decay_input", False)
+    if kind is neuron.IFNode:
+        return {"charge": "if"}
+    if kind is neuron.ParametricLIFNode:
+        return {"charge": plif_charge(scaled, module.v_reset), "w": module.w}
+    if kind is neuron.LIFNode:
+        return {"charge": lif_charge(scaled, module.v_reset), "tau": module.tau}
+    if FUNCTIONAL and kind is neuron.SimpleLIFNode and module.v_reset is not None:
+        return {"charge": "simple_lif" + "_decay_input" * scaled, "tau": module.tau}
+    raise refused(module)
+
+
+def site_charges(module: Any) -> list[dict[str, Any]]:
+    """The charges that the class name of a subclass, a copy or a ``clock_driven`` node stands for: one may be its own.
+
+    Raises:
+        ValueError: a node whose dynamics have no entry.
+    """
+    names = (cls.__name__ for cls in type(module).__mro__)
+    family = next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    if family is None:
+        raise refused(module)
+    try:
+        rate = {"IF": {}, "LIF": {"tau": "tau"}, "ParametricLIF": {"w": "w"}}[family]
+        rate = {key: getattr(module, name) for key, name in rate.items()}
+    except AttributeError as error:
+        raise refused(module) from error
+    charges = FAMILY_CHARGES[family][bool(getattr(module, "decay_input", False))]
+    return [{"charge": charge, **rate} for charge in charges]
+
+
+def site_settings(module: Any, step_mode: str | None = None) -> dict[str, Any]:
+    """What both targets take over from a node; without ``v_threshold`` where the node has none that is a number."""
+    threshold = getattr(module, "v_threshold", None)
+    number_given = isinstance(threshold, int | float) or (
+        isinstance(threshold, Tensor) and threshold.numel() == 1
+    )
+    settings = {"v_threshold": float(threshold)} if number_given else {}  # type: ignore[arg-type]
+    return {**settings, "step_mode": step_mode or module.step_mode}
+
+
+def site_dynamics(
+    module: Any, step_mode: str | None = None, charge: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that MSF keeps of a node under ``dynamics="site"``, as arguments of :class:`MSFNode`.
+
+    Args:
+        charge: that of a node that is no stock one, out of :func:`site_charges`.
+
+    Raises:
+        ValueError: a node whose dynamics have no entry, or that does not spike.
+    """
+    if not getattr(getattr(module, "surrogate_function", None), "spiking", True):
+        raise ValueError(
+            "its surrogate has spiking=False: it does not spike, so counts cannot replace its output"
+        )
+    try:
+        return {
+            **(site_charge(module) if charge is None else charge),
+            **site_settings(module, step_mode),
+            "v_reset": module.v_reset,
+            "detach_reset": module.detach_reset,
+            "surrogate_function": module.surrogate_function,
+            "store_v_seq": getattr(module, "store_v_seq", False),
+        }
+    except AttributeError as error:
+        raise refused(module) from error
+
+
+def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
+    """A stock node in place of one of ours, and what it loses by that.
+
+    Raises:
+        ValueError: no stock node comes near.
+    """
+    lost: list[str] = []
+    common = {
+        "v_threshold": float(node.v_threshold),
+        "surrogate_function": node.surrogate_function,
+        "step_mode": node.step_mode,
+        "store_v_seq": node.store_v_seq,
+    }
+    if not isinstance(node, MSFNode):
+        parameters = sum(p.numel() for p in node.parameters())
+        lost.append(f"{type(node).__name__} with its {parameters} parameters becomes a LIF with tau=2")
+        return neuron.LIFNode(tau=2.0, v_reset=0.0, detach_reset=True, **common), lost
+    held: Any = node.neuron
+    if held.D > 1:
+        lost.append(f"counts 0..{held.D} become 0 and 1")
+    common |= {"v_reset": node.v_reset, "detach_reset": node.detach_reset}
+    charge = held.charge[0]
+    decays = charge.endswith("_decay_input") or (charge == "decay" and node.decay_input)
+    if charge.startswith("simple_lif") and FUNCTIONAL:
+        return neuron.SimpleLIFNode(tau=held.tau, decay_input=decays, **common), lost
+    if charge.startswith("plif") or held.decay_logit is not None:
+        w = held.w if charge.startswith("plif") else -held.decay_logit
+        if w.numel() != 1:
+            raise ValueError("a decay for each channel has no stock node: keep this site")
+        stock = neuron.ParametricLIFNode(decay_input=decays, **common)
+        with torch.no_grad():
+            stock.w.copy_(w.reshape(stock.w.shape))
+        return stock, lost
+    tau: Any = held.tau if charge != "decay" else node.tau
+    if charge == "if" or (charge == "decay" and math.isinf(tau)):
+        return neuron.IFNode(**common), lost
+    if not tau > 1:
+        raise ValueError("a neuron without memory (tau=1) has no stock node: keep this site")
+    return neuron.LIFNode(tau=float(tau), decay_input=decays, **common), lost
+
+
+def reset_net(model: nn.Module) -> None:
+    """Bring the neurons of ``model`` to rest as its users do."""
+    functional.reset_net(model)
+
+
+def after_swap(model: nn.Module) -> None:
+    """Forget what the host caches about the modules of ``model`` (the module list of ``reset_net``)."""
+    invalidate = getattr(functional, "invalidate_reset_cache", None)
+    if invalidate is not None:
+        invalidate(model)
