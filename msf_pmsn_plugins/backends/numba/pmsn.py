@@ -116,9 +116,11 @@ def pmsn_forward(
     small = lengths is None and is_small(x_seq, *state, *weights)
     key = ("pmsn_forward", settings, x_seq.shape, x_seq.dtype, state.z.shape[3])
     if small and (prepared := known(key)):
-        s_seq, empty = torch.empty_like(x_seq), x_seq.new_empty(0)
-        y_seq = torch.empty_like(x_seq) if settings.keep_drive else empty
-        m_seq = torch.empty_like(x_seq) if settings.keep_membrane else empty
+        s_seq = torch.empty_like(x_seq)
+        y_seq, m_seq = (  # each its own: an op's outputs must not be one tensor
+            torch.empty_like(x_seq) if keep else x_seq.new_empty(0)
+            for keep in (settings.keep_drive, settings.keep_membrane)
+        )
         last = PMSNState(torch.empty_like(state.r), torch.empty_like(state.z))
         prepared(*map(address, (x_seq, *state, *weights, s_seq, y_seq, m_seq, *last)))
         return s_seq, y_seq, m_seq, last
