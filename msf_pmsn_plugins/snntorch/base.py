@@ -205,7 +205,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             with torch.no_grad():
                 own.copy_(torch.as_tensor(value))
         else:
-            self.neuron.v_threshold = as_threshold(value)
+            takes_several = isinstance(self.neuron, neurons.MSF)
+            self.neuron.v_threshold = as_threshold(value) if takes_several else one_threshold(value)
 
     @property
     def spike_grad(self) -> Surrogate | FireFunction:
@@ -353,8 +354,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if not passed and self.carried is not None and recomputing():
             raise RuntimeError(
                 f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
-                "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) inside "
-                "the checkpointed function, or pass mem and return it"
+                "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) "
+                "inside the checkpointed function, or pass mem and return it"
             )
         if self.sequence:
             spk, after = self._sequence(input_, before, passed, lengths)

@@ -216,9 +216,9 @@ class PMSN(SnnTorchNeuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a snnTorch neuron.
 
     ``mem`` is the membrane of the soma before its reset, volts, [B, *]: a tensor that brings the residual and the
-    hidden compartments along when it is passed back (:class:`~msf_pmsn_plugins.snntorch.membrane.Membrane`). Where no
-    tensor can carry them (compiled and exported graphs) it is the tuple ``(v, z)``, which is taken everywhere: the residual in
-    volts [B, *], without a gradient, and the hidden state, complex [B, *, compartments - 1].
+    hidden compartments along when it is passed back. Where no tensor can carry them (compiled and exported graphs) it
+    is the tuple ``(v, z)``, which is taken everywhere: the residual in volts [B, *], without a gradient, and the hidden
+    state, complex [B, *, compartments - 1].
 
     Args:
         channels: size of the channel axis; None takes it from the first input or a loaded state dict.
