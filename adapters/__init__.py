@@ -13,12 +13,13 @@ if __name__ != "msf_pmsn_plugins.adapters":
     )
 
 import importlib
+import warnings
 from importlib.metadata import entry_points
 
 from msf_pmsn_plugins.adapters.recipe import Recipe
 from torch import nn
 
-__all__ = ["RECIPES", "Recipe", "get", "recipes", "recognise"]
+__all__ = ["RECIPES", "Recipe", "get", "loadable", "recipes", "recognise"]
 
 RECIPES: dict[str, str] = {
     "learnable_delays": "msf_pmsn_plugins.adapters.learnable_delays",
@@ -60,7 +61,25 @@ def get(name: str) -> Recipe:
     raise KeyError(f"unknown recipe {name!r}; known: {', '.join(recipes())}")
 
 
+def loadable() -> list[Recipe]:
+    """All known recipes. One of another package that cannot be loaded is left out, with a warning that names it."""
+    found = [get(name) for name in RECIPES]
+    for entry in entry_points(group="msf_pmsn_plugins.recipes"):
+        if entry.name in RECIPES:
+            continue
+        try:
+            found.append(entry.load())
+        except Exception as error:  # whatever a third party's module raises
+            owner = entry.dist.name if entry.dist else entry.value
+            warnings.warn(
+                f"the recipe {entry.name!r} of the package {owner!r} cannot be loaded and is left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+    return sorted(found, key=lambda recipe: recipe.name)
+
+
 def recognise(model: nn.Module) -> Recipe | None:
     """The recipe that built ``model``, or None. Of several that fit, the one that says most about its modules."""
-    fitting = [recipe for recipe in map(get, recipes()) if recipe.fits(model)]
+    fitting = [recipe for recipe in loadable() if recipe.fits(model)]
     return max(fitting, key=lambda recipe: len(recipe.paths) + len(recipe.holds), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -250,3 +251,28 @@ def test_started_as_a_user_does(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "sew_resnet" in done.stdout
+
+
+def test_a_broken_recipe_of_another_package_is_left_out_by_name(tmp_path):
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[msf_pmsn_plugins.recipes]\nbad = theirs_module:RECIPE\n")
+    (tmp_path / "theirs_module.py").write_text("raise RuntimeError('it is broken')\n")
+    code = """
+        import torch
+        from msf_pmsn_plugins import adapters, __main__
+        print(adapters.recognise(torch.nn.Linear(2, 2)))
+        raise SystemExit(__main__.main(["recipes"]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "spikformer" in done.stdout
+    assert "the recipe 'bad' of the package 'theirs' cannot be loaded" in done.stderr
+    assert "RuntimeError: it is broken" in done.stderr

@@ -75,7 +75,7 @@ def histogram(
     for d, theta in enumerate(thresholds):
         ax.axvline(theta, color=GREY, linestyle=":", linewidth=1, label=None if d else "thresholds")
     dress(ax, "membrane before reset, V", "density, 1/V")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * ax.dataLim.y1)  # no tick at the very top, where its number would be cut
     ax.legend(frameon=False)
     return ax
 

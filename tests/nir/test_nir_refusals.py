@@ -175,7 +175,7 @@ def test_bad_dt(dt):
         (lambda: lif(tau=[2e-4, 3e-4]), "snntorch", "tau differs"),
         (lambda: lif(v_leak=[0.5, 0.5]), "snntorch", "leaks to 0.5"),
         (lambda: lif(tau=[5e-5] * 2), "snntorch", "shorter than the time step"),
-        (lambda: lif(v_reset=[-1.0] * 2, v_leak=[-1.0] * 2), "snntorch", "no v_reset=-1"),
+        (lambda: lif(v_reset=[-1.0] * 2, v_leak=[-1.0] * 2), "snntorch", "has no v_reset=-1"),
     ],
     ids=["heterogeneous", "leak", "fast", "reset"],
 )
