@@ -117,7 +117,7 @@ def _constant(name: str, device: str, neuron: str, words: tuple[str, ...]) -> st
 
 # What torch.compiler.assume_constant_result does; that one imports the whole compiler.
 for _function in (knows, _constant):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 @functools.cache
