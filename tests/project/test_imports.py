@@ -51,8 +51,13 @@ INTERNAL_LAZY = {
 EXTERNAL = {
     "spikingjelly": {"spikingjelly", "nir", "nirtorch"},
     "snntorch": {"snntorch"},
-    "backends.numba_backend": {"numba", "numpy"},
-    "backends.numba_kernels": {"numba", "numpy"},
+    "backends.numba": {"numba"},
+    "backends.numba.cache": {"numba"},
+    **{f"backends.numba.{name}": {"numpy"} for name in ("launch", "memory", "pmsn")},
+    **{
+        f"backends.numba.kernels.{name}": {"numba", "numpy"}
+        for name in ("calls", "kernel", "lanes", "memory")
+    },
     "backends.cupy.launch": {"cupy"},
     "backends.cupy.arguments": {"numpy"},
     "backends.cupy.msf": {"numpy"},
