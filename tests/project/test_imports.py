@@ -54,7 +54,13 @@ INTERNAL_LAZY = {
 EXTERNAL = {
     "spikingjelly": {"spikingjelly", "nir", "nirtorch"},
     "snntorch": {"snntorch"},
-    "backends.numba": {"numba", "numpy", "llvmlite"},
+    "backends.numba": {"numba"},
+    "backends.numba.cache": {"numba"},
+    **{f"backends.numba.{name}": {"numpy"} for name in ("launch", "memory", "pmsn")},
+    **{
+        f"backends.numba.kernels.{name}": {"numba", "numpy"}
+        for name in ("calls", "kernel", "lanes", "memory")
+    },
     "backends.cupy.launch": {"cupy"},
     "backends.cupy.arguments": {"numpy"},
     "backends.cupy.msf": {"numpy"},

@@ -15,10 +15,10 @@ import pickle
 import sys
 import tempfile
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import llvmlite
 import numba
 from numba.core import config
 from numba.core.caching import _Cache
@@ -59,6 +59,34 @@ def _sources() -> bytes | None:
     return known.digest() if files else None
 
 
+def read(path: Path, key: bytes) -> bytes | None:
+    """What :func:`write` wrote there for ``key``; None if anything else lies there, or nothing."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    data = content[len(key) :]
+    return data if content[: len(key)] == _stamp(key, data) else None
+
+
+def write(path: Path, key: bytes, data: bytes) -> None:
+    """Write a file at once or not at all, if it can be written: other processes may do the same."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_stamp(key, data) + data)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
+
+
+def _stamp(key: bytes, data: bytes) -> bytes:
+    return hashlib.sha256(key + data).digest()
+
+
 class Cache(_Cache):
     """What numba asks for one compiled function."""
 
@@ -73,46 +101,28 @@ class Cache(_Cache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None."""
         target_context.refresh()
-        codegen = target_context.codegen()
-        found = self._place(codegen)
-        if found is None:
-            return None
-        path, key = found
-        with contextlib.suppress(OSError):
-            content = path.read_bytes()
-            data = content[len(key) :]
-            if content[: len(key)] == hashlib.sha256(key + data).digest():
-                with contextlib.suppress(Exception):  # an unlucky combination of versions: compile
-                    return CompileResult._rebuild(target_context, *pickle.loads(data))
+        key, path = self._place(target_context.codegen())
+        data = None if path is None else read(path, key)
+        if data is not None:
+            with contextlib.suppress(Exception):  # an unlucky combination of versions: compile
+                return CompileResult._rebuild(target_context, *pickle.loads(data))
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write the file at once or not at all: other processes may do the same."""
-        found = self._place(data.codegen)
-        if found is None or data.library.has_dynamic_globals:
-            return
-        path, key = found
-        content = dumps(data._reduce())
-        content = hashlib.sha256(key + content).digest() + content
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                os.replace(part, path)
-            except BaseException:
-                os.unlink(part)
-                raise
+        """Keep a compiled function."""
+        key, path = self._place(data.codegen)
+        if path is not None and not data.library.has_dynamic_globals:
+            write(path, key, dumps(data._reduce()))
 
-    def _place(self, codegen: Any) -> tuple[Path, bytes] | None:
-        """The file, and the hash of all that the compiled function depends on."""
-        path, sources = folder(), _sources()
-        if path is None or sources is None:
-            return None
-        versions = __version__, numba.__version__, llvmlite.__version__, sys.version, config.OPT
-        key = hashlib.sha256(repr((self.name, sources, versions, codegen.magic_tuple())).encode()).digest()
-        return path / f"{self.name}-{key.hex()[:16]}.bin", key
+    def _place(self, codegen: Any) -> tuple[bytes, Path | None]:
+        """The hash of all that a compiled function depends on, and its file, if it may have one."""
+        versions = __version__, numba.__version__, version("llvmlite"), sys.version, config.OPT
+        known = self.name, _sources(), versions, codegen.magic_tuple()  # the last: the CPU and its features
+        key = hashlib.sha256(repr(known).encode()).digest()
+        path = folder()
+        if path is None or _sources() is None:
+            return key, None
+        return key, path / f"{self.name}-{key.hex()[:16]}.bin"
 
     def enable(self) -> None: ...
 

@@ -14,7 +14,7 @@ from .kernels.kernel import Kernel
 from .kernels.memory import CACHE_LINE
 from .memory import Tensors, ceil
 
-__all__ = ["PIECES", "Plan", "Work", "threads_for"]
+__all__ = ["PIECES", "Prepared", "Work", "threads_for"]
 
 SMALL = 1 << 16  # lanes times steps; below, a second thread costs more than it brings
 PIECES = 4  # for each thread: one that was held up leaves the rest of its share to the others
@@ -23,7 +23,7 @@ PIECES = 4  # for each thread: one that was held up leaves the rest of its share
 class Work(NamedTuple):
     """What there is to do."""
 
-    count: int  # blocks or tasks
+    tasks: int  # blocks or tiles
     scratch: int  # bytes of a thread
     threads: int  # at most
 
@@ -33,7 +33,7 @@ def threads_for(lane_steps: int) -> int:
     return 1 if lane_steps < SMALL else torch.get_num_threads()
 
 
-class Plan:
+class Prepared:
     """All that a kernel is told but addresses: the same for calls of the same settings and layouts.
 
     Args:
@@ -45,13 +45,13 @@ class Plan:
 
     def __init__(self, kernel: Kernel, dtype: torch.dtype, record: Any, work: Work, *alive: Any) -> None:
         self.function = kernel.function(str(dtype).removeprefix("torch."))
-        self.threads = min(work.threads, work.count)
-        self.pieces = min(work.count, PIECES * self.threads) if self.threads > 1 else 1
+        self.threads = min(work.threads, work.tasks)
+        self.pieces = min(work.tasks, PIECES * self.threads) if self.threads > 1 else 1
         self._tensors, self._alive = kernel.tensors, alive
         self._tensors_at = SHARE.size + kernel.record.size
         end = self._tensors_at + kernel.tensors.size
         scratch_bytes = ceil(work.scratch, CACHE_LINE) * CACHE_LINE
-        share = Share(0, 0, 0, self.pieces, work.count, end, scratch_bytes)
+        share = Share(0, 0, 0, self.pieces, work.tasks, end, scratch_bytes)
         self._head = SHARE.pack(*share) + kernel.record.pack(*record)
         self._size = end + CACHE_LINE + self.threads * scratch_bytes
 
@@ -69,18 +69,18 @@ class Plan:
         """A call in memory that nobody has filled with zeros."""
         memory = np.empty(self._size, np.uint8)
         memory[: self._tensors_at] = np.frombuffer(self._head, np.uint8)
-        self._tensors.pack_into(memory, self._tensors_at, *addresses)
+        self._tensors.pack_into(memory.data, self._tensors_at, *addresses)
         return memory
 
 
 class _Job:
     """A call for several threads, alive with all of its tensors until the last thread has let go of it."""
 
-    def __init__(self, plan: Plan, addresses: Any, tensors: Tensors) -> None:
-        self.function = plan.function
-        self._memory = plan.fill(addresses)
+    def __init__(self, prepared: Prepared, addresses: Any, tensors: Tensors) -> None:
+        self.function = prepared.function
+        self._memory = prepared.fill(addresses)
         self.address = int(self._memory.ctypes.data)
-        self._alive = plan, tensors
+        self._alive = prepared, tensors
 
     def finished(self) -> bool:
         share = Share(*SHARE.unpack_from(self._memory))

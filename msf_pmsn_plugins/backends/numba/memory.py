@@ -72,11 +72,9 @@ def walk(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> Walk:
     return Walk(False, rows * row if stride[0] or steps == 1 else 0, row, False)
 
 
-def ready(x_seq: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def ready(x_seq: Tensor, dtype: torch.dtype) -> Tensor:
     """A sequence in ``dtype``, with no pending sign."""
-    if x_seq is None or (x_seq.dtype == dtype and not x_seq.is_neg()):
-        return x_seq
-    return _plain(x_seq, dtype)
+    return x_seq if x_seq.dtype == dtype and not x_seq.is_neg() else _plain(x_seq, dtype)
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +24,10 @@ from .kernels.calls import (
     MSFForwardTensors,
 )
 from .kernels.charges import CHARGES, ChargeCodes
-from .kernels.msf import BACKWARD_SCRATCH, FORWARD_SCRATCH
+from .kernels.msf import BACKWARD_PARTS, FORWARD_PARTS, LEARNING_PARTS
 from .kernels.resets import NONE, RESET_CODES, RESETS
 from .kernels.surrogates import SURROGATES, Slope
-from .launch import PIECES, Plan, Work, threads_for
+from .launch import PIECES, Prepared, Work, threads_for
 from .memory import Tensors, Walk, ceil, check, like, new, numbers, ready, walk
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
@@ -57,7 +56,7 @@ class _Cut(NamedTuple):
     work: Work
 
     @classmethod
-    def of(cls, shape: Shape, apart: bool, itemsize: int, scratch: int) -> _Cut:
+    def of(cls, shape: Shape, apart: bool, itemsize: int, parts: int) -> _Cut:
         steps, rows, *sizes = shape
         per_length = math.prod(sizes)
         lanes = rows * per_length
@@ -66,7 +65,9 @@ class _Cut(NamedTuple):
         share = row if threads == 1 else max(most // 8, ceil(lanes, PIECES * threads))
         block = min(most, ceil(min(share, row), 32) * 32)  # whole vectors and cache lines
         blocks = ceil(row, block)
-        return cls(block, row, blocks, per_length, Work(lanes // row * blocks, scratch * block, threads))
+        return cls(
+            block, row, blocks, per_length, Work(lanes // row * blocks, parts * itemsize * block, threads)
+        )
 
     @property
     def fields(self) -> dict[str, int]:
@@ -84,7 +85,7 @@ def _fields(settings: MSFSettings, own: tuple[int, ...], dtype: torch.dtype) -> 
         "own_firsts": own_firsts,
         "own_amounts": own_amounts,
         "keep": KEEP_CODES[settings.keep],
-        "count": len(settings.thresholds),
+        "thresholds": len(settings.thresholds),
         "reset": RESET_CODES[settings.reset_mode],
         "delay": delayed if settings.reset_delay else AT_ONCE,
         "scale": settings.input_scale if settings.charge == "decay" else 1.0,
@@ -137,14 +138,14 @@ def _own(parameters: MSFParameters) -> tuple[int, ...]:
 class _Forward(NamedTuple):
     """What calls with the same settings and layouts share."""
 
-    plan: Plan
+    prepared: Prepared
     x: Walk
     out: Walk
     numbers: _Numbers
 
 
 @functools.lru_cache(1024)
-def _plan_forward(
+def _prepare_forward(
     settings: MSFSettings,
     own: tuple[int, ...],
     dtype: torch.dtype,
@@ -154,7 +155,7 @@ def _plan_forward(
 ) -> _Forward:
     """For an input and outputs with these strides."""
     x, out = (walk(shape, stride) for stride in strides)
-    cut = _Cut.of(shape, x.apart or out.apart, dtype.itemsize, FORWARD_SCRATCH)
+    cut = _Cut.of(shape, x.apart or out.apart, dtype.itemsize, FORWARD_PARTS)
     thetas, thetas_at = numbers(settings.thresholds, dtype)
     constants, addresses = _constants(settings, dtype)
     record = MSFForward(
@@ -169,8 +170,8 @@ def _plan_forward(
         charge=ChargeCodes.of(settings.charge, settings.v_reset).forward,
         width=settings.width,
     )
-    plan = Plan(kernels.msf_forward, dtype, record, cut.work, thetas, constants)
-    return _Forward(plan, x, out, addresses)
+    prepared = Prepared(kernels.msf_forward, dtype, record, cut.work, thetas, constants)
+    return _Forward(prepared, x, out, addresses)
 
 
 def msf_forward(
@@ -184,7 +185,7 @@ def msf_forward(
     if x_seq.numel() == 0:
         return s_seq, kept, v_last.copy_(v)
     x_seq, tensors = ready(x_seq, x_seq.dtype), Tensors(x_seq.dtype)
-    call = _plan_forward(
+    call = _prepare_forward(
         settings,
         _own(parameters),
         x_seq.dtype,
@@ -201,7 +202,7 @@ def msf_forward(
         lengths=tensors.at(lengths, torch.int64),
         **call.numbers.or_tensors(parameters, settings, v, tensors)._asdict(),
     )
-    call.plan.run(addresses, tensors)
+    call.prepared.run(addresses, tensors)
     return s_seq, kept, v_last
 
 
@@ -211,13 +212,13 @@ def msf_forward(
 class _Backward(NamedTuple):
     """What calls with the same settings and layouts share."""
 
-    plan: Plan
+    prepared: Prepared
     walks: dict[str, Walk]
     numbers: _Numbers
 
 
 @functools.lru_cache(1024)
-def _plan_backward(
+def _prepare_backward(
     settings: MSFSettings,
     own: tuple[int, ...],
     learned: bool,
@@ -228,7 +229,8 @@ def _plan_backward(
 ) -> _Backward:
     """For sequences with these strides, in the order of :data:`SEQUENCES`."""
     walks = {name: walk(shape, stride) for name, stride in zip(SEQUENCES, strides, strict=True)}
-    cut = _Cut.of(shape, any(seq.apart for seq in walks.values()), dtype.itemsize, BACKWARD_SCRATCH)
+    apart, parts = any(seq.apart for seq in walks.values()), LEARNING_PARTS if learned else BACKWARD_PARTS
+    cut = _Cut.of(shape, apart, dtype.itemsize, parts)
     charge, reset = ChargeCodes.of(settings.charge, settings.v_reset), RESET_CODES[settings.reset_mode]
     surrogate = Slope.of(settings.surrogate, settings.width)
     thetas, thetas_at = numbers(settings.thresholds, dtype)
@@ -251,8 +253,8 @@ def _plan_backward(
         p=surrogate.p,
         q=surrogate.q,
     )
-    plan = Plan(kernels.msf_backward, dtype, record, cut.work, thetas, sums, constants)
-    return _Backward(plan, walks, addresses)
+    prepared = Prepared(kernels.msf_backward, dtype, record, cut.work, thetas, sums, constants)
+    return _Backward(prepared, walks, addresses)
 
 
 SEQUENCES = "gs", "gm", "x", "kept", "total", "slope", "out"
@@ -280,9 +282,9 @@ def msf_backward(
     sums = MSFParameters(*(None if p is None else new(v0.shape, dtype) for p in parameters))
     total, first = (None, None) if slopes is None else slopes
     read = grads.s, grads.m, x_seq if parameters.rate is not None else None, total, first
-    gs, gm, x, total, first = (ready(seq, dtype) for seq in read)
+    gs, gm, x, total, first = (None if seq is None else ready(seq, dtype) for seq in read)
     sequences = gs, gm, x, kept, total, first, gx_seq
-    call = _plan_backward(
+    call = _prepare_backward(
         settings if slopes is None else replace(settings, surrogate=""),
         _own(parameters),
         any(own is not None for own in parameters),
@@ -310,7 +312,7 @@ def msf_backward(
         lengths=tensors.at(lengths, torch.int64),
         **call.numbers.or_tensors(parameters, settings, v0, tensors)._asdict(),
     )
-    call.plan.run(addresses, tensors)
+    call.prepared.run(addresses, tensors)
     return gx_seq, gv0, MSFParameters(*map(_of_lanes, sums, parameters))
 
 
@@ -323,9 +325,9 @@ def _of_lanes(sums: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 def _height_sums(count: int, height: float, dtype: torch.dtype) -> tuple[float, ...]:
     """A rectangle's height added 0, 1, .. times: the bits of the sum over thresholds. Nothing if they are products."""
-    number = np.float64 if dtype == torch.float64 else np.float32
-    sums = np.zeros(count + 1, number)
-    for i in range(count):
-        sums[i + 1] = sums[i] + number(height)
-    products = np.arange(count + 1, dtype=number) * number(height)
-    return () if (sums == products).all() else tuple(sums.tolist())
+    heights = torch.full((count,), height, dtype=dtype)
+    sums = [torch.zeros((), dtype=dtype)]
+    for one in heights:
+        sums.append(sums[-1] + one)
+    products = torch.arange(count + 1).to(dtype) * heights[:1]
+    return () if torch.equal(torch.stack(sums), products) else tuple(torch.stack(sums).tolist())

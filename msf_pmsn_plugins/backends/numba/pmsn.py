@@ -17,7 +17,7 @@ from .kernels.calls import PMSNBackward, PMSNBackwardTensors, PMSNForward, PMSNF
 from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
 from .kernels.somas import BURST_CODES, SOMA_CODES, SOMAS
 from .kernels.surrogates import SURROGATES, Slope, exact_inverse
-from .launch import Plan, Work, threads_for
+from .launch import Prepared, Work, threads_for
 from .memory import Tensors, Walk, ceil, check, like, new, ready, walk
 
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
@@ -102,7 +102,7 @@ def _soma(settings: PMSNSettings) -> dict[str, Any]:
 class _Call(NamedTuple):
     """What calls with the same settings and layouts share."""
 
-    plan: Plan
+    prepared: Prepared
     tiles: _Tiles
     walks: dict[str, Walk]
 
@@ -118,7 +118,7 @@ def _walks(shape: Shape, strides: dict[str, Shape | None]) -> tuple[dict[str, Wa
 
 
 @functools.lru_cache(1024)
-def _plan_forward(
+def _prepare_forward(
     settings: PMSNSettings,
     dtype: torch.dtype,
     shape: Shape,
@@ -132,7 +132,7 @@ def _plan_forward(
     apart = lengths or any(seq.apart for seq in walks.values())
     tiles = _Tiles.of(shape, modes, dtype.itemsize, FORWARD_ROWS, 0, apart)
     record = PMSNForward(**tiles.fields, **fields, **_soma(settings), steps=shape[0], modes=modes)
-    return _Call(Plan(kernels.pmsn_forward, dtype, record, tiles.work(shape[0])), tiles, walks)
+    return _Call(Prepared(kernels.pmsn_forward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
 def pmsn_forward(
@@ -150,7 +150,7 @@ def pmsn_forward(
     if x_seq.numel() == 0:
         return s_seq, y_seq, m_seq, PMSNState(last.r.copy_(state.r), last.z.copy_(state.z))
     x_seq, tensors = ready(x_seq, dtype), Tensors(dtype)
-    call = _plan_forward(
+    call = _prepare_forward(
         settings,
         dtype,
         x_seq.shape,
@@ -173,7 +173,7 @@ def pmsn_forward(
         z_last=tensors.to(last.z),
         lengths=tensors.at(lengths, torch.int64),
     )
-    call.plan.run(addresses, tensors)
+    call.prepared.run(addresses, tensors)
     return s_seq, y_seq, m_seq, last
 
 
@@ -183,7 +183,7 @@ SEQUENCES = "gs", "gy", "gm", "x", "slope", "out"
 
 
 @functools.lru_cache(1024)
-def _plan_backward(
+def _prepare_backward(
     settings: PMSNSettings,
     dtype: torch.dtype,
     shape: Shape,
@@ -208,7 +208,7 @@ def _plan_backward(
         p=surrogate.p,
         q=surrogate.q,
     )
-    return _Call(Plan(kernels.pmsn_backward, dtype, record, tiles.work(shape[0])), tiles, walks)
+    return _Call(Prepared(kernels.pmsn_backward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
 def pmsn_backward(
@@ -236,8 +236,8 @@ def pmsn_backward(
         gz0 = gz0.zero_() if grads.z is None or not settings.state_grad else gz0.copy_(grads.z)
         return gx_seq, PMSNState(gr0, gz0), PMSNWeights(*map(torch.zeros_like, weights))
     read = grads.s, grads.y, grads.m, x_seq, None if slopes is None else slopes.total
-    gs, gy, gm, x, total = (ready(seq, dtype) for seq in read)
-    call = _plan_backward(
+    gs, gy, gm, x, total = (None if seq is None else ready(seq, dtype) for seq in read)
+    call = _prepare_backward(
         settings if slopes is None else replace(settings, surrogate=""),
         dtype,
         x_seq.shape,
@@ -267,7 +267,7 @@ def pmsn_backward(
         sums=tensors.to(sums),
         lengths=tensors.at(lengths, torch.int64),
     )
-    call.plan.run(addresses, tensors)
+    call.prepared.run(addresses, tensors)
     return gx_seq, PMSNState(gr0, gz0), _weight_gradients(sums.numpy(), call.tiles, weights)
 
 

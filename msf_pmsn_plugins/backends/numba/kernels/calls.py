@@ -57,7 +57,7 @@ class MSFForward(NamedTuple):
     own_firsts: int
     own_amounts: int
     keep: int
-    count: int  # of thresholds
+    thresholds: int  # how many
     charge: int
     reset: int
     delay: int
@@ -118,7 +118,7 @@ class MSFBackward(NamedTuple):
     own_amounts: int
     learned: int  # whether any parameter has a gradient
     keep: int
-    count: int
+    thresholds: int
     charge: int  # its backward
     rate_charge: int  # its gradient of the rate
     reset: int
@@ -234,7 +234,7 @@ class Share(NamedTuple):
     taken: int  # pieces
     finished: int  # pieces
     pieces: int
-    count: int  # blocks or tasks of all pieces
+    tasks: int  # blocks or tiles of all pieces
     scratch: int  # bytes from here to that of the first thread, before it is aligned
     scratch_bytes: int  # of a thread
 

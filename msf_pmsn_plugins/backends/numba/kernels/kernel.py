@@ -15,8 +15,8 @@ from .memory import CACHE_LINE
 
 
 class Kernel:
-    """A kernel by its text, ``text(first, last, memory, unit, call)``, which does the blocks or tasks ``first`` to
-    ``last - 1`` of a call. A thread has memory of its own; ``unit`` is 1 in the dtype of the kernel.
+    """A kernel by its text, ``text(first, last, memory, unit, call)``: the tasks (blocks or tiles) ``first`` to
+    ``last - 1`` of a call, with a thread's own memory; ``unit`` is 1 in the dtype of the kernel.
     """
 
     def __init__(self, record: type, tensors: type, text: Callable[..., None]) -> None:
@@ -47,14 +47,14 @@ class Kernel:
             memory += count_up(address, ARRIVED) * share.scratch_bytes
             piece = count_up(address, TAKEN)
             while piece < share.pieces:
-                first = piece * share.count // share.pieces
-                last = (piece + 1) * share.count // share.pieces
+                first = piece * share.tasks // share.pieces
+                last = (piece + 1) * share.tasks // share.pieces
                 do(first, last, memory, unit, call)
                 count_up(address, FINISHED)
                 piece = count_up(address, TAKEN)
 
         compiled = CFunc(work, ((types.int64,), types.void), {}, {"error_model": "numpy"})
-        compiled._cache = Cache(f"{self.name}-{dtype}")
+        compiled._cache = Cache(f"{self.name}-{dtype}")  # type: ignore[attr-defined]
         compiled.compile()
         return compiled
 

@@ -1,7 +1,7 @@
 """MSF: a block of lanes at a time walks over all steps, its membranes in scratch memory.
 
-Scratch of a block, one number a lane each: membranes, or their gradient; int32 lengths; the sums for gradients of
-rates, first thresholds and amounts of a soft reset.
+Scratch of a block: membranes, or their gradient; lengths, int32; sums for the gradients of rates, first thresholds and
+amounts of a soft reset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .calls import (
 )
 from .charges import RATE_OF_INPUT, charge, charge_back, rate_gradient
 from .kernel import kernel
-from .lanes import filled, long_zeros, once, pasted, rounded, width
+from .lanes import filled, long_zeros, nbytes, once, pasted, rounded, width
 from .memory import (
     living,
     load,
@@ -48,9 +48,10 @@ from .resets import (
 )
 from .surrogates import GIVEN, slope
 
-NUMBER = 8  # bytes of a lane in each part of the scratch, enough for a double
-FORWARD_SCRATCH = 2 * NUMBER  # bytes of a lane
-BACKWARD_SCRATCH = 5 * NUMBER
+# Parts of the scratch memory, one number a lane each.
+FORWARD_PARTS = 2
+BACKWARD_PARTS = 2
+LEARNING_PARTS = 5
 
 
 class Run(NamedTuple):
@@ -86,6 +87,15 @@ class Scratch(NamedTuple):
     amount: int
 
 
+class Place(NamedTuple):
+    """A vector of lanes at one step; in a ``partly`` padded one some lanes are over."""
+
+    j: int  # first lane of the run
+    left: int  # lanes
+    t: int
+    partly: bool
+
+
 class Values(NamedTuple):
     """The numbers of a vector of lanes."""
 
@@ -104,8 +114,10 @@ def _of_lanes(nil, unit, address, own, lane, left):
 
 
 @pasted
-def _values(call, nil, unit, lane, left):
-    """The numbers of the ``left`` lanes from ``lane``."""
+def _values(call, unit, run, place):
+    """The numbers of a vector of lanes."""
+    nil = long_zeros(unit)
+    lane, left = run.start + place.j, place.left
     first = nil
     if call.own_firsts != 0:
         first = load_part(nil, call.first, lane, left)
@@ -120,6 +132,12 @@ def _values(call, nil, unit, lane, left):
 @pasted
 def _after_reset(call, unit, m, n, values):
     return reset(call.reset, m, n, values.theta, rounded(call.v_reset, unit), values.amount)
+
+
+@pasted
+def _living(scratch, place, yes, no):
+    """``yes`` in the lanes that are not over, else ``no``."""
+    return living(place.partly, scratch.lives, place.j, place.t, yes, no)
 
 
 # ---------------------------------------------------------------- forward
@@ -138,26 +156,26 @@ def _charged(call, unit, current, before, values):
 
 
 @pasted
-def _forward_step(call, unit, scratch, run, j, left, t, partly):
-    """Step ``t`` of the ``left`` lanes from lane ``j`` of a run; in a ``partly`` padded one some lanes are over."""
+def _forward_step(call, unit, scratch, run, place):
     nil = long_zeros(unit)
+    j, left, t, _partly = place
     x = run.x + t * call.x_step + j
     out = run.out + t * call.out_step + j
     will_read(nil, call.x, x + call.x_step if t + 1 < call.steps else run.x + run.size + j)
-    values = _values(call, nil, unit, run.start + j, left)
+    values = _values(call, unit, run, place)
     before = load(nil, scratch.state, j)
     current = load_part(nil, call.x, x, left) * rounded(call.scale, unit)
     m = _charged(call, unit, current, before, values)
     if call.keep == MEMBRANE:
-        store_part(call.kept, out, living(partly, scratch.lives, j, t, m, nil), left)
+        store_part(call.kept, out, _living(scratch, place, m, nil), left)
     elif call.keep == CODE:
         code = encode(call, unit, m, rounded(call.width, unit))
-        store_bytes(call.kept, out, living(partly, scratch.lives, j, t, code, no_counts(nil)), left)
+        store_bytes(call.kept, out, _living(scratch, place, code, no_counts(nil)), left)
     n = fire(call, unit, m, values.first)
-    store_part(call.s, out, living(partly, scratch.lives, j, t, n, nil), left)
+    store_part(call.s, out, _living(scratch, place, n, nil), left)
     if call.delay == AT_ONCE:
         m = _after_reset(call, unit, m, n, values)
-    store(scratch.state, j, living(partly, scratch.lives, j, t, m, before))
+    store(scratch.state, j, _living(scratch, place, m, before))
 
 
 @kernel(MSFForward, MSFForwardTensors)
@@ -165,7 +183,7 @@ def msf_forward(first, last, memory, unit, call):
     """All steps of blocks of lanes."""
     nil = long_zeros(unit)
     wide = width(nil)
-    part = NUMBER * call.block
+    part = nbytes(nil) * call.block
     scratch = Scratch(memory, memory + part, 0, 0, 0)
     for i in range(first, last):
         row = i // call.blocks
@@ -182,15 +200,24 @@ def msf_forward(first, last, memory, unit, call):
             done = 0
             if t < until:
                 for j in range(0, whole, wide):
-                    _forward_step(call, unit, scratch, run, j, wide, t, False)
+                    _forward_step(call, unit, scratch, run, Place(j, wide, t, False))
                 done = whole
             for j in range(done, size, wide):
-                _forward_step(call, unit, scratch, run, j, size - j, t, t >= until)
+                _forward_step(call, unit, scratch, run, Place(j, size - j, t, t >= until))
         for j in range(0, size, wide):
             store_part(call.v_last, run.start + j, load(nil, scratch.state, j), size - j)
 
 
 # ---------------------------------------------------------------- backward
+
+
+class Gradients(NamedTuple):
+    """What a step backward knows of a vector of lanes."""
+
+    m: float  # the membrane
+    after: float  # gradient of the state that the step left
+    fired: float  # gradient of the membrane through its spikes
+    h: float  # and in all
 
 
 @pasted
@@ -200,8 +227,9 @@ def _back(call, run, t, step):
 
 
 @pasted
-def _state_before(call, nil, run, j, left, t):
-    """With which step ``t`` began; where resets are not delayed and ``t > 0``, before its reset."""
+def _state_before(call, nil, run, place):
+    """With which a step began; where resets are not delayed and ``t > 0``, before its reset."""
+    j, left, t, _partly = place
     if t == 0:
         return load_part(nil, call.v0, run.start + j, left)
     return load_part(nil, call.kept, run.kept + (t - 1) * call.kept_step + j, left)
@@ -216,44 +244,42 @@ def _charged_state(call, unit, before, t, values):
 
 
 @pasted
-def _quiet_before(call, nil, run, j, left, t, values):
-    """1 where the step before ``t`` did not fire, else 0."""
+def _quiet_before(call, nil, run, place, theta):
+    """1 where the step before did not fire, else 0."""
+    j, left, t, _partly = place
     if t > 0 and call.keep == CODE:
         code = load_bytes(nil, call.kept, run.kept + (t - 1) * call.kept_step + j, left)
         return decode(code)[0]
-    return quiet_lanes(_state_before(call, nil, run, j, left, t), values.theta)
+    return quiet_lanes(_state_before(call, nil, run, place), theta)
 
 
 @pasted
-def _slopes(call, nil, unit, run, j, left, t, m, values):
+def _slopes(call, unit, run, place, m, values):
     """The surrogate at the membranes, summed over the thresholds and at the first of them."""
+    j, left, t, _partly = place
     if call.surrogate == GIVEN:
-        total = load_part(nil, call.total, run.total + t * call.total_step + j, left)
+        total = load_part(m, call.total, run.total + t * call.total_step + j, left)
         first = total
         if call.slope != 0:
-            first = load_part(nil, call.slope, run.slope + t * call.slope_step + j, left)
+            first = load_part(m, call.slope, run.slope + t * call.slope_step + j, left)
         return total, first
     p, q = rounded(call.p, unit), rounded(call.q, unit)
     first = slope(call.surrogate, m - values.theta, p, q)
     total = first
-    for i in range(1, call.count):
+    for i in range(1, call.thresholds):
         total = total + slope(call.surrogate, m - threshold(call, unit, values.first, i), p, q)
     return total, first
 
 
 @pasted
-def _add(nil, row, j, t, partly, lives, share):
-    store(row, j, load(nil, row, j) + living(partly, lives, j, t, share, nil))
-
-
-@pasted
-def _backward_step(call, unit, scratch, run, j, left, t, partly):
+def _backward_step(call, unit, scratch, run, place):
     """The adjoint of :func:`_forward_step`."""
     nil = long_zeros(unit)
+    j, left, t, _partly = place
     kept = run.kept + t * call.kept_step + j
     out = run.out + t * call.out_step + j
     will_read(nil, call.gx, out + _back(call, run, t, call.out_step))
-    values = _values(call, nil, unit, run.start + j, left)
+    values = _values(call, unit, run, place)
     after = load(nil, scratch.state, j)
     g = nil
     if call.gs != 0:
@@ -270,45 +296,48 @@ def _backward_step(call, unit, scratch, run, j, left, t, partly):
         will_read(nil, call.kept, kept + _back(call, run, t, call.kept_step))
         m = load_part(nil, call.kept, kept, left)
         quiet = quiet_lanes(m, values.theta)
-        total, first = _slopes(call, nil, unit, run, j, left, t, m, values)
+        total, first = _slopes(call, unit, run, place, m, values)
 
     fired = through_reset(call.through, g, after, total, first, m, rounded(call.v_reset, unit), values.amount)
-    if call.through == HARD and call.count > 1:  # the reset looks at the first threshold only
+    if call.through == HARD and call.thresholds > 1:  # the reset looks at the first threshold only
         fired = fired + g * (total - first)
     h = fired + (past_reset(call.reset, after, quiet) if call.delay == AT_ONCE else after)
     if call.gm != 0:
         h = h + load_part(nil, call.gm, run.gm + t * call.gm_step + j, left)
     gx, before = charge_back(call.charge, h, values.rate, rounded(call.scale, unit))
     if call.delay == BEFORE_CHARGE:
-        before = past_reset(call.reset, before, _quiet_before(call, nil, run, j, left, t, values))
-
-    lives = scratch.lives
+        before = past_reset(call.reset, before, _quiet_before(call, nil, run, place, values.theta))
     if call.learned != 0:
-        _learn(call, nil, unit, scratch, run, j, left, t, partly, m, values, after, fired, h)
-    store(scratch.state, j, living(partly, lives, j, t, before, after))
-    store_part(call.gx, out, living(partly, lives, j, t, gx, nil), left)
+        _learn(call, unit, scratch, run, place, values, Gradients(m, after, fired, h))
+    store(scratch.state, j, _living(scratch, place, before, after))
+    store_part(call.gx, out, _living(scratch, place, gx, nil), left)
 
 
 @pasted
-def _learn(call, nil, unit, scratch, run, j, left, t, partly, m, values, after, fired, h):
+def _learn(call, unit, scratch, run, place, values, grads):
     """Add what a step gives to the gradients of the parameters."""
-    lives = scratch.lives
+    nil = long_zeros(unit)
+    j, left, t, _partly = place
     if call.grate != 0:
         current = nil
         if call.rate_charge == RATE_OF_INPUT:
             current = load_part(nil, call.x, run.x + t * call.x_step + j, left)
-        v = _charged_state(call, unit, _state_before(call, nil, run, j, left, t), t, values)
-        share = rate_gradient(call.rate_charge, h, current, v, rounded(call.rest, unit))
-        _add(nil, scratch.rate, j, t, partly, lives, share)
+        v = _charged_state(call, unit, _state_before(call, nil, run, place), t, values)
+        share = rate_gradient(call.rate_charge, grads.h, current, v, rounded(call.rest, unit))
+        _add(nil, scratch, place, scratch.rate, share)
     if call.gfirst != 0:
-        _add(nil, scratch.first, j, t, partly, lives, -fired)
+        _add(nil, scratch, place, scratch.first, -grads.fired)
     if call.gamount != 0:
         if call.delay == AT_ONCE:
-            share = -fire(call, unit, m, values.first) * after
+            share = -fire(call, unit, grads.m, values.first) * grads.after
         else:
-            n = fire(call, unit, _state_before(call, nil, run, j, left, t), values.first)
-            share = -n * h
-        _add(nil, scratch.amount, j, t, partly, lives, share)
+            share = -fire(call, unit, _state_before(call, nil, run, place), values.first) * grads.h
+        _add(nil, scratch, place, scratch.amount, share)
+
+
+@pasted
+def _add(nil, scratch, place, sums, share):
+    store(sums, place.j, load(nil, sums, place.j) + _living(scratch, place, share, nil))
 
 
 @pasted
@@ -358,22 +387,23 @@ def _end_back(call, nil, scratch, run):
 @kernel(MSFBackward, MSFBackwardTensors)
 def msf_backward(first, last, memory, unit, call):
     """The adjoint of :func:`msf_forward`; an address 0 stands for zeros."""
-    wide = width(long_zeros(unit))
-    part = NUMBER * call.block
+    nil = long_zeros(unit)
+    wide = width(nil)
+    part = nbytes(nil) * call.block
     scratch = Scratch(memory, memory + part, memory + 2 * part, memory + 3 * part, memory + 4 * part)
     for i in range(first, last):
         run = _run_back(call, i // call.blocks, i % call.blocks * call.block)
         until = call.steps
         if call.lengths != 0:
             until = read_lengths(call, scratch.lives, run.start, run.size)
-        _begin_back(call, long_zeros(unit), scratch, run)
+        _begin_back(call, nil, scratch, run)
         whole = run.size - run.size % wide
         for t in range(call.steps - 1, -1, -1):
             done = 0
             if t < until:
                 for j in range(0, whole, wide):
-                    _backward_step(call, unit, scratch, run, j, wide, t, False)
+                    _backward_step(call, unit, scratch, run, Place(j, wide, t, False))
                 done = whole
             for j in range(done, run.size, wide):
-                _backward_step(call, unit, scratch, run, j, run.size - j, t, t >= until)
-        _end_back(call, long_zeros(unit), scratch, run)
+                _backward_step(call, unit, scratch, run, Place(j, run.size - j, t, t >= until))
+        _end_back(call, nil, scratch, run)

@@ -116,10 +116,10 @@ def fire(call, unit, m, first):
     """How many thresholds each lane has reached."""
     n = no_counts(m)
     if call.own_firsts == 0:
-        for i in range(call.count):
+        for i in range(call.thresholds):
             n = _reached(n, m, load(unit, call.thetas, i))
     else:
-        for i in range(call.count):
+        for i in range(call.thresholds):
             n = _reached(n, m, threshold(call, unit, first, i))
     return _in_numbers(n, m)
 
@@ -145,7 +145,7 @@ def _with_fired_bit(n, m, theta):
 def encode(call, unit, m, width):
     """The byte of a membrane."""
     code = no_counts(m)
-    for i in range(call.count):
+    for i in range(call.thresholds):
         code = _near(code, m, load(unit, call.thetas, i), width)
     return _with_fired_bit(code, m, load(unit, call.thetas, 0))
 
@@ -169,6 +169,6 @@ def window_slopes(call, unit, near, height):
     if call.sums == 0:
         return near * height
     total = near - near
-    for i in range(1, call.count + 1):
+    for i in range(1, call.thresholds + 1):
         total = _at_least(near, i, load(unit, call.sums, i), total)
     return total
