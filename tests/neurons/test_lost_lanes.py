@@ -36,7 +36,7 @@ def gradients(neuron, x):
 
 
 def assert_spared(grads, neuron, x, lane, since, tolerance):
-    """Raise unless these are the gradients of the other lanes, with what the lost one gave before its loss, or without."""
+    """Raise unless these are the gradients of the other lanes, with or without what the lost one gave before."""
     keep = [n for n in range(x.shape[1]) if n != lane]
     others = gradients(neuron, x[:, keep])
     early = gradients(neuron, x[:since, lane : lane + 1])
