@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STEP, OP, MODULE = "neurons/msf/step.py", "neurons/msf/op.py", "neurons/msf/module.py"
+OP, MODULE = "neurons/msf/op.py", "neurons/msf/module.py"
 PMSN_STEP, PMSN_OP, PMSN_MODULE = "neurons/pmsn/step.py", "neurons/pmsn/op.py", "neurons/pmsn/module.py"
 HOLD, GLOBAL, WEIGHTS = "neurons/pmsn/discretise.py", "neurons/pmsn/reset.py", "neurons/pmsn/weights.py"
 MSF_TORCH, PMSN_TORCH = "backends/torch/msf.py", "backends/torch/pmsn.py"
@@ -15,8 +15,8 @@ MSF_GENERAL = f"{N}msf_general.py"
 PMSN = f"{N}pmsn.py {N}pmsn_adjoint.py {N}pmsn_edges.py {N}pmsn_resets.py {N}pmsn_published.py"
 PMSN_GENERAL = f"{N}pmsn_general.py"
 DISCRETISE, VARIANTS, LENGTHS = f"{N}pmsn_discretise.py", f"{N}pmsn_variants.py", f"{N}lengths.py"
-GRAPH, LOST, LAYOUTS, SINGLE = f"{N}graph_weights.py", f"{N}lost_lanes.py", f"{N}layouts.py", f"{N}single.py"
-OPS, OPCHECK, SOFT, STATES = f"{N}ops.py", f"{N}opcheck.py", f"{N}soft.py", f"{N}states.py"
+GRAPH, LOST, LAYOUTS = f"{N}graph_weights.py", f"{N}lost_lanes.py", f"{N}layouts.py"
+OPCHECK, SOFT, STATES = f"{N}opcheck.py", f"{N}soft.py", f"{N}states.py"
 
 
 @dataclass(frozen=True)

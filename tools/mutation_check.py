@@ -1,7 +1,8 @@
 """Break each equation on purpose and see that a test fails: ``python tools/mutation_check.py [-k words]``.
 
 Every mutant of ``mutants.py`` is one line of the package changed in a copy of the source tree; the tests of that part
-run against the copy until the first failure. A mutant that survives is a hole in the tests. Takes about a minute a mutant.
+run against the copy until the first failure. A mutant that survives is a hole in the tests. Takes about a minute a
+mutant.
 """
 
 from __future__ import annotations

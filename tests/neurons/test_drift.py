@@ -1,4 +1,4 @@
-"""PMSN at long T: the error of the summed drive, which decides when an integrating soma fires, stays that of rounding."""
+"""PMSN at long T: the summed drive, which decides when an integrating soma fires, drifts by rounding alone."""
 
 import copy
 
