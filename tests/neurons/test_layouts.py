@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers import all_backends, randn
 from layouts import DENSE, SHAPES, laid_out
 from msf_pmsn_plugins.neurons import MSF, ParallelIF
-from subjects import CUSTOM, build_pmsn
+from subjects import CUSTOM, Triangle, build_pmsn
 from tolerances import F32, F64, assert_close, assert_same
 
 NEURONS = {
@@ -54,37 +54,52 @@ CONSUMERS = {
 }
 
 
-def layout_of_the_loop(x, consume, gradient):
-    """Strides of the gradient that a loop of torch operations over ``unbind`` gives to its input."""
+STEPS_3D = ("contiguous", "tokens", "batch_first", "batch_innermost")  # one step is [N, C, L]
+CHANNELS_INSIDE = ("channels_last", "channels_last_3d", "tokens")
+# Where our gradient does not lie yet as the loop's does, by neuron: (layout, consumer).
+OPEN = {
+    "msf": {(layout, "tokens") for layout in STEPS_3D},
+    "pmsn": {(layout, "tokens") for layout in STEPS_3D}
+    | {(layout, consumer) for layout in CHANNELS_INSIDE for consumer in CONSUMERS if consumer != "tokens"},
+}
+
+
+def gradient_cases():
+    for name, known in OPEN.items():
+        for layout in DENSE:
+            for consumer in CONSUMERS:
+                reason = "the gradient's layout follows the consumer's, or the input's, instead of a stack of steps"
+                marks = [pytest.mark.xfail(reason=reason)] if (layout, consumer) in known else []
+                yield pytest.param(name, layout, consumer, id=f"{name}-{layout}-{consumer}", marks=marks)
+
+
+def loop_over_time(x_seq):
+    """An integrate-and-fire neuron in plain torch, step by step, as the hosts have them."""
+    v, rows = torch.zeros_like(x_seq[0]), []
+    for x in x_seq.unbind(0):
+        v = v + (x - v) / 2
+        s = Triangle.apply(v - 1)
+        v = v * (1 - s.detach())
+        rows.append(s)
+    return torch.stack(rows)
+
+
+def gradient_strides(function, x, consume):
     seen = []
-    leaf = x.detach().clone().requires_grad_()
-    inner = leaf * 1  # of a leaf, autograd would lay the gradient out anew
+    inner = x.detach().requires_grad_() * 1  # of a leaf, autograd would lay the gradient out anew
     inner.register_hook(lambda g: seen.append(g.stride()))
-    s = torch.stack([torch.sigmoid(step) for step in inner.unbind(0)])
-    # the loop stacks into contiguous memory, where a neuron keeps the layout: what comes back is the consumer's
-    s = torch.empty_like(x).copy_(s)
-    consume(s).backward(gradient)
+    out = consume(function(inner))
+    out.backward(torch.ones(out.shape))
     return seen
 
 
-@all_neurons
-@pytest.mark.parametrize("layout", DENSE)
-@pytest.mark.parametrize("consumer", CONSUMERS)
+@pytest.mark.parametrize(("name", "layout", "consumer"), gradient_cases())
 @all_backends
-def test_gradients_come_time_outermost_in_the_layout_of_their_source(consumer, layout, make, backend):
-    """As step by step ``ds[t] * slope`` would lie: a batch norm in front sums in memory order, so bits depend on it."""
-    x, seen = input_in(layout), {}
-    inner = x.requires_grad_() * 1
-    inner.register_hook(lambda g: seen.update(x=g.stride()))
-    s, _, _ = make(backend=backend).sequence(inner)
-    s.register_hook(lambda g: seen.update(s=g))
-    out = CONSUMERS[consumer](s)
-    out.backward(torch.rand(out.shape, generator=torch.Generator().manual_seed(0)))
-    step = (seen["s"][0] * 1).stride()
-    expected = (x[0].numel(), *step)
-    if seen["s"].is_contiguous() and inner.is_contiguous():
-        expected = x.contiguous().stride()
-    assert seen["x"] == expected
+def test_gradients_lie_as_those_of_a_loop_over_time(name, layout, consumer, backend):
+    """A batch norm in front sums in memory order, so its bits depend on it."""
+    x, neuron, consume = input_in(layout), NEURONS[name](backend=backend), CONSUMERS[consumer]
+    expected = gradient_strides(loop_over_time, x, consume)
+    assert gradient_strides(lambda u: neuron(u)[0], x, consume) == expected
 
 
 @all_neurons

@@ -79,6 +79,17 @@ def test_export():
         assert_same(program.module()(x)[0], neuron(x)[0])
 
 
+@pytest.mark.parametrize(
+    "make", [MSF, lambda: PMSN(4), lambda: PMSN(4, residual="fixed")], ids=["msf", "pmsn", "fixed"]
+)
+def test_export_with_any_number_of_steps(make):
+    neuron = make().eval()
+    steps = torch.export.Dim("T", min=2, max=512)
+    program = torch.export.export(neuron, (randn(20, 3, 4, dtype=F32),), dynamic_shapes=({0: steps},))
+    x = randn(33, 3, 4, dtype=F32)
+    assert_same(program.module()(x)[0], neuron(x)[0])
+
+
 # ---------------------------------------------------------------- functorch
 
 

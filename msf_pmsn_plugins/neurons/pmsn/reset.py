@@ -116,4 +116,7 @@ def global_drive(x_seq: Tensor, weights: PMSNWeights, lengths: Tensor | None, ba
         backend=backend,
     )
     assert response is not None
-    return response * mean + d.reshape(-1, 1) * x_seq
+    # A lane lost to NaN keeps out of the gradients that all share: 0 times NaN would be one.
+    lost = ~torch.isfinite(mean)
+    mean, x_clean = torch.where(lost, 0.0, mean), torch.where(lost, 0.0, x_seq)
+    return torch.where(lost, x_seq + math.nan, response * mean + d.reshape(-1, 1) * x_clean)

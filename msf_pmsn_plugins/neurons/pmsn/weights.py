@@ -78,7 +78,13 @@ class Weights:
             return (
                 False  # checkpointing makes this part of the graph again, and must meet the same operations
             )
-        return state is not None and self.left is not None and self.left() is state[1]
+        # detach_() leaves the tensor and takes its graph
+        return (
+            state is not None
+            and self.left is not None
+            and self.left() is state[1]
+            and state[1].grad_fn is not None
+        )
 
     def _passed(self, grad: Tensor) -> None:
         """A backward has passed: its graph is spent."""
