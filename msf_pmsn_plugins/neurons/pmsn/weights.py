@@ -79,12 +79,8 @@ class Weights:
                 False  # checkpointing makes this part of the graph again, and must meet the same operations
             )
         # detach_() leaves the tensor and takes its graph
-        return (
-            state is not None
-            and self.left is not None
-            and self.left() is state[1]
-            and state[1].grad_fn is not None
-        )
+        left = None if self.left is None else self.left()
+        return left is not None and state is not None and left is state[1] and left.grad_fn is not None
 
     def _passed(self, grad: Tensor) -> None:
         """A backward has passed: its graph is spent."""
