@@ -21,7 +21,7 @@ CUPY_13       := $(VENV)/cupy-cuda13
 CUPY_12_STAMP := $(CUPY_12)/.installed
 CUPY_13_STAMP := $(CUPY_13)/.installed
 
-.PHONY: help demo test test-slow test-full test-kernels bench lint docs release-check clean
+.PHONY: help demo test test-slow test-full test-kernels bench results lint docs release-check clean
 
 help:
 	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-full      every combination of the large tables, of which make test tries a sample"
 	@echo "make test-kernels   prove the CUDA kernels without a device (needs g++, Linux x86_64; some minutes)"
 	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (half an hour on a quiet machine)"
+	@echo "make results        measure anew the tables whose sources have changed (hours on a quiet machine)"
 	@echo "make lint           ruff and mypy"
 	@echo "make docs           the documentation, into site/"
 	@echo "make release-check  build, validate and smoke-test the distributions"
@@ -63,6 +64,9 @@ test-kernels: $(VENV)/.dev $(CUPY_12_STAMP) $(CUPY_13_STAMP)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+results: $(VENV)/.dev
+	$(BIN)/python tools/results.py $(ARGS)
 
 # No -q here: it hides warnings from --strict.
 docs: $(VENV)/.dev

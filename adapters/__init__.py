@@ -13,12 +13,13 @@ if __name__ != "msf_pmsn_plugins.adapters":
     )
 
 import importlib
+import warnings
 from importlib.metadata import entry_points
 
 from msf_pmsn_plugins.adapters.recipe import Recipe
 from torch import nn
 
-__all__ = ["RECIPES", "Recipe", "get", "recipes", "recognise"]
+__all__ = ["RECIPES", "Recipe", "get", "loadable", "recipes", "recognise"]
 
 RECIPES: dict[str, str] = {
     "learnable_delays": "msf_pmsn_plugins.adapters.learnable_delays",
@@ -27,14 +28,21 @@ RECIPES: dict[str, str] = {
     "ms_resnet": "msf_pmsn_plugins.adapters.ms_resnet",
     "plif_net": "msf_pmsn_plugins.adapters.plif_net",
     "qkformer": "msf_pmsn_plugins.adapters.qkformer",
+    "qsd_transformer": "msf_pmsn_plugins.adapters.qsd_transformer",
     "sew_resnet": "msf_pmsn_plugins.adapters.sew_resnet",
+    "sglformer": "msf_pmsn_plugins.adapters.sglformer",
     "snntorch_tutorials": "msf_pmsn_plugins.adapters.snntorch_tutorials",
     "spike_driven_transformer": "msf_pmsn_plugins.adapters.spike_driven_transformer",
     "spike_driven_transformer_v2": "msf_pmsn_plugins.adapters.spike_driven_transformer_v2",
+    "spike_driven_transformer_v3": "msf_pmsn_plugins.adapters.spike_driven_transformer_v3",
+    "spike_yolo": "msf_pmsn_plugins.adapters.spike_yolo",
     "spikformer": "msf_pmsn_plugins.adapters.spikformer",
+    "spiking_resformer": "msf_pmsn_plugins.adapters.spiking_resformer",
     "spiking_resnet": "msf_pmsn_plugins.adapters.spiking_resnet",
     "spiking_vgg": "msf_pmsn_plugins.adapters.spiking_vgg",
+    "spikingformer": "msf_pmsn_plugins.adapters.spikingformer",
     "step": "msf_pmsn_plugins.adapters.step",
+    "tet_vgg": "msf_pmsn_plugins.adapters.tet_vgg",
 }
 
 
@@ -53,7 +61,25 @@ def get(name: str) -> Recipe:
     raise KeyError(f"unknown recipe {name!r}; known: {', '.join(recipes())}")
 
 
+def loadable() -> list[Recipe]:
+    """All known recipes. One of another package that cannot be loaded is left out, with a warning that names it."""
+    found = [get(name) for name in RECIPES]
+    for entry in entry_points(group="msf_pmsn_plugins.recipes"):
+        if entry.name in RECIPES:
+            continue
+        try:
+            found.append(entry.load())
+        except Exception as error:  # whatever a third party's module raises
+            owner = entry.dist.name if entry.dist else entry.value
+            warnings.warn(
+                f"the recipe {entry.name!r} of the package {owner!r} cannot be loaded and is left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+    return sorted(found, key=lambda recipe: recipe.name)
+
+
 def recognise(model: nn.Module) -> Recipe | None:
     """The recipe that built ``model``, or None. Of several that fit, the one that says most about its modules."""
-    fitting = [recipe for recipe in map(get, recipes()) if recipe.fits(model)]
-    return max(fitting, key=lambda recipe: len(recipe.paths), default=None)
+    fitting = [recipe for recipe in loadable() if recipe.fits(model)]
+    return max(fitting, key=lambda recipe: len(recipe.paths) + len(recipe.holds), default=None)

@@ -6,27 +6,30 @@ from msf_pmsn_plugins.swap.spec import Rule
 
 _COMMON = {"opt": "adamw", "sched": "cosine", "smoothing": 0.1, "amp": True}
 
+PROJECTION = r"re:(.*\.ssa|stage3\.\d+\.attn)\.proj_lif"  # of the CIFAR files, and of the ImageNet file
+
 RECIPE = Recipe(
     name="qkformer",
     source="Zhou et al., QKFormer: Hierarchical Spiking Transformer using Q-K Attention, NeurIPS 2024; "
     "github.com/zhouchenlin2096/QKFormer",
     models=("spikingjelly.activation_based.model.qkformer:qkformer_10_384",),
     classes=("QKFormer", "spiking_transformer", "hierarchical_spiking_transformer", "vit_snn"),
+    # four repositories call their model vit_snn, and its blocks block or blocks
+    paths=(r"stage1\.\d+\.(tssa|attn)",),
     pmsn_rules={
         # one number a head and token, [N, heads, 1, tokens]: no channels, so one set of parameters a head
         r"re:stage\d\.\d+\.tssa\.attn_lif": Rule(channel_dim=1),
         r"re:stage[12]\.\d+\.attn\.attn_lif": Rule(channel_dim=1),
         # [T*B, C, N]: integrating over T*B would carry one sample's spikes into the next
-        r"re:.*\.ssa\.proj_lif": Rule(folded="fix"),
+        PROJECTION: Rule(folded="fix"),
     },
     rules={
         # MSF keeps what was published there, so that D = 1 changes nothing
-        r"re:.*\.ssa\.proj_lif": Rule(folded="reproduce"),
+        PROJECTION: Rule(folded="reproduce"),
     },
     legacy="sequential",
-    advice=ATTENTION
-    + " The published ssa.proj_lif of the CIFAR files takes [T*B, C, N] and so carries its membrane "
-    "from sample to sample: MSF reproduces that, PMSN unfolds it.",
+    advice=ATTENTION + " The published proj_lif of the last stage takes [T*B, C, N] and so carries "
+    "its membrane from sample to sample: MSF reproduces that, PMSN unfolds it.",
     calibration=RATES,
     training={
         "cifar10": {

@@ -11,7 +11,7 @@ from torch import nn
 
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.swap.sites import Found, find
-from msf_pmsn_plugins.swap.spec import Read, Rule, Target
+from msf_pmsn_plugins.swap.spec import Read, Reading, Rule, Target
 
 __all__ = ["ATTENTION", "CONVOLUTIONS", "NORMS", "RATES", "Recipe"]
 
@@ -47,6 +47,7 @@ class Recipe:
         advice: what to know before training the swapped model.
         classes: names of the model's class, or of one of its parents, by which it is recognised.
         paths: regular expressions; each must match the whole path of some module, or it is another recipe.
+        holds: class names; some module must be of each, or it is another recipe.
         pmsn_rules: rules that hold where the target is a PMSN; they go before ``rules``.
         readings: how to read neurons of the recipe's own, by class name.
         keys: published checkpoint entry -> entry of another construction of the same network, as regular expression
@@ -63,21 +64,24 @@ class Recipe:
     advice: str = ""
     classes: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
     pmsn_rules: Mapping[Any, SiteRule] = field(default_factory=dict)
-    readings: Mapping[str, Read] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: str = ""
     legacy: str | None = None
 
     def fits(self, model: nn.Module) -> bool:
-        """Whether ``model`` is built by this recipe: by the name of its class, and all of ``paths``."""
+        """Whether ``model`` is built by this recipe: the name of its class, all of ``paths``, all of ``holds``."""
         if not {cls.__name__ for cls in type(model).__mro__} & set(self.classes):
             return False
         names = [name for name, _ in model.named_modules()]
-        return all(any(re.fullmatch(path, name) for name in names) for path in self.paths)
+        held = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
+        matched = all(any(re.fullmatch(path, name) for name in names) for path in self.paths)
+        return matched and set(self.holds) <= held
 
-    def classes_in(self, model: nn.Module) -> dict[type, Read]:
+    def classes_in(self, model: nn.Module) -> dict[type, Reading]:
         """The recipe's own neuron classes in ``model``, and how to read them."""
         kinds = {type(module) for module in model.modules()}
         return {cls: self.readings[cls.__name__] for cls in kinds if cls.__name__ in self.readings}

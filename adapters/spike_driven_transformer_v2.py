@@ -6,6 +6,7 @@ RECIPE = Recipe(
     name="spike_driven_transformer_v2",
     source="Yao et al., Spike-driven Transformer V2, ICLR 2024; github.com/BICLab/Spike-Driven-Transformer-V2",
     classes=("Spiking_vit_MetaFormer",),
+    holds=("MultiStepLIFNode",),  # the quantised one, of the same class and paths, has none
     legacy="sequential",
     advice=ATTENTION
     + " T is 1 by default, so a PMSN has nothing to integrate: set model.T = 4 before the plan, as "

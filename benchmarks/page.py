@@ -113,7 +113,7 @@ def page(report: dict[str, Any]) -> str:
     lines += ["## How it was measured", "", METHOD]
     lines += [
         f"{where['cpu']}, {where['cores']} cores, {where['system']}, Python {where['python']}; {versions};",
-        f"{report['date']}.",
+        f"{report['date']}, commit {report.get('measured', {}).get('commit', 'not recorded')}.",
         "",
     ]
     lines += ["## Details", ""]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from msf_pmsn_plugins.adapters import Recipe, get, recipes, recognise
+from msf_pmsn_plugins.adapters import Recipe, get, loadable, recognise
 
 from . import __version__, swap
 from . import doctor as _doctor
@@ -266,17 +266,16 @@ def _recipe(model: nn.Module, name: str) -> Recipe | None:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    names = recipes()
     if args.name:
         recipe = _recipe(nn.Identity(), args.name)
         assert recipe is not None
         print(json.dumps(_facts(recipe), indent=2) if args.json else _describe(recipe))
         return 0
-    found = [get(name) for name in names]
+    found = loadable()
     if args.json:
         print(json.dumps([_facts(recipe) for recipe in found], indent=2))
         return 0
-    width = max(map(len, names))
+    width = max(len(recipe.name) for recipe in found)
     for recipe in found:
         print(f"{recipe.name.ljust(width)}  {recipe.source.split(';')[0]}")
     print(f"\n{len(found)} recipes; python -m msf_pmsn_plugins recipes NAME shows one")

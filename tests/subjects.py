@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,39 @@ from tolerances import F32
 
 TRIANGLE = Surrogate("triangle", 1.0)
 CUSTOM = Custom(lambda u: (1 - u.abs()).clamp(min=0))  # the triangle, by its slopes
+
+
+class Triangle(torch.autograd.Function):
+    """The step, with the slope of a triangle."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return (u >= 0).to(u)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (1 - ctx.saved_tensors[0].abs()).clamp(min=0)
+
+
+class HostObject(torch.nn.Module):
+    """A surrogate as SpikingJelly has them: a module that can be switched between spikes and its primitive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spiking = True
+
+    def forward(self, u: Tensor) -> Tensor:
+        return Triangle.apply(u) if self.spiking else u
+
+
+def host_closure() -> Callable[[Tensor], Tensor]:
+    """A surrogate as snnTorch has them: a function that a call returns."""
+
+    def fire(u: Tensor) -> Tensor:
+        return Triangle.apply(u)
+
+    return fire
 
 
 class Learned(torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -153,7 +154,7 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
         (["some_model.py:Net", "--input", "3,x"], "--input is a shape such as"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "[1]"], "--kwargs is a JSON object"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "{"], "building the model: JSONDecodeError"),
-        (["some_model.py:Net", "--input", "3,7"], "planning: two forward passes: RuntimeError"),
+        (["some_model.py:Net", "--input", "3,7"], "planning: some forward passes: RuntimeError"),
         (["some_model.py:Net", "--input", "3,6", "--D", "0"], "reading the target msf: ValueError"),
         (
             ["some_model.py:Net", "--input", "3,6", "--recipe", "x"],
@@ -231,16 +232,16 @@ def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkey
 
 
 def test_the_self_test_notices_a_backend_that_is_wrong(monkeypatch):
-    from msf_pmsn_plugins.backends import torch_backend
+    from msf_pmsn_plugins.backends.torch import msf
 
-    right = torch_backend.msf_fwd
+    right = msf.msf_forward
     monkeypatch.setattr(doctor, "_backends", lambda: {"torch": "runs on any device"})
 
     def wrong(*args):
         s, *rest = right(*args)
         return (1 - s, *rest)
 
-    monkeypatch.setattr(torch_backend, "msf_fwd", wrong)
+    monkeypatch.setattr(msf, "msf_forward", wrong)
     with pytest.raises(AssertionError, match="other spikes than its steps"):
         doctor._test_backends()
 
@@ -250,3 +251,28 @@ def test_started_as_a_user_does(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "sew_resnet" in done.stdout
+
+
+def test_a_broken_recipe_of_another_package_is_left_out_by_name(tmp_path):
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[msf_pmsn_plugins.recipes]\nbad = theirs_module:RECIPE\n")
+    (tmp_path / "theirs_module.py").write_text("raise RuntimeError('it is broken')\n")
+    code = """
+        import torch
+        from msf_pmsn_plugins import adapters, __main__
+        print(adapters.recognise(torch.nn.Linear(2, 2)))
+        raise SystemExit(__main__.main(["recipes"]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "spikformer" in done.stdout
+    assert "the recipe 'bad' of the package 'theirs' cannot be loaded" in done.stderr
+    assert "RuntimeError: it is broken" in done.stderr

@@ -1,5 +1,9 @@
-"""Build the distributions, validate them, and try the wheel in an environment of its own."""
+"""Build the distributions, validate them, and try the wheel in an environment of its own; name the stale tables.
 
+With --release, stale tables are an error.
+"""
+
+import argparse
 import os
 import shutil
 import subprocess
@@ -11,6 +15,10 @@ import zipfile
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns(
@@ -132,7 +140,23 @@ def check(work: Path) -> None:
         print(f"              {line}")
 
 
+def check_tables(release: bool) -> None:
+    """Print which measured tables are stale; with ``release`` that is an error."""
+    stale = provenance.stale()
+    print(
+        "tables        "
+        + (f"{len(stale)} stale, `make results` makes them anew" if stale else "none is stale")
+    )
+    for table, reason in stale.items():
+        print(f"              {table}: {reason}")
+    require(not (stale and release), "a release needs tables that are true: make results")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--release", action="store_true", help="fail where a measured table is stale")
+    release = parser.parse_args().release
+    check_tables(release)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     print(f"release check {project['name']}")
     with tempfile.TemporaryDirectory(prefix="release-check-") as folder:

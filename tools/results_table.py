@@ -1,13 +1,14 @@
-"""Write the table of a quickstart run into README.md and docs/results.md.
-
-python examples/quickstart.py --seeds 3 --json docs/quickstart.json --out docs/quickstart.png
-python tools/results_table.py
-"""
+"""Write the table of a quickstart run into README.md and docs/results.md; ``make results`` measures and calls it."""
 
 import json
 import re
+import sys
 from pathlib import Path
 from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import provenance
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "quickstart.json"
@@ -32,8 +33,11 @@ def table(report: dict) -> str:
         lines.append(f"| {' | '.join((task, neuron, *cells))} |")
     seeds = len({run["seed"] for run in report["runs"]})
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    sets = len({run.get("instructions") for run in report["runs"]})
     what = f"Mean and range of {seeds} seeds" if seeds > 1 else "One seed"
-    return "\n".join([*lines, "", f"{what}; {versions}; CPU, {report['threads']} threads."])
+    what += f" with each of {sets} instruction sets" if sets > 1 else ""
+    measured = f"CPU, {report['threads']} threads; {provenance.line(report)}"
+    return "\n".join([*lines, "", f"{what}; {versions}; {measured}."])
 
 
 def with_table(page: str, report: dict) -> str:

@@ -1,23 +1,29 @@
-"""All experiments, and the page that shows what they gave.
+"""Several experiments in a row, and the page that shows what they gave.
 
-    python examples/experiments/run.py                   everything: about 40 minutes of one quiet core
-    python examples/experiments/run.py digits sine       only these
-    python examples/experiments/run.py --fast --out /tmp/x     everything at toy size, elsewhere
-    python examples/experiments/run.py --page            only write docs/experiments.md anew from the files
+    python examples/experiments/run.py --out /tmp/x                  everything: about 40 minutes of one quiet core
+    python examples/experiments/run.py --out /tmp/x digits sine      only these
+    python examples/experiments/run.py --fast --out /tmp/x           everything at toy size
+    python examples/experiments/run.py --page                        only write docs/experiments.md anew from its files
 
-Every experiment writes <out>/<name>.json (docs/experiments by default); the tables of docs/experiments.md are made
-of those files. An experiment whose data cannot be loaded is named and left out.
+Every experiment writes <out>/<name>.json. Those of docs/experiments, of which the tables of docs/experiments.md are
+made, come from ``make results``, which says what they measured. An experiment whose data cannot be loaded is named and
+left out.
 """
 
 import argparse
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import common
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import provenance  # noqa: E402
+
 OUT = ROOT / "docs" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 NAMES = ("sine", "digits", "mnist_1d", "series", "images", "recall", "events", "depth", "steps", "sweep")
@@ -27,10 +33,15 @@ def section(name: str, done: dict) -> str:
     """What the page shows of one file."""
     experiment = importlib.import_module(name)
     seeds = len({row["seed"] for row in done["rows"] if "seed" in row})
+    sets = len({row["instructions"] for row in done["rows"] if "instructions" in row})
     versions = ", ".join(f"{package} {number}" for package, number in done["versions"].items())
-    runs = f"{seeds} seeds, mean and range" if seeds > 1 else "one seed"
+    runs = f"{seeds} seeds" if seeds > 1 else "one seed"
+    runs += f" with each of {sets} instruction sets" if sets > 1 else ""
+    runs += ", mean and range" if max(seeds, sets) > 1 else ""
     minutes = f"{done['seconds'] / 60:.0f} CPU minutes in all, torch on {done['threads']} thread(s)"
-    notes = f"`{done['command']}`; {runs}; {minutes}; {versions}."
+    notes = f"`{done['command']}`; {runs}; {minutes}; {versions}; {provenance.line(done)}."
+    if since := {row["measured"] for row in done["rows"] if "measured" in row}:
+        notes += f" Published weights: measured at {', '.join(sorted(since))}."
     return f"{common.table(experiment, done['rows'])}\n\n{notes}"
 
 
@@ -73,6 +84,8 @@ def main():
         raise SystemExit("--fast gives numbers that mean nothing: name another folder with --out")
     if args.neurons and args.out == OUT:
         raise SystemExit("--neurons leaves out rows of the page: name another folder with --out")
+    if args.out == OUT and not args.page:
+        raise SystemExit("`make results` measures what the page shows: name another folder with --out")
     options = common.options_of(args)
     if not args.page:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,6 @@ def load(name: str, neuron: str) -> ModuleType:
 _loaded: dict[tuple[str, str], ModuleType] = {}
 
 
-@torch.compiler.assume_constant_result
 def knows(name: str, neuron: str, word: str) -> bool:
     """Whether a backend has what ``word`` names."""
     known = load(name, neuron).KNOWS
@@ -112,9 +111,13 @@ def resolve(name: str, x: Tensor, neuron: str, words: tuple[str, ...]) -> str:
     return _constant(name, x.device.type, neuron, words)
 
 
-@torch.compiler.assume_constant_result
 def _constant(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
     return _choose(name, device, neuron, words)
+
+
+# What torch.compiler.assume_constant_result does; that one imports the whole compiler.
+for _function in (knows, _constant):
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 @functools.cache

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 BLACK, GREY = "#000000", "#999999"
 CYCLE = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+# One colour for each neuron, in every picture that draws one line a neuron.
+OF_NEURON = {
+    **dict.fromkeys(("MSF", "MSFNode"), BLUE),
+    **dict.fromkeys(("PMSN", "PMSNNode"), RED),
+    **dict.fromkeys(("LIFNode", "ParametricLIFNode", "Leaky", "IFNode"), GREEN),
+    **dict.fromkeys(("ParallelIF", "ParallelIFNode"), ORANGE),
+    "MSN": PURPLE,
+}
 
 
 def pyplot() -> Any:
@@ -50,17 +58,37 @@ def dress(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
-def whole_ticks(ax: Axes) -> None:
+def whole_ticks(ax: Axes, axes: str = "xy") -> None:
     """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for name in axes:
+        getattr(ax, f"{name}axis").set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def next_color(ax: Axes, color: str | None) -> str:
-    """``color``, or the first of ours that no line of these axes has."""
+def next_color(ax: Axes, color: str | None, kind: str = "") -> str:
+    """``color``, or the neuron's own, or the first of ours that no line of these axes has."""
     used = {line.get_color() for line in ax.lines}
+    own = OF_NEURON.get(kind)
+    if color is None and own is not None and own not in used:
+        return own
     return color or next((ours for ours in CYCLE if ours not in used), BLACK)
+
+
+def colors(count: int) -> list[Any]:
+    """As many colours, no two alike: ours, or of a longer scale where they do not suffice."""
+    if count <= len(CYCLE):
+        return list(CYCLE[:count])
+    from matplotlib import colormaps
+
+    return list(colormaps["turbo"](torch.linspace(0.02, 0.98, count).numpy()))
+
+
+def say_silent(ax: Axes, s_seq: Tensor) -> None:
+    """Say in the picture that nothing fired, where nothing did."""
+    if not bool(s_seq.any()):
+        steps = f"{len(s_seq)} step{'s' if len(s_seq) > 1 else ''}"
+        ax.text(0.5, 0.5, f"silent: no spike in {steps}", transform=ax.transAxes, ha="center", va="center")
 
 
 def band(ax: Axes, x: Tensor, lanes: Tensor, color: str) -> None:

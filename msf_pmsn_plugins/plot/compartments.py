@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..neurons import PMSN
-from .axes import BLACK, CYCLE, GREY, band, dress, subplots, whole_ticks
+from .axes import BLACK, CYCLE, GREY, band, colors, dress, subplots, whole_ticks
 from .sources import held_neuron
 
 if TYPE_CHECKING:
@@ -77,13 +77,15 @@ def impulse_response(
     response = (w.unsqueeze(-1) * a.unsqueeze(-1) ** lag).real  # [channels, modes, steps]
     total = response.sum(1)
     (ax,) = subplots(ax, 1, 1, (7, 3))
+    palette = colors(response.shape[1]) if response.shape[1] > 6 else CYCLE
     for n, part in enumerate(response.mean(0)):
         twin = n >= response.shape[1] / 2 and not held.tied
         style: dict[str, Any] = {"linestyle": (0, (4, 4)), "linewidth": 1.8} if twin else {"linewidth": 1.8}
-        ax.plot(lag, part, color=CYCLE[n % 6], label=f"compartment {n + 1}", **style)
+        ax.plot(lag, part, color=palette[n], label=f"compartment {n + 1}", **style)
     band(ax, lag, total, BLACK)
     ax.plot(lag, total.mean(0), color=BLACK, linewidth=1, label="sum")
     dress(ax, "lag, steps", "response, V per unit input")
+    whole_ticks(ax, "x")
     ax.set_title("layer mean" if channel is None else f"neuron {channel}", fontsize="medium")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
     return ax
@@ -122,9 +124,10 @@ def modes(
             low, high = moving.min() / 1.2, moving.max() * 1.2
             edges = torch.logspace(float(low.log10()), float(high.log10()), bins + 1, dtype=values.dtype)
             columns = [column[column > 0].numpy() for column in values.T]
-            colors = [CYCLE[n % 6] for n in range(values.shape[1])]
+            count = values.shape[1]
+            palette = colors(count) if count > 6 else CYCLE[:count]
             labels = [f"compartment {n + 1}" for n in range(values.shape[1])]
-            ax.hist(columns, bins=edges.tolist(), stacked=True, color=colors, label=labels, alpha=0.8)
+            ax.hist(columns, bins=edges.tolist(), stacked=True, color=list(palette), label=labels, alpha=0.8)
             ax.set_xscale("log")
             mean = float(moving.mean())
             ax.axvline(mean, color=BLACK, linestyle="--", linewidth=1, label=f"layer mean {mean:.3g}")
@@ -148,7 +151,7 @@ def modes(
             0.5, drawn[0].get_xlim()[1], facecolor="none", edgecolor=GREY, hatch="///", linewidth=0
         )
     drawn[0].set_ylabel("compartments")
-    whole_ticks(drawn[0])
+    whole_ticks(drawn[0], "y")
     handles, labels = drawn[1].get_legend_handles_labels()
     drawn[1].legend(
         handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small"

@@ -108,7 +108,7 @@ def frequency_response(
     if steps < 8 or (amplitude is not None and not amplitude > 0):
         raise ValueError(f"steps must be at least 8 and amplitude positive, got {steps} and {amplitude}")
     (ax,) = subplots(ax, 1, 1, (7, 3.2))
-    color = next_color(ax, color)
+    color = next_color(ax, color, type(held).__name__)
     label = type(held).__name__ if label is None else label
     f = torch.logspace(-3.3, math.log10(0.5), 400, dtype=torch.float64)
     gain = _linear_response(held, 2 * math.pi * f, channel).abs()

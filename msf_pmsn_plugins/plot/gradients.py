@@ -10,8 +10,8 @@ from torch import Tensor
 from ..neurons import Neuron
 from ..surrogate import FireFunction, Surrogate
 from ..surrogate import summed_slope as _summed_slope
-from .axes import GREY, dress, next_color, subplots
-from .sources import checked_sequence, flat, held_neuron, spikes_of, thresholds_of
+from .axes import GREY, dress, next_color, subplots, whole_ticks
+from .sources import checked_sequence, flat, held_neuron, kind_of, spikes_of, thresholds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,12 +59,20 @@ def gradient_by_lag(
     size = flat(gradient).square().mean(1).sqrt().flip(0)
     (ax,) = subplots(ax, 1, 1, (7, 3))
     lag = size.nonzero().squeeze(1)
-    name = type(getattr(neuron, "neuron", neuron)).__name__ if label is None else label
+    kind = kind_of(neuron)
+    name = kind if label is None else label
     ax.plot(
-        lag, size[lag], color=next_color(ax, color), linewidth=1.6, marker="o", markersize=2.5, label=name
+        lag,
+        size[lag],
+        color=next_color(ax, color, kind),
+        linewidth=1.6,
+        marker="o",
+        markersize=2.5,
+        label=name,
     )
     ax.set_yscale("log")
     dress(ax, "lag, steps", "gradient, rms")
+    whole_ticks(ax, "x")
     ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -106,7 +114,7 @@ def summed_slope(
         held = held_neuron(source)
         if getattr(held, "burst", False):
             raise ValueError("with burst spikes the slope repeats itself at every threshold: set burst=False")
-        thresholds, surrogate = thresholds_of(held), held.surrogate
+        thresholds, surrogate = list(thresholds_of(held)), held.surrogate
     assert surrogate is not None
     low, high = min(0.0, thresholds[0] - 1.5), thresholds[-1] + 1.5
     # between round numbers, where windows meet: there the rectangle is 0 at single points

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..neurons import Neuron
 from ..tables import aligned
 from .axes import GREY, RED, SKY, dress, subplots
+from .sources import kind_of, record, spiking_layers, takes_sequences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +66,26 @@ class Activity:
     """The report of :func:`activity`: print it, plot it, or read ``layers``, by path in the network."""
 
     high: float
+    net: nn.Module = field(repr=False)
     layers: dict[str, LayerActivity] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list, repr=False)
+
+    def layer(self, path: str) -> LayerActivity:
+        """The report on one layer, empty at first."""
+        return self.layers.setdefault(path, LayerActivity(kind_of(self.net.get_submodule(path)), self.high))
+
+    def __enter__(self) -> Activity:
+        for path, module in spiking_layers(self.net).items():
+            self._handles.append(module.register_forward_hook(partial(self._watch, path)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _watch(self, path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        s = output[0] if isinstance(output, tuple) else output
+        self.layer(path).add(s.flatten(0, 1) if takes_sequences(module) else s)
 
     def __str__(self) -> str:
         rows = [("layer", "neuron", "neurons", "spikes/step", "largest", "dead", "hyperactive")]
@@ -75,7 +93,9 @@ class Activity:
             dead, hyperactive = _percent(layer.dead), _percent(layer.hyperactive)
             numbers = f"{layer.total.numel():,}", f"{float(layer.rate.mean()):.4f}", f"{layer.largest:g}"
             rows.append((path or "(root)", layer.kind, *numbers, f"{dead:.1f} %", f"{hyperactive:.1f} %"))
+        silent = [path or "(root)" for path, layer in self.layers.items() if bool(layer.dead.all())]
         foot = f"dead: never fired; hyperactive: fired in at least {100 * self.high:g} % of all steps"
+        foot += f"\nsilent, no neuron fired: {', '.join(silent)}" if silent else ""
         return f"{aligned(rows, right_from=2)}\n{foot}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -99,7 +119,8 @@ class Activity:
             left = [a + b for a, b in zip(left, shares, strict=True)]
         for row, layer in enumerate(self.layers.values()):
             rate = float(layer.rate.mean())
-            ax.text(101, row, f"{rate:.3g} spikes/step", va="center", fontsize="small")
+            text = "silent" if bool(layer.dead.all()) else f"{rate:.3g} spikes/step"
+            ax.text(101, row, text, va="center", fontsize="small")
         ax.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 100))
         ax.invert_yaxis()
         dress(ax, "share of neurons, %", "")
@@ -112,15 +133,16 @@ def _percent(which: Tensor) -> float:
     return 100 * float(which.double().mean())
 
 
-@contextmanager
-def activity(net: nn.Module, high: float = 0.9) -> Iterator[Activity]:
-    """Watch the neurons of a network: which never fire, which fire nearly always.
+def activity(net: nn.Module, x_seq: Tensor | None = None, *, high: float = 0.9) -> Activity:
+    """Which neurons of a network never fire, and which fire nearly always.
 
-    Every neuron of ``net``, bare or held by a node, is counted in every forward pass inside the ``with`` block, whether
-    it runs step by step or over whole sequences.
+    Every spiking neuron of ``net`` is counted, of ours (bare or held by a node) or of a framework, whether it runs step
+    by step or over whole sequences. Give the input, ``activity(net, x_seq)``: the network is run on it from rest and
+    left as it was. Or watch passes of your own, ``with activity(net) as report:``.
 
     Args:
         net: a network, or a single neuron or node.
+        x_seq: its input, [T, N, *]; None watches inside a ``with`` block.
         high: a neuron is hyperactive that fires in at least this share of all steps, in (0, 1].
 
     Raises:
@@ -140,28 +162,13 @@ def activity(net: nn.Module, high: float = 0.9) -> Iterator[Activity]:
     """
     if not 0 < high <= 1:
         raise ValueError(f"high, a share of all steps, must lie in (0, 1], got {high!r}")
-    nodes = {path: m for path, m in net.named_modules() if isinstance(getattr(m, "neuron", None), Neuron)}
-    inside = {id(node.neuron) for node in nodes.values()}
-    bare = {path: m for path, m in net.named_modules() if isinstance(m, Neuron) and id(m) not in inside}
-    if not nodes and not bare:
-        raise ValueError("this network has no neuron of msf_pmsn_plugins that could be watched")
-    report = Activity(high)
-
-    def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-            s = output[0] if isinstance(output, tuple) else output
-            kind = type(getattr(module, "neuron", module)).__name__
-            step_by_step = (
-                getattr(module, "step_mode", "m") == "s" or getattr(module, "sequence", True) is False
-            )
-            layer = report.layers.setdefault(path, LayerActivity(kind, high))
-            layer.add(s if step_by_step else s.flatten(0, 1))
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(path)) for path, module in (nodes | bare).items()]
-    try:
-        yield report
-    finally:
-        for handle in handles:
-            handle.remove()
+    if not spiking_layers(net):
+        raise ValueError(
+            "this network has no neuron, of this package or of a framework, that could be watched"
+        )
+    report = Activity(high, net)
+    if x_seq is not None:
+        for path in spiking_layers(net):
+            s_seq = record(net, x_seq, path).s_seq
+            report.layer(path).add(s_seq.flatten(0, 1) if s_seq.dim() > 1 else s_seq)
+    return report

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
+from weakref import WeakSet
 
 import snntorch as snn
 import torch
 from torch import Tensor, nn
 
 from .. import neurons
+from ..neurons.autograd import recomputing, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
-from ..neurons.lengths import Lengths
+from ..neurons.lengths import Lengths, valid_steps
 from ..surrogate import FireFunction, Surrogate
+from .membrane import Membrane
 from .states import cut, detached
 from .surrogates import SpikeGrad, as_surrogate, no_gradient
 
@@ -61,6 +66,24 @@ def as_beta(value: float | Tensor) -> float | Tensor:
     return checked("beta", value, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
 
 
+_alive: WeakSet[SnnTorchNeuron] = WeakSet()
+
+
+@functools.cache
+def _warn_of_their_reset() -> None:
+    """Say once that ``snntorch.utils.reset`` passes our neurons by, where it walks a list of the host's classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # for the import alone
+        from snntorch import utils
+    if utils.reset.__module__ == utils.__name__ and hasattr(utils, "_layer_check"):
+        warnings.warn(
+            "snntorch.utils.reset does not reset neurons of msf_pmsn_plugins: call "
+            "msf_pmsn_plugins.snntorch.reset(net), or put the code that calls it into "
+            "`with msf_pmsn_plugins.snntorch.patched():`",
+            stacklevel=4,
+        )
+
+
 class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     """A framework-neutral neuron as a snnTorch neuron; its ``mem`` is the neuron's state.
 
@@ -96,6 +119,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     kind: ClassVar[type[Neuron]] = Neuron  # of the neurons that a class of nodes holds
     _version = 1  # of the entries in a state dict: raise it when one changes its meaning
     neuron: Any  # a Neuron; subclasses name its class
+    carries: ClassVar[bool] = False  # whether mem is the membrane and carries a state of its own
     mem: Mem
     lengths: Lengths | None = None
     padding: Lengths | None = None  # as lengths, for the length of state.padded()
@@ -135,6 +159,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             graded_spikes_factor=graded_spikes_factor,
             learn_graded_spikes_factor=learn_graded_spikes_factor,
         )
+        snn.SpikingNeuron.instances.remove(self)  # the host's list would keep us alive for ever
+        _alive.add(self)
+        if self.init_hidden:
+            _warn_of_their_reset()
         # The held neuron owns these two; properties below show them.
         del self._buffers["threshold"], self._buffers["reset_mechanism_val"]
         self.sequence = sequence
@@ -177,7 +205,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             with torch.no_grad():
                 own.copy_(torch.as_tensor(value))
         else:
-            self.neuron.v_threshold = as_threshold(value)
+            takes_several = isinstance(self.neuron, neurons.MSF)
+            self.neuron.v_threshold = as_threshold(value) if takes_several else one_threshold(value)
 
     @property
     def spike_grad(self) -> Surrogate | FireFunction:
@@ -219,7 +248,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def reset_mem(self) -> Mem:
         """Bring the neuron to rest, for a batch of any shape; return the state at rest (empty tensors)."""
         empty = torch.empty(0, device=self.graded_spikes_factor.device)
-        self.mem = self._to_mem(self.neuron.initial_state(empty))
+        self.mem = empty if self.carries else self._to_mem(self.neuron.initial_state(empty))
         return self.mem
 
     def init_leaky(self) -> Mem:
@@ -230,20 +259,29 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     @classmethod
     def reset_hidden(cls) -> None:
-        """Reset every neuron of this class in snnTorch's list, which lacks copies: prefer :func:`reset`."""
-        for neuron in snn.SpikingNeuron.instances:
+        """Reset every neuron of this class that was built, which leaves out copies: prefer :func:`reset`."""
+        for neuron in _alive:
             if isinstance(neuron, cls):
                 neuron.reset_mem()
 
     @classmethod
     def detach_hidden(cls) -> None:
-        """Cut the graph at the state of every neuron of this class in snnTorch's list; see :func:`detach`."""
-        for neuron in snn.SpikingNeuron.instances:
+        """Cut the graph at the state of every neuron of this class that was built; see :func:`detach`."""
+        for neuron in _alive:
             if isinstance(neuron, cls):
                 cut(neuron)
 
+    def _as_mem(self, state: State, membrane: Tensor | None) -> Mem:
+        """What ``forward`` returns as ``mem``: the membrane with the state, where a tensor can carry it."""
+        return self._to_mem(state) if membrane is None else Membrane.of(membrane, state)
+
+    def _wants_membrane(self, of_steps: bool) -> bool:
+        """Whether ``mem`` needs the membranes; of a sequence that nobody asks for them, they would only take memory."""
+        asked = of_steps or self.output or not self.init_hidden
+        return self.carries and asked and not torch.compiler.is_compiling()
+
     def _to_mem(self, state: State) -> Mem:
-        """What ``forward`` returns as ``mem``, from the held neuron's state."""
+        """The held neuron's state as an explicit ``mem``, without the membrane."""
         return state if len(state) > 1 else state[0]
 
     def _to_state(self, mem: State) -> State:
@@ -253,7 +291,19 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def _resume(self, x: Tensor, mem: Mem, passed: bool) -> State:
         """The held neuron's state for the step ``x`` [B, *]."""
         self.neuron.check_input(x)
-        parts = (mem,) if isinstance(mem, Tensor) else tuple(mem)
+        name = type(self).__name__
+        if isinstance(mem, Membrane):
+            if not self.carries or len(mem.state) != len(self.neuron.state_names):
+                raise TypeError(
+                    f"this mem was returned by another neuron than {name}: pass on what {name} returned"
+                )
+            return self.neuron.check_state(x, tuple(map(usable, mem.state)), REMEDY)
+        if self.carries and isinstance(mem, Tensor) and mem.shape != (0,):
+            raise ValueError(
+                f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the "
+                "mem that it returned (detach, clone and to keep the state), or reset_mem()'s to start at rest"
+            )
+        parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
         if not (parts and all(isinstance(part, Tensor) for part in parts)):
             raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
         if parts[0].shape == (0,) != x.shape:
@@ -274,6 +324,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     @property
     def carried(self) -> State | None:
         """The state as a tuple of tensors, None at rest. Assign to go on from another one."""
+        if isinstance(self.mem, Membrane):
+            explicit = self._to_mem(self.mem.state)
+            return (explicit,) if isinstance(explicit, Tensor) else explicit
         parts = (self.mem,) if isinstance(self.mem, Tensor) else self.mem
         return None if parts[0].shape == (0,) else parts
 
@@ -298,6 +351,12 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)
+        if not passed and self.carried is not None and recomputing():
+            raise RuntimeError(
+                f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
+                "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) "
+                "inside the checkpointed function, or pass mem and return it"
+            )
         if self.sequence:
             spk, after = self._sequence(input_, before, passed, lengths)
         else:
@@ -309,8 +368,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         return spk if self.init_hidden and not self.output else (spk, after)
 
     def _step(self, x: Tensor, mem: Mem, passed: bool) -> tuple[Tensor, Mem]:
-        s, state, m = self._one(x, self._resume(x, mem, passed), self.inhibition)
-        return self._inhibit(s, m, 1), self._to_mem(state)
+        wants = self._wants_membrane(of_steps=True)
+        s, state, m = self._one(x, self._resume(x, mem, passed), wants or self.inhibition)
+        return self._inhibit(s, m, 1), self._as_mem(state, m if wants else None)
 
     def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
         if not isinstance(x_seq, Tensor):
@@ -323,8 +383,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if len(x_seq) == 0:  # nothing happens, but what is wrong is still said
             self._resume(x_seq.new_empty(x_seq.shape[1:]), mem, passed)
             return torch.empty_like(x_seq), mem
-        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem, passed), self.inhibition, lengths)
-        return self._inhibit(s, m, 2), self._to_mem(state)
+        wants = self._wants_membrane(of_steps=False)
+        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem, passed), wants or self.inhibition, lengths)
+        last = _last(m, x_seq, lengths) if wants and m is not None else None
+        return self._inhibit(s, m, 2), self._as_mem(state, last)
 
     def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         return self.neuron.single(x, state, membrane)
@@ -418,6 +480,17 @@ def _refuse_tracers(name: str, x: Any) -> None:
             f"snntorch.export_nir and nirtorch.extract_nir_graph do not know {name} and may leave an empty node in "
             f"the graph: {instead}"
         )
+
+
+def _last(m_seq: Tensor, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
+    """Each sample's membrane at its last valid step, as a copy; 0 where it has none."""
+    if lengths is None:
+        return m_seq[-1].clone()  # the last membrane alone must not keep all of them in memory
+    live = valid_steps(x_seq, lengths)
+    last = (live * torch.arange(1, len(live) + 1, device=live.device).unsqueeze(1)).amax(0)
+    last = last.reshape(-1, *[1] * (m_seq.dim() - 2)).expand(m_seq.shape[1:])
+    found = m_seq.gather(0, (last - 1).clamp(min=0).unsqueeze(0))[0]
+    return torch.where(last > 0, found, 0.0)
 
 
 def _winner(m: Tensor, axis: int) -> Tensor:

@@ -215,8 +215,10 @@ class MSF(SnnTorchNeuron):
 class PMSN(SnnTorchNeuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a snnTorch neuron.
 
-    ``mem`` is the tuple ``(v, z)``: the residual after reset in volts [B, *], which carries no gradient, and
-    the hidden state, complex [B, *, compartments - 1].
+    ``mem`` is the membrane of the soma before its reset, volts, [B, *]: a tensor that brings the residual and the
+    hidden compartments along when it is passed back. Where no tensor can carry them (compiled and exported graphs) it
+    is the tuple ``(v, z)``, which is taken everywhere: the residual in volts [B, *], without a gradient, and the hidden
+    state, complex [B, *, compartments - 1].
 
     Args:
         channels: size of the channel axis; None takes it from the first input or a loaded state dict.
@@ -233,6 +235,7 @@ class PMSN(SnnTorchNeuron):
     surrogate: triangle of half-width 1 V. Its reset removes all whole thresholds.
     """
 
+    carries = True
     kind = neutral.PMSN
     neuron: neutral.PMSN
 
@@ -297,8 +300,8 @@ class PMSN(SnnTorchNeuron):
 class ParallelIF(SnnTorchNeuron):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a neuron of its own.
 
-    ``mem`` is the residual after reset in volts [B, *], which carries no gradient. Negative inputs are clamped and a
-    reset removes all whole thresholds; see :class:`msf_pmsn_plugins.neurons.ParallelIF`.
+    ``mem`` is the membrane before reset, volts, [B, *], and carries the residual, as in :class:`PMSN`. Negative inputs
+    are clamped and a reset removes all whole thresholds; see :class:`msf_pmsn_plugins.neurons.ParallelIF`.
 
     Args:
         threshold: volts.
@@ -307,6 +310,7 @@ class ParallelIF(SnnTorchNeuron):
         options: the other arguments of :class:`SnnTorchNeuron`. Default surrogate: triangle of half-width 1 V.
     """
 
+    carries = True
     kind = neutral.ParallelIF
     neuron: neutral.ParallelIF
 

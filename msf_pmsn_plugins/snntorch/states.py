@@ -7,6 +7,8 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
+from .membrane import Membrane
+
 __all__ = ["cut", "detach", "detached", "reset"]
 
 
@@ -14,6 +16,8 @@ def detached(value: Any) -> Any:
     """``value``, a tensor or tuples of them, without a graph; parameters and all else as they are."""
     if isinstance(value, tuple):
         return tuple(map(detached, value))
+    if isinstance(value, Membrane):
+        return value.detach()
     cut = isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
     return value.detach() if cut else value
 

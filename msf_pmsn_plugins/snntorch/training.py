@@ -129,7 +129,7 @@ def _window_loss(
         if not all(isinstance(mem, Tensor) for mem in mems):
             raise ValueError(
                 f"{name} needs the membranes as the last of what the net returns, a tensor [B, C]: set output=True on "
-                "the last neuron. PMSN's mem is what its reset leaves, with the hidden state: take a loss on spikes"
+                "the last neuron, or take a loss on spikes"
             )
         record = torch.stack([mem for mem in mems if mem is not None])
     if getattr(criterion, "time_var_targets", False):

@@ -13,6 +13,7 @@ from ..neurons import Neuron
 from ..neurons.autograd import recomputing, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, first_step, number
 from ..neurons.lengths import Lengths, valid_steps
+from .counters import counted
 from .surrogates import translate
 
 __all__ = ["SpikingJellyNode"]
@@ -113,6 +114,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     @v_threshold.setter
     def v_threshold(self, value: float | Tensor) -> None:
         if self._held is not None:
+            if isinstance(value, Tensor) and value.numel() > 1:
+                raise TypeError(
+                    f"{type(self).__name__} takes one number as its v_threshold, not a tensor of several"
+                )
             self._held.v_threshold = number("v_threshold", value)
 
     @property
@@ -163,7 +168,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Give the neuron what stands for the host's surrogate object on an input of ``dtype``."""
         host = self._modules.get("surrogate_function")
         if host is not None:
-            self._held.surrogate = translate(host, dtype, self.detach_reset)
+            exact = self.backend == "torch"  # kernels take slopes, and multiply them in their own order
+            self._held.surrogate = translate(host, dtype, self.detach_reset, exact)
 
     @property
     def has_margin(self) -> bool:
@@ -212,6 +218,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         rest = tuple(self._memories_rv[name] for name in self.neuron.state_names)
         self._remember(rest if state is None else state)
 
+    @counted
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
@@ -221,6 +228,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         s, states, _m = self.neuron.step(inputs[0], states)
         return (s,), states
 
+    @counted
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **_: object
     ) -> tuple[tuple[Tensor], State]:
@@ -363,7 +371,16 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         return errors
 
     def extra_repr(self) -> str:
-        return f"step_mode={self.step_mode!r}, backend={self.backend!r}"
+        words = ("v_threshold", "v_reset", "detach_reset", "step_mode", "backend")
+        shown = {name: getattr(self, name) for name in words if name != "v_threshold" or hasattr(self, name)}
+        return ", ".join(f"{name}={brief(value)}" for name, value in shown.items())
+
+
+def brief(value: Any) -> str:
+    """A setting for a repr: of a tensor its number or its shape."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{float(value):.6g}" if value.numel() == 1 else f"tensor {list(value.shape)}"
 
 
 def _cut(value: Any) -> Any:

@@ -19,8 +19,9 @@ from ..neurons.lengths import Lengths
 from ..neurons.pmsn import pmsn_step
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
-from .base import SpikingJellyNode
+from .base import SpikingJellyNode, brief
 from .charge import lif_charge
+from .counters import counted
 
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
@@ -254,6 +255,7 @@ class MSFNode(SpikingJellyNode):
         if several:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 
+    @counted
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
@@ -262,6 +264,9 @@ class MSFNode(SpikingJellyNode):
         states = self.materialize_states(inputs, states, "s")
         s, states, _m = self.neuron.single(inputs[0], states)
         return (s,), states
+
+    def extra_repr(self) -> str:
+        return f"D={self.D}, {super().extra_repr()}, tau={brief(self.tau)}"
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
         errors = super()._take_snntorch(numbers)
@@ -386,6 +391,7 @@ class PMSNNode(_ResidualNode):
         if not margin:
             self._held.v_threshold = number("v_threshold", value)
 
+    @counted
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **kwargs: object
     ) -> tuple[tuple[Tensor], State]:
@@ -395,6 +401,7 @@ class PMSNNode(_ResidualNode):
         (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return (s_seq.squeeze(0),), states
 
+    @counted
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **kwargs: object
     ) -> tuple[tuple[Tensor], State]:

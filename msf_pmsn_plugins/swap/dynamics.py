@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..charges import CHARGES
+from ..surrogate import Surrogate
 from .experiments import same
 from .quantisers import levels
 from .saving import plain
@@ -44,6 +45,9 @@ def arguments(site: Site, dynamics: str, memory: dict[Any, Any]) -> dict[str, An
         own = {"D": target.D, "threshold_step": target.threshold_step, "backend": target.backend}
         if dynamics == "site":
             arguments = _kept(site, own, memory)
+            own = {
+                key: value for key, value in own.items() if "reset_step" not in arguments or key == "backend"
+            }
         else:
             arguments = {**host.NODES["msf"].PUBLISHED, **_settings(site)}
     else:
@@ -81,7 +85,8 @@ def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, 
     """The site's own dynamics. Of a neuron that is no stock one they are tried: D = 1 must compute the same."""
     host = site.host
     assert host is not None
-    if site.role == "stock":
+    counting = _integer_lif(site)
+    if site.role == "stock" and not counting:
         return host.site_dynamics(site.module, site.step_mode)
     if site.role == "own":
         assert isinstance(site.reading, Read)
@@ -93,6 +98,8 @@ def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, 
                 "rules={path: swap.Keep()}"
             )
         candidates = [{**_settings(site), **given}]
+    elif counting:
+        candidates = counting
     else:
         candidates = [
             host.site_dynamics(site.module, site.step_mode, charge=charge)
@@ -105,13 +112,41 @@ def _kept(site: Site, own: dict[str, Any], memory: dict[Any, Any]) -> dict[str, 
     return {**training, "charge": (training["charge"], evaluation["charge"])}
 
 
+def _integer_lif(site: Site) -> list[dict[str, Any]]:
+    """I-LIF, which emits ``round(clamp(m/theta, 0, D))`` and subtracts theta for each, as MSF: what it may be.
+
+    It steps where a rounding does, at (k + 1/2) theta, and its rectangle of slope 1/theta is the sum of D narrow ones.
+    """
+    module: Any = site.module
+    function = getattr(module, "surrogate_function", None)
+    if not any(cls.__name__ == "ILIFNode" for cls in type(module).__mro__):
+        return []
+    theta, D = float(module.v_threshold), int(function.max_spike_count)  # type: ignore[union-attr]
+    text = f"its {D} levels are kept, whatever D the target has"
+    if text not in site.warnings:
+        site.warnings.append(text)
+    own = {
+        "D": D,
+        "v_threshold": theta / 2,
+        "threshold_step": theta,
+        "reset_step": theta,
+        "v_reset": None,
+        "detach_reset": module.detach_reset,
+        "surrogate_function": Surrogate("rectangular", theta / 2),
+        "tau": module.tau,
+        "step_mode": site.step_mode,
+        "store_v_seq": getattr(module, "store_v_seq", False),
+    }
+    return [{**own, "charge": charge} for charge in ("lif", "lif_product")]
+
+
 def _first_same(
     site: Site, candidates: list[dict[str, Any]], training: bool, memory: dict[Any, Any]
 ) -> dict[str, Any]:
     """The first of ``candidates`` that computes what the site does, to the bit."""
     key = ("same", fingerprint(site.module), training, repr([plain(c) for c in candidates]))
     if key not in memory:
-        memory[key] = _try(site, candidates, training, memory["levels", site.path])
+        memory[key] = _try(site, candidates, training, memory.get(("levels", site.path), 1))
     number, warning = memory[key]
     if number is None:
         raise ValueError(warning)

@@ -99,7 +99,15 @@ def build(site: Site) -> nn.Module:
     assert site.host is not None
     name = "pmsn" if isinstance(site.target, PMSN) else "msf"
     try:
-        node: nn.Module = site.host.NODES[name](**site.arguments)
+        given = dict(site.arguments)
+        amount = given.pop("reset_step", None)  # no word of the hosts': the neuron's own
+        node: Any = site.host.NODES[name](**given)
+        if amount is not None and not hasattr(node.neuron, "reset_step"):
+            raise ValueError(
+                "this MSF subtracts its threshold at a reset, and cannot subtract another amount"
+            )
+        if amount is not None:
+            node.neuron.reset_step = amount
     except ValueError as error:
         raise SwapError(f"{site.name}: {error}") from error
     needed = around(site)

@@ -101,7 +101,8 @@ def like_neurons(model: nn.Module, sites: Iterable[str] = ()) -> dict[str, str]:
         if inside & (known | found.keys()) or path in holders | {""} or any(map(is_ours, module.modules())):
             continue
         name = getattr(module, "original_name", type(module).__name__)  # of a scripted one
-        named = re.search(SOUNDS, name) and not (any(module.children()) and re.search(PARTS, name))
+        part = "matmul" in name.lower() or (any(module.children()) and re.search(PARTS, name))
+        named = re.search(SOUNDS, name) and not part
         if named or any(name in vars(module) or name in module._buffers for name in THRESHOLDS):
             found[path] = name
     return found

@@ -166,6 +166,118 @@ def test_a_swapped_recipe_trains_a_step_resets_and_reloads(name, target, tmp_pat
         assert_same(other(x), first)
 
 
+def named(name, **parts):
+    """A model whose class has that name, with modules at the paths given."""
+    model = type(name, (nn.Module,), {})()
+    for path, module in parts.items():
+        *parents, last = path.split("__")
+        owner = model
+        for parent in parents:
+            if parent not in owner._modules:
+                owner.add_module(parent, nn.Module())
+            owner = owner._modules[parent]
+        owner.add_module(last, module)
+    return model
+
+
+def kind(name):
+    return type(name, (nn.Module,), {})()
+
+
+SAME_NAMES = {
+    "qkformer": named("vit_snn", stage1__0__tssa=nn.Identity(), stage2__0__ssa=nn.Identity()),
+    "qkformer_imagenet": named("hierarchical_spiking_transformer", stage1__0__tssa=nn.Identity()),
+    "spikingformer": named("vit_snn", block__0__attn__attn_lif=kind("N"), block__0__mlp__mlp1_lif=kind("N")),
+    "sglformer": named("vit_snn", blocks__0__ssa1=nn.Identity()),
+    "spike_driven_transformer_v2": named("Spiking_vit_MetaFormer", lif=kind("MultiStepLIFNode")),
+    "qsd_transformer": named("Spiking_vit_MetaFormer", lif=kind("Multispike")),
+    "None": named("vit_snn", block=nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("name", SAME_NAMES)
+def test_models_of_one_class_name_are_told_apart_by_their_modules(name):
+    recipe = adapters.recognise(SAME_NAMES[name])
+    assert str(recipe and recipe.name) == name.removesuffix("_imagenet")
+
+
+class LIFSpike(nn.Module):
+    """TET's pattern: [N, T, *], no state between calls, fires above its threshold."""
+
+    def __init__(self, thresh=1.0, tau=0.5, gama=1.0):
+        super().__init__()
+        self.thresh, self.tau, self.gama = thresh, tau, gama
+        self.fire = Surrogate("triangle", gama)
+
+    def forward(self, x):
+        mem, out = 0.0, []
+        for t in range(x.shape[1]):
+            mem = mem * self.tau + x[:, t]
+            out.append(self.fire(mem - self.thresh))
+            mem = (1 - out[-1]) * mem
+        return torch.stack(out, 1)
+
+
+class MultiSpike(nn.Module):
+    """The quantiser of two repositories: round(clamp(x, 0, 4)) / 4."""
+
+    def forward(self, x):
+        q = x.clamp(0, 4)
+        return (q + (q.round() - q).detach()) / 4
+
+
+def test_tets_neuron_is_read_and_keeps_its_bits():
+    torch.manual_seed(0)
+    net = type("VGGSNN", (nn.Sequential,), {})(nn.Linear(6, 8), LIFSpike(), nn.Linear(8, 3))
+    recipe = adapters.recognise(net)
+    assert recipe.name == "tet_vgg"
+    x = 3 * torch.randn(2, 5, 6)
+    before = (net(x).detach(), torch.autograd.grad(net(x).square().sum(), net[0].weight)[0])
+    plan = recipe.plan(net, x, swap.MSF(D=1, backend="torch"), rules={"1": swap.Rule(channel_dim=1)})
+    assert plan.sites[0].time_dim == 1
+    plan.apply()
+    after = (net(x).detach(), torch.autograd.grad(net(x).square().sum(), net[0].weight)[0])
+    assert_same(after[0], before[0])
+    torch.testing.assert_close(after[1], before[1])
+
+
+def test_quantisers_in_place_of_neurons_are_read():
+    torch.manual_seed(0)
+    name = "Spiking_vit_MetaFormer_Spike_SepConv"
+    net = type(name, (nn.Sequential,), {})(nn.Linear(6, 8), MultiSpike(), nn.Linear(8, 3))
+    recipe = adapters.recognise(net)
+    assert recipe.name == "spike_driven_transformer_v3"
+    x = 4 * torch.randn(9, 6)
+    y = net(x).detach()
+    assert_same(recipe.plan(net, x, swap.MSF()).apply()(x).detach(), y)
+
+
+class LIFNode(nn.Module):
+    """STEP's and BrainCog's pattern: [T*B, *] in and out, T = ``step``; reset by ``n_reset``."""
+
+    def __init__(self, step=3, threshold=1.0):
+        super().__init__()
+        self.step, self.threshold, self.mem = step, threshold, 0.0
+
+    def n_reset(self):
+        self.mem = 0.0
+
+    def forward(self, x):
+        out = []
+        for u in x.unflatten(0, (self.step, -1)):
+            self.mem = self.mem + (u - self.mem) / 2
+            out.append((self.mem >= self.threshold).to(u))
+            self.mem = self.mem * (1 - out[-1])
+        return torch.cat(out)
+
+
+@pytest.mark.parametrize("target", [swap.MSF(D=4), swap.PMSN()], ids=["MSF", "PMSN"])
+def test_built_neurons_of_step_and_braincog_are_stopped_by_the_plan(target):
+    net, x = nn.Sequential(nn.Linear(6, 8), LIFNode(), nn.Linear(8, 2)), 2 * torch.rand(12, 6)
+    with pytest.raises(swap.SwapError, match=r"unfolds time itself: .* T = 3 steps of 4 samples"):
+        swap.plan(net, x, target).apply()
+
+
 # What single adapters know -------------------------------------------------------------------------------------------
 
 

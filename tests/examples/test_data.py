@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from PIL import Image  # noqa: E402
 from recipes import RecipeError  # noqa: E402
 from recipes.data import frames as made_frames  # noqa: E402
-from recipes.data.base import Loader, Order, Samples, hold_out, randomness  # noqa: E402
+from recipes.data.base import hold_out  # noqa: E402
 from recipes.data.events import CIFAR10DVS, DVSGesture, SpikingHeidelberg  # noqa: E402
 from recipes.data.files import whole  # noqa: E402
 from recipes.data.images import CIFAR, CIFAR_STATISTICS, ImageNet, SequentialMNIST  # noqa: E402
+from recipes.data.loaders import Batches, Loader, Order, Samples, randomness  # noqa: E402
 from recipes.data.sines import Sines  # noqa: E402
 
 from fixtures import WRITERS, writer  # noqa: E402
@@ -317,8 +318,6 @@ def test_a_loader_goes_on_where_it_was(workers):
     samples = Samples([(torch.tensor(float(i)), i) for i in range(12)], range(12), torch.nn.Identity())
 
     def loader():
-        from recipes.data.base import Batches
-
         order = Order(samples, 1, 0, shuffle=True, seed=0)
         made = Loader(samples, batch_sampler=Batches(order, 3, False), num_workers=workers)
         order.set_epoch(1)

@@ -13,41 +13,10 @@ from helpers import EXACT, MSF_FLOATS, Way, all_backends, assert_matches_step, r
 from layouts import SHAPES, laid_out
 from msf_pmsn_plugins.neurons import MSF
 from msf_pmsn_plugins.surrogate import Surrogate
-from subjects import CUSTOM
+from subjects import CUSTOM, HostObject, host_closure
 from tolerances import F32, F64, assert_same
 
 DTYPES = {"f32": F32, "f64": F64, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Triangle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u >= 0).to(u)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * (1 - ctx.saved_tensors[0].abs()).clamp(min=0)
-
-
-class HostObject(nn.Module):
-    """A surrogate as SpikingJelly has them: a module that can be switched between spikes and its primitive."""
-
-    def __init__(self):
-        super().__init__()
-        self.spiking = True
-
-    def forward(self, u):
-        return Triangle.apply(u) if self.spiking else u
-
-
-def host_closure():
-    """A surrogate as snnTorch has them: a function that a call returns."""
-
-    def fire(u):
-        return Triangle.apply(u)
-
-    return fire
 
 
 SURROGATES = {

@@ -187,7 +187,7 @@ VARIANTS = {
     "msf-surrogate": lambda: MSF.published(D=2, spike_grad=Surrogate("atan", 3.0), **HIDDEN),
     "msf-graded": lambda: MSF.published(D=2, graded_spikes_factor=0.5, **HIDDEN),
     "msf-learned": lambda: MSF.published(0.3, D=2, learn_beta=True, **HIDDEN),
-    "msf-channels": lambda: MSF.published(torch.tensor([0.1, 0.3, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
+    "msf-channels": lambda: MSF.published(torch.tensor([0.1, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
     "node": lambda: MSFNode.published(tau=3.0),
     "node-decay-input": lambda: MSFNode.published(tau=3.0, decay_input=True),
     "node-soft": lambda: MSFNode.published(tau=2.0, v_reset=None),

@@ -65,7 +65,7 @@ def test_impulse_response_chooses_its_steps_and_its_neuron():
 def test_frequencies_and_decay_times_of_the_layer():
     neuron = fixed_pmsn(50)
     left, right = plot.modes(neuron, channel=7, bins=10)
-    a = neuron.weights(F64)[0].detach()
+    a = 1 + neuron.weights(F64).e.detach()
     frequency, decay = a.angle().abs() / (2 * math.pi), -1 / a.abs().log()  # none is aliased at the start
     for ax, values in ((left, frequency), (right, decay)):
         assert sum(p.get_height() for p in ax.patches) >= 200  # stacked: every mode is in

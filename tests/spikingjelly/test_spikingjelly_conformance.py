@@ -329,10 +329,8 @@ def test_margins_that_cannot_be_are_refused():
     functional.set_threshold_margin(node, LABELS)
     with pytest.raises(ValueError, match="lengths.*set_threshold_margin"):
         node(randn(4, 3, 5), lengths=[4, 4, 2])
-    node = ParallelIFNode(step_mode="m")
-    functional.set_threshold_margin(node, LABELS)
     with pytest.raises(TypeError, match="ParallelIFNode takes one number"):
-        node(randn(4, 3, 5))
+        functional.set_threshold_margin(ParallelIFNode(step_mode="m"), LABELS)
     node = PMSNNode(5, step_mode="m")
     node.v_threshold = torch.zeros(3, 5)
     with pytest.raises(ValueError, match="must be positive"):

@@ -358,3 +358,34 @@ def test_a_published_pattern_imports_from_a_file(no_timm, tmp_path, monkeypatch)
     assert y.shape == (5, 2, 4)
     old_model.functional.reset_net(net)
     assert net[1].v == 0
+
+
+def test_surrogates_of_ones_own_are_derived_as_before():
+    with legacy_imports():
+        from spikingjelly.clock_driven import neuron, surrogate
+
+        class Straight(surrogate.SurrogateFunctionBase):
+            """The step, with slope alpha."""
+
+            @staticmethod
+            def spiking_function(x, alpha):
+                soft = alpha * x
+                return soft + (surrogate.heaviside(x) - soft).detach()
+
+        node = neuron.MultiStepLIFNode(tau=2.0, surrogate_function=Straight(0.5))
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    s = node(x)
+    s.sum().backward()
+    assert set(s.unique().tolist()) <= {0.0, 1.0}
+    assert x.grad.abs().sum() > 0
+    assert surrogate.heaviside(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.skipif(OLD, reason="this SpikingJelly has the originals")
+@pytest.mark.parametrize(
+    ("module", "name", "version"),
+    [("clock_driven.neuron", "MultiStepEIFNode", "0.0.0.0.14"), ("cext.neuron", "EIFNode", "0.0.0.0.12")],
+)
+def test_a_missing_name_points_to_a_version_that_has_it(module, name, version):
+    with legacy_imports(), pytest.raises(ImportError, match=f"use SpikingJelly {version}"):
+        getattr(importlib.import_module(f"spikingjelly.{module}"), name)

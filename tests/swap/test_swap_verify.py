@@ -418,3 +418,33 @@ def test_a_wrong_rule_is_caught_after_the_fact(name):
 def test_nodes_inside_a_verified_net_are_ours(x_seq):
     net = swap.pmsn(Net(), x_seq, compartments=3)
     assert sum(isinstance(m, Neuron) for m in net.modules()) == 2
+
+
+# How often the model runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", ["plan", "alone"])
+@pytest.mark.parametrize("target", [swap.MSF(D=4), swap.PMSN(compartments=3)], ids=["msf", "pmsn"])
+def test_at_most_25_forward_passes_unless_told(target, told, x_seq):
+    net = Net()
+    plan = swap.plan(net, x_seq, target)
+    plan.apply()
+    counted = []
+    net.register_forward_pre_hook(lambda *_: counted.append(1))
+    report = swap.verify(net, x_seq, plan=plan if told == "plan" else None)
+    assert report.ok
+    assert report.passes == len(counted) <= 25
+    counted.clear()
+    more = swap.verify(net, x_seq, plan=plan, passes=60)
+    assert report.passes < more.passes <= 60
+    with pytest.raises(ValueError, match="at least 20"):
+        swap.verify(net, x_seq, passes=5)
+
+
+def test_the_bar_is_shown_if_asked_for(x_seq, capsys):
+    net = Net()
+    swap.plan(net, x_seq, swap.MSF(D=4)).apply()
+    swap.verify(net, x_seq)
+    assert capsys.readouterr().err == ""
+    report = swap.verify(net, x_seq, progress=True)
+    assert f"{report.passes} forward passes" in capsys.readouterr().err

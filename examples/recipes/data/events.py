@@ -11,13 +11,13 @@ import tonic
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from .. import RecipeError
 from .base import Data
 from .files import Fault, find, reading, whole
 from .frames import Binning, EventArrays, Frames, Recordings, Separate
+from .loaders import Part
 
 __all__ = ["CIFAR10DVS", "DVSGesture", "SpikingHeidelberg"]
 
@@ -28,21 +28,6 @@ PUBLISHED = {
     "DVSGesture": {"train": 1077, "test": 264},
 }
 """Recordings of the published files."""
-
-
-class Part(Dataset):
-    """Some samples of another data set."""
-
-    def __init__(self, source: Any, indices: np.ndarray):
-        self.source = source
-        self.indices = indices
-        self.targets = source.targets[indices]
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, index):
-        return self.source[self.indices[index]]
 
 
 def counts(frames: np.ndarray, cut: bool = False) -> Tensor:

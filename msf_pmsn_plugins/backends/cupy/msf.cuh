@@ -27,14 +27,14 @@ struct Slopes {
   bool fired;
 };
 
-// The resets of resets.py. In each: after, the membrane after the reset of m with the count s; kept, what of the
-// gradient g to that reaches m where the firing is held fixed; spikes, what reaches m through its spikes, from the
-// gradients of the count (gs) and of the membrane after the reset (gv). r: reset potential; q: amount of a soft reset
-// per spike.
+// The resets of resets.py. In each: after, the membrane after the reset of m, which fired at the first threshold or not
+// and counts s; kept, what of the gradient g to that reaches m where the firing is held fixed; spikes, what reaches m
+// through its spikes, from the gradients of the count (gs) and of the membrane after the reset (gv). r is the reset
+// potential, q the amount of a soft reset per spike.
 struct reset_hard {
   static constexpr bool before_charge = true;  // a delayed reset acts on the membrane left by the last step
   // A select: NaN and inf must not leak out of a lane that was reset.
-  FORMULA after(real_t m, real_t s, real_t r, real_t q) { return s > 0 ? r : m; }
+  FORMULA after(real_t m, bool fired, real_t s, real_t r, real_t q) { return fired ? r : m; }
   // A product as in the oracle: an infinite gradient must show.
   FORMULA kept(real_t g, bool fired) { return g * (fired ? real_t(0) : real_t(1)); }
   FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) {
@@ -45,7 +45,7 @@ struct reset_hard {
 
 struct reset_soft {
   static constexpr bool before_charge = false;
-  FORMULA after(real_t m, real_t s, real_t r, real_t q) { return m - s * q; }
+  FORMULA after(real_t m, bool fired, real_t s, real_t r, real_t q) { return m - s * q; }
   FORMULA kept(real_t g, bool fired) { return g; }
   FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) {
     return (gs - gv * q) * at.total;
@@ -54,7 +54,7 @@ struct reset_soft {
 
 struct reset_none {
   static constexpr bool before_charge = true;
-  FORMULA after(real_t m, real_t s, real_t r, real_t q) { return m; }
+  FORMULA after(real_t m, bool fired, real_t s, real_t r, real_t q) { return m; }
   FORMULA kept(real_t g, bool fired) { return g; }
   FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) { return gs * at.total; }
 };
@@ -110,6 +110,10 @@ struct Lanes {
 #endif
   }
 
+  __device__ __forceinline__ bool fired(int j, const Thresholds& theta, real_t m) const {
+    return m >= threshold(j, theta, 0);
+  }
+
   __device__ __forceinline__ real_t fire(int j, const Thresholds& theta, real_t m) const {
     real_t s = 0;
 #pragma unroll 8
@@ -121,7 +125,7 @@ struct Lanes {
 // What backward needs of m: m itself, or for the rectangular surrogate how many windows it lies in, and did it fire.
 __device__ __forceinline__ kept_t keep(const Lanes& own, int j, real_t m, const Thresholds& theta, real_t width) {
 #if KEEP == KEEP_CODE
-  int code = m >= own.threshold(j, theta, 0) ? 128 : 0;
+  int code = own.fired(j, theta, m) ? 128 : 0;
 #pragma unroll 8
   for (int d = 0; d < LEVELS; ++d) code += fabs(m - own.threshold(j, theta, d)) < width ? 1 : 0;
   return kept_t(code);

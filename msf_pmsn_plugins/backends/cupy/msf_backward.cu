@@ -14,6 +14,8 @@
 #include "msf.cuh"
 
 #define BEFORE (RATE_GRAD || DELAY)  // the step before is looked at
+// Steps whose loads are under way at once; fewer where each has most to compute, so that two blocks fit.
+#define UNROLL (RATE_GRAD && !DETACH ? 2 : 4)
 
 __device__ __forceinline__ Slopes slopes(const Lanes& own, int j, kept_t kept, const Thresholds& theta, real_t p,
                                          real_t q) {
@@ -25,7 +27,7 @@ __device__ __forceinline__ Slopes slopes(const Lanes& own, int j, kept_t kept, c
 #pragma unroll 8
   for (int d = 0; d < LEVELS; ++d) at.total += d < (kept & 127) ? q : real_t(0);
 #else
-  at.fired = kept >= own.threshold(j, theta, 0);
+  at.fired = own.fired(j, theta, kept);
 #if !SLOPES
   at.first = at.total = SURROGATE::slope(kept - own.threshold(j, theta, 0), p, q);
 #pragma unroll 8
@@ -58,9 +60,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if BEFORE && KEEP == KEEP_CODE
   Pack<kept_t, VEC> start;
 #pragma unroll
-  for (int j = 0; j < VEC; ++j) start.at[j] = v0[first + j] >= own.threshold(j, theta, 0) ? 128 : 0;
+  for (int j = 0; j < VEC; ++j) start.at[j] = own.fired(j, theta, v0[first + j]) ? 128 : 0;
 #endif
-#pragma unroll 4
+#pragma unroll UNROLL
   for (i64 t = T - 1; t >= 0; --t) {
     const Pack<kept_t, VEC> k = load<VEC>(kept + t * lanes + first);
     const Pack<io_t, VEC> gs = load<VEC>(gs_seq + t * gs_step + first);
@@ -97,10 +99,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 #if BEFORE && KEEP != KEEP_CODE
       const real_t before = m_before.at[j], s_before = own.fire(j, theta, before);
+      const bool fired_before = own.fired(j, theta, before);
 #endif
 #if RATE_GRAD
       const bool reset_here = DELAY ? RESET::before_charge : t > 0;
-      const real_t v = reset_here ? RESET::after(before, s_before, v_reset, own.reset[j]) : before;
+      const real_t v = reset_here ? RESET::after(before, fired_before, s_before, v_reset, own.reset[j]) : before;
       if (runs) g_rate.at[j] += CHARGE::grad_rate(gm, widen(x.at[j]), v, v_reset);
 #endif
 #if THRESHOLD_GRAD
@@ -116,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if DELAY && KEEP == KEEP_CODE
       g_before = RESET::kept(g_before, k_before.at[j] >= 128);
 #elif DELAY
-      g_before = RESET::kept(g_before, s_before > 0);
+      g_before = RESET::kept(g_before, fired_before);
 #endif
       g.at[j] = runs ? g_before : g.at[j];
     }

@@ -50,11 +50,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       const bool runs = own.runs(j, t);
       real_t before = v.at[j];
 #if DELAY
-      if (RESET::before_charge) before = RESET::after(before, last.at[j], v_reset, own.reset[j]);
+      const bool fired = last.at[j] > 0;
+      if (RESET::before_charge) before = RESET::after(before, fired, last.at[j], v_reset, own.reset[j]);
 #endif
       real_t m = CHARGE::forward(widen(x.at[j]), before, own.rate[j], v_reset, input_scale);
 #if DELAY
-      if (!RESET::before_charge) m = RESET::after(m, last.at[j], v_reset, own.reset[j]);
+      if (!RESET::before_charge) m = RESET::after(m, fired, last.at[j], v_reset, own.reset[j]);
 #endif
       const real_t count = own.fire(j, theta, m);
       s.at[j] = narrow(runs ? count : real_t(0));
@@ -65,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       last.at[j] = runs ? count : last.at[j];
       v.at[j] = runs ? m : v.at[j];
 #else
-      v.at[j] = runs ? RESET::after(m, count, v_reset, own.reset[j]) : v.at[j];
+      v.at[j] = runs ? RESET::after(m, own.fired(j, theta, m), count, v_reset, own.reset[j]) : v.at[j];
 #endif
     }
     store<VEC>(s_seq + t * lanes + first, s);

@@ -12,6 +12,7 @@ from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, gives_slopes
 from ...tensors import PMSNState, PMSNWeights
 from ..base import first_step, paired_dtype
+from ..layout import memory_order, permuted
 from ..lengths import live_steps
 from .op import pmsn
 from .step import pmsn_step
@@ -53,6 +54,8 @@ def parallel_reset(
         return _loop(
             y_seq, PMSNState(r, none.expand(*r.shape, 0)), weights, settings, surrogate, lengths, membrane
         )
+    order = memory_order(y_seq, 2)  # lanes are all alike: in that of memory, and nothing is copied
+    y_seq, r = permuted(y_seq, order), permuted(r, order)
     shape = r.shape
     lanes = (shape[0], 1, math.prod(shape[1:]))
     s_seq, _y_seq, m_seq, (r_last, _z) = pmsn(
@@ -64,8 +67,9 @@ def parallel_reset(
         lengths=lengths,
         backend=backend,
     )
-    m_seq = None if m_seq is None else m_seq.reshape(y_seq.shape)
-    return s_seq.reshape(y_seq.shape), r_last.reshape(shape), m_seq
+    s_seq = permuted(s_seq.reshape(y_seq.shape), order, back=True)
+    m_seq = None if m_seq is None else permuted(m_seq.reshape(y_seq.shape), order, back=True)
+    return s_seq, permuted(r_last.reshape(shape), order, back=True), m_seq
 
 
 def _loop(

@@ -17,6 +17,7 @@ from ... import hosts
 from .layers import LAYOUTS, containers, layers
 from .nodes import cext_nodes, check_backend, nodes
 from .stand_in import StandIn, exists, fails_to_import, install, set_until_exit
+from .surrogates import surrogate_bases
 
 __all__ = ["old_spikingjelly"]
 
@@ -53,7 +54,9 @@ FUNCTIONS = (
     "kaiming_normal_conv_linear_weight",
 )
 
+# Who has the original, by part.
 NEWER = "For more use SpikingJelly 0.0.0.0.14, which has the original"
+OLDER = "For more use SpikingJelly 0.0.0.0.12, the last that has the original"
 
 
 def old_spikingjelly(changes: ExitStack, layout: str) -> None:
@@ -78,13 +81,13 @@ def old_spikingjelly(changes: ExitStack, layout: str) -> None:
             if exists(CEXT):
                 importlib.import_module(CEXT)
             else:
-                install(changes, StandIn(CEXT, {}, NEWER))
+                install(changes, StandIn(CEXT, {}, OLDER))
         install(
             changes,
             StandIn(
                 f"{CEXT}.neuron",
                 cext_nodes(sys.modules[f"{OLD}.neuron"], sys.modules[f"{OLD}.surrogate"]),
-                NEWER,
+                OLDER,
             ),
         )
     _accept_backends(changes, host)
@@ -167,6 +170,7 @@ def _part(part: str, layout: str) -> StandIn:
     elif part == "surrogate":
         # under the old name: the swap then takes gradients through the object, as the original does
         offers = {name: _renamed(getattr(_new(part), name), f"{OLD}.{part}") for name in SURROGATES}
+        offers |= surrogate_bases(f"{OLD}.{part}")
     elif part == "neuron":
         offers = nodes(_new("base").MemoryModule, _part("surrogate", LAYOUTS[0]).Sigmoid, OLD)
     elif part == "functional":

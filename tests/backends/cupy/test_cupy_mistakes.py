@@ -58,7 +58,11 @@ WIDE = PMSNCase(lanes=(40, 2, 200), steps=2)
 # Each of these mistakes in a kernel must show in a check above.
 MISTAKES = {
     "tie": (MSFCase(), "m >= threshold(j, theta, d)", "m > threshold(j, theta, d)"),
-    "tie of the reset": (MSFCase(), "return s > 0 ? r : m;", "return s > 1 ? r : m;"),
+    "tie of the reset": (
+        MSFCase(),
+        "return m >= threshold(j, theta, 0);",
+        "return m > threshold(j, theta, 0);",
+    ),
     "bound": (MSFCase(shape=(3, 5)), "(first >= lanes) return;", "(first + 1 >= lanes) return;"),
     "stride": (MSFCase(), "t * lanes + first, gx)", "t * (lanes - 4) + first, gx)"),
     "padding": (MSFCase(lengths=True), "return t < steps[j];", "return t <= steps[j];"),

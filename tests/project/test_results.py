@@ -1,0 +1,135 @@
+"""Measured tables say what they measured, and are stale when that has changed."""
+# ruff: noqa: E402
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import provenance
+import release_check
+import results
+
+
+def test_every_declaration_names_files():
+    assert all(provenance.digest(table) for table in provenance.SOURCES)
+    reports = {
+        path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in ROOT.glob("docs/**/*.json")
+    }
+    assert reports == provenance.SOURCES.keys()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of two sources and one table that measures one of them."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "measured.py").write_text("x = 1\n")
+    (tmp_path / "other.py").write_text("y = 1\n")
+    for module in (provenance, results):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "SOURCES", {"table": ("mea*.py",)})
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("a CPU", "AVX512", "abc"))
+    return tmp_path
+
+
+def test_a_table_is_stale_when_a_source_that_it_declares_has_changed(project):
+    assert provenance.stale() == {"table": "there is no report"}
+    path = provenance.report_of("table")
+    path.write_text("{}")
+    assert provenance.stale() == {"table": "it does not say which sources it measured"}
+    path.write_text(json.dumps({"measured": {"commit": "abc", "sources": provenance.digest("table")}}))
+    assert provenance.stale() == {}
+    (project / "other.py").write_text("y = 2\n")
+    assert provenance.stale() == {}
+    (project / "measured.py").write_text("x = 2\n")
+    assert provenance.stale() == {"table": "its sources changed since abc"}
+    (project / "measured.py").rename(project / "moved.py")
+    with pytest.raises(FileNotFoundError, match=r"table declares mea\*.py, and no file is named so"):
+        provenance.stale()
+
+
+def played(project, monkeypatch, act=lambda: None, code=0):
+    """Play the measuring: one row, whose value is the instruction set; the calls that were made."""
+    calls = []
+
+    def run(command, *, cwd, env, check):
+        calls.append((command[1:], env["ATEN_CPU_CAPABILITY"]))
+        rows = [
+            {"neuron": "MSF", "seed": 0, "accuracy": 100.0 if env["ATEN_CPU_CAPABILITY"] == "avx2" else 50.0}
+        ]
+        Path(command[-1]).write_text(json.dumps({"threads": 1, "seconds": 2.0, "rows": rows}))
+        act()
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(results.subprocess, "run", run)
+    return calls
+
+
+def test_a_table_is_measured_with_every_instruction_set(project, monkeypatch):
+    calls = played(project, monkeypatch)
+    report = results.measure("table", results.instruction_sets(), None)
+    assert [(command[0], name) for command, name in calls] == [
+        ("examples/table.py", s) for s in ("avx2", "avx512")
+    ]
+    assert [(row["instructions"], row["accuracy"]) for row in report["rows"]] == [
+        ("AVX2", 100.0),
+        ("AVX512", 50.0),
+    ]
+    assert report["seconds"] == 4.0
+    assert report["measured"] == {
+        "commit": "abc",
+        "cpu": "a CPU",
+        "instructions": ["AVX2", "AVX512"],
+        "threads": 1,
+        "sources": provenance.digest("table"),
+    }
+    assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread(s), commit abc"
+    results.write("table", report)
+    assert provenance.stale() == {}
+
+
+def test_what_failed_or_changed_meanwhile_leaves_the_report_alone(project, monkeypatch):
+    played(project, monkeypatch, code=1)
+    with pytest.raises(SystemExit, match="table could not be measured; its report is as before"):
+        results.measure("table", ["AVX2"], None)
+    played(project, monkeypatch, act=lambda: (project / "measured.py").write_text("x = 3\n"))
+    with pytest.raises(SystemExit, match="the sources of table changed while it was measured"):
+        results.measure("table", ["AVX2"], None)
+    assert not provenance.report_of("table").exists()
+
+
+def test_rows_of_published_weights_stay_with_the_commit_they_were_measured_at():
+    old = {
+        "measured": {"commit": "old"},
+        "rows": [{"neuron": "MSF", "seed": 1}, {"neuron": "theirs", "last": 0.5}],
+    }
+    report = {"rows": [{"neuron": "MSF", "seed": 1}]}
+    results.keep_published(report, old)
+    assert report["rows"][1:] == [{"measured": "old", "neuron": "theirs", "last": 0.5}]
+    # and where they are measured anew they are not
+    report = {"rows": [{"neuron": "MSF", "seed": 1}, {"neuron": "theirs", "last": 0.4}]}
+    results.keep_published(report, old)
+    assert len(report["rows"]) == 2
+
+
+def test_a_release_needs_tables_that_are_true(monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "stale", lambda: {"table": "its sources changed since abc"})
+    release_check.check_tables(release=False)
+    assert "1 stale, `make results`" in (said := capsys.readouterr().out)
+    assert "table: its sources changed since abc" in said
+    with pytest.raises(SystemExit, match="a release needs tables that are true"):
+        release_check.check_tables(release=True)
+    monkeypatch.setattr(provenance, "stale", dict)
+    release_check.check_tables(release=True)
+
+
+def test_the_commands_of_the_tables_exist():
+    for table in provenance.SOURCES:
+        assert (ROOT / results.command(table, Path("x"), None)[0]).is_file()
+    sine = results.command("experiments/sine", Path("x"), Path("clone"))
+    assert sine[-2:] == ["--published", "clone"]

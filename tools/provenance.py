@@ -1,0 +1,141 @@
+"""Which source files each measured table measures, and whether they are still what was measured.
+
+A report (the JSON of a table) that ``results.py`` has made holds under "measured" the commit, the CPU, its instruction
+sets, the threads, and a hash of the files that the table declares here.
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "msf_pmsn_plugins"
+
+SHARED = (
+    f"{PACKAGE}/neurons/*.py",
+    f"{PACKAGE}/surrogate.py",
+    f"{PACKAGE}/charges.py",
+    f"{PACKAGE}/settings.py",
+    f"{PACKAGE}/optim.py",
+    f"{PACKAGE}/spikingjelly/*.py",
+    f"{PACKAGE}/backends/numba/kernels/*.py",
+)
+MSF = (*SHARED, f"{PACKAGE}/neurons/msf/*.py", f"{PACKAGE}/backends/numba/msf.py")
+PMSN = (*SHARED, f"{PACKAGE}/neurons/pmsn/*.py", f"{PACKAGE}/backends/numba/pmsn.py")
+BOTH = (*MSF, *PMSN)
+TRAINING = (
+    "examples/experiments/common.py",
+    "examples/recipes/neurons.py",
+    "examples/recipes/models/layers.py",
+)
+
+
+def experiment(name: str, *sources: str) -> tuple[str, ...]:
+    return (f"examples/experiments/{name}.py", *TRAINING, *sources)
+
+
+SEQUENCE = "examples/recipes/models/sequence.py"
+DIGITS = "examples/experiments/digits.py"
+# Report, under docs/, to the source files that decide its numbers; patterns as of Path.glob.
+SOURCES = {
+    "experiments/sine": experiment(
+        "sine", "examples/recipes/models/sine.py", "examples/recipes/data/sines.py", *MSF
+    ),
+    "experiments/digits": experiment("digits", SEQUENCE, *BOTH),
+    "experiments/mnist_1d": experiment("mnist_1d", SEQUENCE, *BOTH),
+    "experiments/series": experiment("series", SEQUENCE, *BOTH),
+    "experiments/images": experiment("images", "examples/recipes/models/mhsanet.py", DIGITS, *MSF),
+    "experiments/recall": experiment("recall", *BOTH),
+    "experiments/events": experiment("events", SEQUENCE, DIGITS, *BOTH),
+    "experiments/depth": experiment("depth", DIGITS, *MSF),
+    "experiments/steps": experiment("steps", "examples/experiments/depth.py", DIGITS, *MSF),
+    "experiments/sweep": experiment("sweep", SEQUENCE, DIGITS, f"{PACKAGE}/energy/*.py", *BOTH),
+    "quickstart": ("examples/quickstart.py", f"{PACKAGE}/swap/*.py", *BOTH),
+    "benchmarks": ("benchmarks/*.py", f"{PACKAGE}/backends/numba/*.py", f"{PACKAGE}/snntorch/*.py", *BOTH),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What figures belong to beside the code."""
+
+    cpu: str
+    instructions: str
+    commit: str
+
+    @classmethod
+    def here(cls) -> "Machine":
+        import torch
+
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else platform.processor() or platform.machine()
+        return cls(cpu, torch.backends.cpu.get_cpu_capability(), commit())
+
+
+def commit() -> str:
+    """The commit of the checkout, with a + where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + (
+        "+" if git("status", "--porcelain") else ""
+    )
+
+
+def digest(table: str) -> str:
+    """A hash of names and contents of the files that ``table`` declares.
+
+    Raises:
+        FileNotFoundError: a pattern that names no file: the declaration is out of date.
+    """
+    files: set[Path] = set()
+    for pattern in SOURCES[table]:
+        found = set(ROOT.glob(pattern))
+        if not found:
+            raise FileNotFoundError(
+                f"{table} declares {pattern}, and no file is named so: tools/provenance.py"
+            )
+        files |= found
+    text = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        text.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return text.hexdigest()[:16]
+
+
+def report_of(table: str) -> Path:
+    return ROOT / "docs" / f"{table}.json"
+
+
+def why_stale(table: str) -> str | None:
+    """Why the report of ``table`` is not what its sources give now, or None."""
+    path = report_of(table)
+    if not path.exists():
+        return "there is no report"
+    measured = json.loads(path.read_text()).get("measured")
+    if measured is None:
+        return "it does not say which sources it measured"
+    return None if measured["sources"] == digest(table) else f"its sources changed since {measured['commit']}"
+
+
+def stale() -> dict[str, str]:
+    """The stale tables and why each is."""
+    reasons = {table: why_stale(table) for table in SOURCES}
+    return {table: reason for table, reason in reasons.items() if reason is not None}
+
+
+def line(report: dict[str, Any]) -> str:
+    """What a page says of a report's machine and commit."""
+    measured = report.get("measured")
+    if measured is None:
+        return "commit and instruction set were not recorded"
+    sets = " and ".join(measured["instructions"])
+    return f"{measured['cpu']}, {sets}, {measured['threads']} thread(s), commit {measured['commit']}"
