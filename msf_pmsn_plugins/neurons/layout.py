@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["as_steps_of", "memory_order", "permuted"]
+__all__ = ["GradientLayout", "as_steps_of", "memory_order", "permuted"]
 
 
 def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
@@ -53,3 +55,43 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
     if g_seq.stride() == strides:
         return g_seq
     return g_seq.new_empty_strided(g_seq.shape, strides).copy_(g_seq)
+
+
+class GradientLayout:
+    """:func:`as_steps_of` around a computation whose views change the axes: the gradient that comes in at its output
+    is seen, and the one that goes out at its input laid out like it.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Tensor | None = None
+
+    def input(self, x_seq: Tensor) -> Tensor:
+        """``x_seq``, whose gradient will have the layout of that of the output."""
+        return _LaidOut.apply(x_seq, self) if x_seq.requires_grad else x_seq
+
+    def output(self, s_seq: Tensor) -> Tensor:
+        """``s_seq``, whose gradient is looked at."""
+        return _Seen.apply(s_seq, self) if s_seq.requires_grad else s_seq
+
+
+class _Seen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s_seq: Tensor, layout: GradientLayout) -> Tensor:
+        ctx.layout = layout
+        return s_seq.view_as(s_seq)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.layout.seen = torch.empty_strided(grads[0].shape, grads[0].stride(), device="meta")
+        return grads[0], None
+
+
+class _LaidOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_seq: Tensor, layout: GradientLayout) -> Tensor:
+        ctx.layout = layout
+        return x_seq.view_as(x_seq)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return as_steps_of(grads[0], ctx.layout.seen), None

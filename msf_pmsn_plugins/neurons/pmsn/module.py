@@ -14,7 +14,9 @@ from torch.nn.parameter import UninitializedParameter
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import PMSNState, PMSNWeights
+from ..autograd import transformed
 from ..base import Neuron, State, channel_axes, first_step, number, paired_dtype, state_dtype
+from ..layout import GradientLayout
 from .discretise import INITS, discretise, eigensystem
 from .op import plan, run
 from .reset import global_drive, parallel_reset
@@ -386,6 +388,15 @@ class PMSN(Neuron):
         kernel = self._has_kernel(self.surrogate)
         if self.context == "local" and not kernel:
             return self._loop(x_seq, state, membrane, lengths)
+        if not (x_seq.requires_grad and torch.is_grad_enabled()) or transformed():
+            return self._run_lanes(x_seq, state, membrane, lengths)
+        layout = GradientLayout()
+        s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths)
+        return layout.output(s_seq), state, m_seq
+
+    def _run_lanes(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+    ) -> tuple[Tensor, State, Tensor | None]:
         shape, dtype = x_seq.shape, state[0].dtype
         lanes = self._lanes(first_step(x_seq))
         lane_lengths = None
