@@ -228,6 +228,11 @@ class Neuron(PropertiesFirst, nn.Module):
                 f"the state of {name} is a tuple of {len(spec)} tensors {self.state_names}, got {given}"
             )
         for tensor, (shape, _) in zip(state, spec, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"the state of {name} is a tuple of {len(spec)} tensors {self.state_names}, got one that holds "
+                    f"{tensor!r}: {remedy}"
+                )
             if tensor.shape != shape:
                 raise ValueError(
                     f"the state of {name} has shape {tuple(tensor.shape)}, but this input of shape {tuple(x.shape)} "
@@ -302,6 +307,9 @@ class Neuron(PropertiesFirst, nn.Module):
         """:meth:`step` by the fast path: ``x`` [N, *] -> spikes, next state, membrane [N, *] if asked for."""
         self.check_input(x)
         state = self.initial_state(x) if state is None else self.check_state(x, state)
+        if x.dim() == 0:  # one neuron
+            s, state, m = self.single(x.unsqueeze(0), tuple(part.unsqueeze(0) for part in state), membrane)
+            return s.squeeze(0), tuple(part.squeeze(0) for part in state), None if m is None else m.squeeze(0)
         if torch.compiler.is_compiling() or (done := self._run_single(x, state, membrane)) is None:
             s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
             return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)

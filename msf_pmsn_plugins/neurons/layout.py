@@ -41,7 +41,7 @@ def permuted(x: Tensor, order: tuple[int, ...] | None, back: bool = False) -> Te
 
 
 def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
-    """A gradient [T, N, *] in the layout in which step by step ``like[t] * slope`` would come, time outermost.
+    """A gradient [T, N, *] in the layout of a stack of steps ``like[t] * slope``.
 
     So do the hosts' neurons return it, and a layer in front that sums in memory order adds in the same order.
     """
@@ -50,8 +50,10 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
     step = like[0]
     if not any(step.stride()):  # one number for all: nothing to follow
         return g_seq
-    strides = torch.empty_like(step, device="meta").stride()
-    strides = (step.numel(), *strides)
+    step = torch.empty_like(step, device="meta")
+    strides = torch.stack(
+        [step] * min(2, len(g_seq))
+    ).stride()  # which knows channels_last, and no other orders
     if g_seq.stride() == strides:
         return g_seq
     return g_seq.new_empty_strided(g_seq.shape, strides).copy_(g_seq)

@@ -13,7 +13,7 @@ from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
 from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
-from ..layout import as_steps_of, memory_order, permuted
+from ..layout import GradientLayout, as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
 
@@ -342,16 +342,31 @@ def run(
     """:func:`msf` after its plan."""
     order = memory_order(x_seq, 2)
     if order is not None:
-        x_seq, v = permuted(x_seq, order), permuted(v, order)
-        parameters = MSFParameters(*(_along(p, order) for p in parameters))
+        return _run_in_order(order, x_seq, v, parameters, lengths, call, membrane)
     function: Any = _MSFFunction.apply if transformed() else _MSFDirect.apply
     if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
         function = _MSFFunction.forward
     s_seq, m_seq, v = function(x_seq, v, *parameters, lengths, call)
-    if order is not None:
-        s_seq, v = permuted(s_seq, order, back=True), permuted(v, order, back=True)
-        m_seq = permuted(m_seq, order, back=True) if membrane else m_seq
     return s_seq, m_seq if membrane else None, v
+
+
+def _run_in_order(
+    order: tuple[int, ...],
+    x_seq: Tensor,
+    v: Tensor,
+    parameters: MSFParameters,
+    lengths: Tensor | None,
+    call: Call,
+    membrane: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """:func:`run` with the axes in the order of memory."""
+    layout = None if no_autograd() or transformed() else GradientLayout()
+    x_seq = x_seq if layout is None else layout.input(x_seq)
+    parameters = MSFParameters(*(_along(p, order) for p in parameters))
+    s_seq, m_seq, v = run(permuted(x_seq, order), permuted(v, order), parameters, lengths, call, membrane)
+    s_seq, v = permuted(s_seq, order, back=True), permuted(v, order, back=True)
+    s_seq = s_seq if layout is None else layout.output(s_seq)
+    return s_seq, None if m_seq is None else permuted(m_seq, order, back=True), v
 
 
 def _along(parameter: Tensor | None, order: tuple[int, ...]) -> Tensor | None:
