@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..surrogate import Custom, FireFunction, Soft, Surrogate
+from ..surrogate import Custom, FireFunction, Soft, Surrogate, slope_of
 
 __all__ = ["GradientOf", "SpikeGrad", "as_surrogate", "no_gradient"]
 
@@ -56,4 +57,17 @@ def as_surrogate(spike_grad: SpikeGrad) -> SpikeGrad:
     if not callable(spike_grad):
         kind = type(spike_grad).__name__
         raise TypeError(f"spike_grad must be a surrogate's name, a Surrogate or a callable, got {kind}")
+    if (getattr(spike_grad, "__module__", ""), getattr(spike_grad, "__qualname__", "")) in OVERFLOWING:
+        return Custom(functools.partial(_finite_slope, spike_grad))
     return GradientOf(spike_grad)
+
+
+# snnTorch's, whose derivative is inf/inf far below the threshold, where it is 0; all are even functions.
+OVERFLOWING = {("snntorch.surrogate", "sigmoid.<locals>.inner")}
+
+
+def _finite_slope(function: FireFunction, u: Tensor) -> Tensor:
+    """The host's derivative where it is a number, else that on the other side of the threshold."""
+    slope = slope_of(function, u)
+    overflowed = slope.isnan() & ~u.isnan()
+    return torch.where(overflowed, slope_of(function, u.abs()), slope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -318,6 +319,25 @@ class MSF(Neuron):
                 f"{tuple(x.shape)}"
             )
         return value
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:  # no entry: state dicts of the hosts load strictly
+            metadata.setdefault(prefix[:-1], {})["num_thresholds"] = self.D
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        saved = local_metadata.get("num_thresholds", self.D)
+        if saved != self.D:
+            warnings.warn(
+                f"{prefix[:-1] or type(self).__name__}: these weights were trained with D={saved} thresholds, this "
+                f"neuron has D={self.D} and keeps it; set D={saved} to compute what was trained",
+                UserWarning,
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         return ((x.shape, state_dtype(x.dtype)),)
