@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["MSFGrads", "MSFParameters", "PMSNGrads", "PMSNState", "PMSNWeights", "Slopes"]
+__all__ = ["MSFGrads", "MSFParameters", "PMSNGrads", "PMSNState", "PMSNWeights", "Slopes", "of_parameters"]
 
 
 class MSFParameters(NamedTuple):
@@ -60,3 +62,22 @@ class PMSNGrads(NamedTuple):
     m: Tensor | None  # membranes [T, L, C, K]
     r: Tensor | None
     z: Tensor | None
+
+
+def of_parameters(sums: Iterable[Tensor | None], parameters: MSFParameters, kept: Tensor) -> MSFParameters:
+    """Gradients of parameters from sums over time, one a lane [N, *], in the strides of each parameter.
+
+    A lane whose membranes ``kept`` [T, N, *] were lost to NaN leaves what it shares the gradient of the other lanes.
+    """
+    if not any(p is not None for p in parameters):
+        return MSFParameters()
+    lost = kept.amax(0).isnan() if len(kept) and kept.is_floating_point() else None
+
+    def share(g: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+        if g is None or parameter is None:
+            return None
+        gone = g.isnan() if lost is None else lost | g.isnan()
+        total = torch.where(gone, 0.0, g).sum_to_size(parameter.shape)
+        return torch.empty_like(parameter).copy_(total)
+
+    return MSFParameters(*map(share, sums, parameters))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers import DTYPES, ON_CPU, all_backends, both_dtypes, loop, randn
+from helpers import DTYPES, all_backends, both_dtypes, loop, randn
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from subjects import CUSTOM, SOMAS, build_msf, build_pmsn, with_soma
@@ -93,17 +93,8 @@ def test_a_lost_lane_leaves_the_parameters_of_pmsn_alone(soma, steps, p, backend
     assert gx[:, [0, 2]].isfinite().all()
 
 
-NAN_IN_R = pytest.mark.xfail(reason="a NaN residual reaches the gradients that all lanes share")
-
-
-@pytest.mark.parametrize(
-    ("part", "backend"),
-    [
-        pytest.param(part, backend, marks=[NAN_IN_R] if (part, backend) == ("r", "numba") else [])
-        for part in ("r", "z")
-        for backend in ON_CPU
-    ],
-)
+@pytest.mark.parametrize("part", ["r", "z"])
+@all_backends
 @pytest.mark.parametrize("steps", [1, 6, 70])
 def test_nan_in_a_carried_state_is_a_lost_lane(steps, part, backend):
     neuron = build_pmsn(3, dtype=F64, backend=backend)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...charges import CHARGES
 from ...settings import MSFSettings
-from ...tensors import MSFGrads, MSFParameters, Slopes
+from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
 from . import launch
 from .arguments import (
     ELEMENTS,
@@ -125,8 +125,8 @@ def msf_backward(
     constants = [*_constants(numbers, settings), *p_and_q, _thresholds(settings.thresholds, v)]
     tensors = [*given, lengths, *(n.tensor for n in numbers), *out]
     _launch(Kernel("msf_backward.cu", "msf_backward", macros), v, [*tensors, *counts, *constants])
-    of_parameters = MSFParameters(*map(_of_lanes, sums, parameters))
-    return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), of_parameters
+    gradients = of_parameters(sums, parameters, kept)
+    return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), gradients
 
 
 def _walked(
@@ -150,13 +150,6 @@ def _walked(
         steps_of(total, v.dtype),
         steps_of(first, v.dtype),
     ]
-
-
-def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
-    """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
-    if parameter is None:
-        return None
-    return as_laid_out(torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape), parameter)
 
 
 def _launch(kernel: Kernel, v: Tensor, args: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...settings import MSFSettings
-from ...tensors import MSFGrads, MSFParameters, Slopes
+from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
 from . import kernels
 from .kernels.calls import (
     AFTER_CHARGE,
@@ -120,6 +120,8 @@ class _Numbers(NamedTuple):
 
 def _constants(settings: MSFSettings, dtype: torch.dtype) -> tuple[Any, _Numbers]:
     """The numbers in the settings: their memory, and where each lies."""
+    if settings.charge not in CHARGES:
+        raise ValueError(f"the numba backend has no charge {settings.charge!r}; known: {', '.join(CHARGES)}")
     factor = CHARGES[settings.charge].factor
     rate = settings.rate if factor is None else factor(settings.rate)
     array, address = numbers((rate, settings.reset_amount), dtype)
@@ -313,14 +315,7 @@ def msf_backward(
         **call.numbers.or_tensors(parameters, settings, v0, tensors)._asdict(),
     )
     call.prepared.run(addresses, tensors)
-    return gx_seq, gv0, MSFParameters(*map(_of_lanes, sums, parameters))
-
-
-def _of_lanes(sums: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    """The gradient of a parameter; a lane lost to NaN leaves it that of the others."""
-    if sums is None or parameter is None:
-        return None
-    return torch.where(sums.isnan(), 0.0, sums).sum_to_size(parameter.shape)
+    return gx_seq, gv0, of_parameters(sums, parameters, kept)
 
 
 def _height_sums(count: int, height: float, dtype: torch.dtype) -> tuple[float, ...]:

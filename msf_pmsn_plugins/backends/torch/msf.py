@@ -11,7 +11,7 @@ from ...charges import CHARGES
 from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues
 from ...surrogate import slope
-from ...tensors import MSFGrads, MSFParameters, Slopes
+from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
 
@@ -157,7 +157,7 @@ class _Adjoint:
             if settings.reset_delay:
                 before = self.reset.kept(before, 1 - self._held_before(t))
             gv = before if live_seq is None else torch.where(live_seq[t], before, gv)
-        return gx_seq, _laid_out(gv, self.v0), MSFParameters(*map(_of_lanes, sums, self.parameters))
+        return gx_seq, _laid_out(gv, self.v0), of_parameters(sums, self.parameters, self.kept)
 
     def _held_before(self, t: int) -> Tensor:
         return self.held[t - 1] if t else self.v0_held
@@ -197,13 +197,6 @@ class _Adjoint:
             return before
         s = _count(before, thresholds)
         return self.reset.forward(before, (s > 0).to(s.dtype), s, settings.v_reset, self.values.reset)
-
-
-def _of_lanes(g: Tensor, parameter: Tensor | None) -> Tensor | None:
-    """Sums of the lanes that share a number; a lane lost to NaN leaves them those of the others."""
-    if parameter is None:
-        return None
-    return _laid_out(torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape), parameter)
 
 
 def _laid_out(g: Tensor, like: Tensor) -> Tensor:

@@ -139,9 +139,9 @@ def _walk_forward(call, nil, unit, at, span, folded, sweep, sweeps):
 
 
 @formula
-def where_zero(x, share):
-    """``share`` where ``x`` is 0, else 0."""
-    return where(x.equals(0.0), share, 0.0)
+def finite(share):
+    """0 where it is not finite: a lane that is lost, or overflowed, adds nothing to what all share."""
+    return where((share - share).equals(0.0), share, 0.0)
 
 
 @part
@@ -152,20 +152,15 @@ def _flush(nil, modes, tile, at, size, folded):
         base = at.states + j // wide * modes * BACKWARD_ROWS * wide * nbytes(nil)
         for m in range(modes):
             source = computed(m, modes, folded)
-            # p overflows after an input that is finite but absurd: what such a lane met is no gradient
-            met = nil
-            for i in range(2):
-                p = load(nil, base, (source * BACKWARD_ROWS + P + i) * wide)
-                met = met + (p - p)
             for i in range(4):
                 share = load(nil, base, (source * BACKWARD_ROWS + GZ + i) * wide)
                 if source != m and i % 2 == 1:
                     share = -share
-                add_to(at.totals, (6 * m + i) * tile + j, where_zero(met, share))
+                add_to(at.totals, (6 * m + i) * tile + j, finite(share))
         for m in range(modes):
             for i in range(GZ, BACKWARD_ROWS):
                 store(base, (m * BACKWARD_ROWS + i) * wide, nil)
-        add_to(at.totals, 6 * modes * tile + j, load(nil, at.gain_sums, j))
+        add_to(at.totals, 6 * modes * tile + j, finite(load(nil, at.gain_sums, j)))
         store(at.gain_sums, j, nil)
 
 
@@ -220,7 +215,7 @@ def _turn(nil, call, at, start, size, folded):
                 pi = load(nil, base, (source * rows + P + 1) * wide)
                 if source != m:
                     pi = -pi
-                pr, pi = where_zero(pr - pr, pr), where_zero(pi - pi, pi)
+                pr, pi = finite(pr), finite(pi)
                 add_product(at.totals, (6 * m + 4) * tile + j, (6 * m + 5) * tile + j, re, im, pr, pi)
             # p of this mode may still be read for the other of its pair
             store(base, (m * rows + GZ) * wide, re)
