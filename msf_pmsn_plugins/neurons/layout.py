@@ -40,8 +40,8 @@ def permuted(x: Tensor, order: tuple[int, ...] | None, back: bool = False) -> Te
     return x.permute([order.index(d) for d in range(len(order))] if back else order)
 
 
-def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
-    """A gradient [T, N, *] in the layout of a stack of steps ``like[t] * slope``.
+def as_steps_of(g_seq: Tensor, like: Tensor | None, single: bool = False) -> Tensor:
+    """A gradient [T, N, *] in the layout of a stack of steps ``like[t] * slope``, or of the one step without a stack.
 
     So do the hosts' neurons return it, and a layer in front that sums in memory order adds in the same order.
     """
@@ -64,7 +64,8 @@ class GradientLayout:
     is seen, and the one that goes out at its input laid out like it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, single: bool = False) -> None:
+        self.single = single  # of one step [N, *]
         self.seen: Tensor | None = None
 
     def input(self, x_seq: Tensor) -> Tensor:
@@ -96,4 +97,7 @@ class _LaidOut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return as_steps_of(grads[0], ctx.layout.seen), None
+        layout, (g,) = ctx.layout, grads
+        if not layout.single or layout.seen is None:
+            return as_steps_of(g, layout.seen), None
+        return as_steps_of(g.unsqueeze(0), layout.seen.unsqueeze(0), single=True).squeeze(0), None

@@ -225,7 +225,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "s")
-        s, states, _m = self.neuron.step(inputs[0], states)
+        s, states, _m = self.neuron.single(inputs[0], states)
         return (s,), states
 
     @counted

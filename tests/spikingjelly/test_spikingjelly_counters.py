@@ -29,6 +29,9 @@ def counts(make, mode="m", strict=False, grad=False):
     """FLOPs and bytes an update."""
     node = make(step_mode=mode)
     x = torch.randn((5, 2, 16) if mode == "m" else (2, 16), requires_grad=grad)
+    with torch.no_grad():
+        node(x)  # PMSN makes the weights of its recurrence once
+    node.reset()
     counters = [op_counter.FlopCounter(), op_counter.MemoryAccessCounter()]
     with torch.set_grad_enabled(grad), op_counter.DispatchCounterMode(counters, strict=strict):
         y = nn.Sequential(node)(x)

@@ -64,6 +64,9 @@ class Weights:
             else:
                 with torch.no_grad():
                     made = make(values, dtype)
+        if any(type(part) not in (Tensor, nn.Parameter) for part in made):  # of a mode that makes fake ones
+            self.made = None
+            return made
         self.settings, self.values, self.made, self.left = settings, values, made, None
         return made
 
@@ -112,4 +115,4 @@ def _same(known: Tensor, now: Tensor) -> bool:
 def _comparable(parameters: Sequence[Tensor]) -> bool:
     """Whether nothing traces or transforms the weights, and comparing values costs no waiting."""
     plain = all(type(p) is nn.Parameter and p.is_cpu for p in parameters)
-    return plain and not (transformed() or torch._C._len_torch_dispatch_stack() > 0)
+    return plain and not transformed()
