@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..surrogate import Surrogate, gives_slopes
 from .autograd import transformed
-from .layout import GradientLayout
+from .layout import gradient_laid_out
 from .lengths import Lengths, check_lengths, live_steps
 
 __all__ = [
@@ -311,12 +311,11 @@ class Neuron(PropertiesFirst, nn.Module):
         if x.dim() == 0:  # one neuron
             s, state, m = self.single(x.unsqueeze(0), tuple(part.unsqueeze(0) for part in state), membrane)
             return s.squeeze(0), tuple(part.squeeze(0) for part in state), None if m is None else m.squeeze(0)
-        if transformed() or (done := self._run_single(x, state, membrane)) is None:
-            layout = GradientLayout(single=True) if torch.is_grad_enabled() and not transformed() else None
-            x = x if layout is None else layout.input(x)
+        if torch.compiler.is_compiling() or (done := self._run_single(x, state, membrane)) is None:
+            if not transformed():  # the gradient lies as the membrane does, as in the hosts
+                x = gradient_laid_out(x)
             s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
-            s = s_seq.squeeze(0) if layout is None else layout.output(s_seq.squeeze(0))
-            return s, state, None if m_seq is None else m_seq.squeeze(0)
+            return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
         return done
 
     def _run_single(

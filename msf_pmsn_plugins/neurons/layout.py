@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GradientLayout", "as_steps_of", "memory_order", "permuted"]
+__all__ = ["GradientLayout", "as_steps_of", "gradient_laid_out", "memory_order", "permuted"]
 
 
 def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
@@ -40,8 +40,8 @@ def permuted(x: Tensor, order: tuple[int, ...] | None, back: bool = False) -> Te
     return x.permute([order.index(d) for d in range(len(order))] if back else order)
 
 
-def as_steps_of(g_seq: Tensor, like: Tensor | None, single: bool = False) -> Tensor:
-    """A gradient [T, N, *] in the layout of a stack of steps ``like[t] * slope``, or of the one step without a stack.
+def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
+    """A gradient [T, N, *] in the layout of a stack of steps ``like[t] * slope``.
 
     So do the hosts' neurons return it, and a layer in front that sums in memory order adds in the same order.
     """
@@ -59,13 +59,19 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None, single: bool = False) -> Ten
     return g_seq.new_empty_strided(g_seq.shape, strides).copy_(g_seq)
 
 
+def gradient_laid_out(x: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """``x``, whose gradient will lie as ``torch.empty_like(x, memory_format=memory_format)``."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x
+    return _Strided.apply(x, torch.empty_like(x, device="meta", memory_format=memory_format).stride())
+
+
 class GradientLayout:
     """:func:`as_steps_of` around a computation whose views change the axes: the gradient that comes in at its output
     is seen, and the one that goes out at its input laid out like it.
     """
 
-    def __init__(self, single: bool = False) -> None:
-        self.single = single  # of one step [N, *]
+    def __init__(self) -> None:
         self.seen: Tensor | None = None
 
     def input(self, x_seq: Tensor) -> Tensor:
@@ -97,7 +103,16 @@ class _LaidOut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        layout, (g,) = ctx.layout, grads
-        if not layout.single or layout.seen is None:
-            return as_steps_of(g, layout.seen), None
-        return as_steps_of(g.unsqueeze(0), layout.seen.unsqueeze(0), single=True).squeeze(0), None
+        return as_steps_of(grads[0], ctx.layout.seen), None
+
+
+class _Strided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strides: tuple[int, ...]) -> Tensor:
+        ctx.strides = strides
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (g,) = grads
+        return g if g.stride() == ctx.strides else g.new_empty_strided(g.shape, ctx.strides).copy_(g), None

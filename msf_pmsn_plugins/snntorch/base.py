@@ -100,7 +100,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         held: the neuron that computes.
         spike_grad: None for the neuron's own surrogate, the name of one, a
             :class:`~msf_pmsn_plugins.surrogate.Surrogate`, or a callable such as ``snntorch.surrogate.atan()``: its
-            gradient is used, not its forward (ours fires at ties), on the plain step loop.
+            gradient is used, not its forward (ours fires at ties).
         surrogate_disable: spikes without a derivative.
         init_hidden: keep the state in the module: ``mem`` is neither taken nor returned.
         inhibition: only the element of the largest membrane along axis 1 of [B, C, *] emits; the others reset as if

@@ -10,11 +10,13 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from ..neurons import Neuron
-from ..neurons.autograd import recomputing, usable
+from ..neurons.autograd import recomputing, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, first_step, number
+from ..neurons.layout import gradient_laid_out
 from ..neurons.lengths import Lengths, valid_steps
 from .counters import counted
 from .surrogates import translate
+from .version import FUNCTIONAL
 
 __all__ = ["SpikingJellyNode"]
 
@@ -168,8 +170,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Give the neuron what stands for the host's surrogate object on an input of ``dtype``."""
         host = self._modules.get("surrogate_function")
         if host is not None:
-            exact = self.backend == "torch"  # kernels take slopes, and multiply them in their own order
-            self._held.surrogate = translate(host, dtype, self.detach_reset, exact)
+            self._held.surrogate = translate(host, dtype, self.detach_reset)
 
     @property
     def has_margin(self) -> bool:
@@ -235,7 +236,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "m")
-        s_seq, states, _m = self.neuron.sequence(inputs[0], states, lengths=lengths)
+        (x_seq,) = inputs
+        if not (FUNCTIONAL or transformed()):  # 0.0.0.0.14 adds gradients up in a contiguous tensor
+            x_seq = gradient_laid_out(x_seq, torch.contiguous_format)
+        s_seq, states, _m = self.neuron.sequence(x_seq, states, lengths=lengths)
         return (s_seq,), states
 
     def functional_forward(

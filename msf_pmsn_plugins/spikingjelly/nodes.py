@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..charges import CHARGES
 from ..neurons import MSF, PMSN, ParallelIF
+from ..neurons.autograd import transformed
 from ..neurons.base import State, number
+from ..neurons.layout import gradient_laid_out
 from ..neurons.lengths import Lengths
 from ..neurons.pmsn import pmsn_step
 from ..surrogate import FireFunction, Surrogate
@@ -22,6 +24,7 @@ from ..tensors import PMSNState
 from .base import SpikingJellyNode, brief
 from .charge import lif_charge
 from .counters import counted
+from .version import FUNCTIONAL
 
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
@@ -262,7 +265,10 @@ class MSFNode(SpikingJellyNode):
         """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "s")
-        s, states, _m = self.neuron.single(inputs[0], states)
+        (x,) = inputs
+        if FUNCTIONAL and not (x.is_contiguous() or transformed()):  # 2.0.0 starts from a contiguous membrane
+            x = gradient_laid_out(x, torch.contiguous_format)
+        s, states, _m = self.neuron.single(x, states)
         return (s,), states
 
     def extra_repr(self) -> str:

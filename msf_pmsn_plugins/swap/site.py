@@ -102,10 +102,6 @@ def build(site: Site) -> nn.Module:
         given = dict(site.arguments)
         amount = given.pop("reset_step", None)  # no word of the hosts': the neuron's own
         node: Any = site.host.NODES[name](**given)
-        if amount is not None and not hasattr(node.neuron, "reset_step"):
-            raise ValueError(
-                "this MSF subtracts its threshold at a reset, and cannot subtract another amount"
-            )
         if amount is not None:
             node.neuron.reset_step = amount
     except ValueError as error:

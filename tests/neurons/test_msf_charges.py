@@ -78,6 +78,22 @@ def test_learned_rate_per_channel(name, p):
     assert_matches_step(neuron, x, (v0,))
 
 
+def test_one_learned_rate_in_a_list_is_for_all_channels():
+    """So the hosts' older parametric nodes hold it, [1]."""
+    x = randn(7, 3, 8, dtype=F32) * 2
+    found = []
+    for shape in ((), (1,)):
+        neuron = build_msf("plif", w=torch.full(shape, 0.3))
+        s, _ = neuron(x.requires_grad_())
+        found.append((s, *torch.autograd.grad(s.cos().sum(), (x, neuron.w))))
+    (s, gx, gw), (s_list, gx_list, gw_list) = found
+    assert s.any()
+    assert gw_list.shape == (1,)
+    assert_same(s_list, s)
+    assert_same(gx_list, gx)
+    assert_same(gw_list[0], gw)
+
+
 @both_dtypes
 def test_learned_decay_through_the_function(p):
     """Specification, section 3: g_lam = sum_{t>=1} delta_t m_{t-1} (1 - f_{t-1})."""

@@ -71,7 +71,7 @@ def test_site_settings_are_carried_over(x_seq):
 
 def test_published_dynamics_take_the_papers_neuron(small, x_seq):
     swap.msf(small, x_seq, dynamics="published")
-    fresh = MSFNode(step_mode="m")
+    fresh = MSFNode.published(step_mode="m")
     x = torch.randn(6, 2, 3) * 2
     assert_same(small.first[1](x), fresh(x))
 

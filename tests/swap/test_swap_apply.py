@@ -12,7 +12,7 @@ from torch import nn
 
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins import swap
-from msf_pmsn_plugins.spikingjelly import MSFNode
+from msf_pmsn_plugins.spikingjelly import MSFNode, host
 from swap_models import Small, gradients
 from tolerances import assert_same
 
@@ -39,7 +39,7 @@ def test_nothing_is_replaced_if_one_cannot_be(small, x_seq, monkeypatch):
 
     plan = swap.plan(small, x_seq, swap.MSF())
     with monkeypatch.context() as patch:
-        patch.setitem(face.NODES, "msf", Failing)
+        patch.setitem(host.NODES, "msf", Failing)
         with pytest.raises(swap.SwapError, match=r"second\.1: no second one"):
             plan.apply()
     assert type(small.first[1]) is neuron.LIFNode

@@ -9,18 +9,14 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
-from msf_pmsn_plugins import neurons, swap
+from msf_pmsn_plugins import swap
 from recipes_standins import Quantised
 from tolerances import assert_same
 
 integer_lif = pytest.mark.skipif(not hasattr(neuron, "ILIFNode"), reason="I-LIF came with SpikingJelly 2.0.0")
-amounts = pytest.mark.skipif(
-    not hasattr(neurons.MSF(), "reset_step"), reason="I-LIF subtracts another amount than the first threshold"
-)
 
 
 @integer_lif
-@amounts
 @pytest.mark.parametrize("levels", [4, 8])
 @pytest.mark.parametrize("theta", [1.0, 0.5])
 @pytest.mark.parametrize("step_mode", ["s", "m"])

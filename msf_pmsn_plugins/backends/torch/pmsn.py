@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ CHUNK = 32  # steps per block of the PMSN recurrence: the Toeplitz product costs
 @contextmanager
 def _full_precision(x: Tensor) -> Iterator[None]:
     """Matrix products of the recurrence in the dtype of ``x``: no autocast, no TF32 or bfloat16 shortcuts."""
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         settings: Any = torch.backends.cuda.matmul
         full: tuple[Any, ...]
         name, full = "allow_tf32", (False,)  # before torch 2.9

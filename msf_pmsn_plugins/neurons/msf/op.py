@@ -164,8 +164,9 @@ def _differentiate(
     else:
         gx, gv, *made = _MSFBackward.apply(*tensors, (settings, backend))
     grads = [None if p is None else g for p, g in zip(parameters, made, strict=True)]
-    gx = as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq, single)
-    return gx.squeeze(0) if single else gx, gv, *grads
+    if single:  # lies as its membrane
+        return gx.squeeze(0), gv, *grads
+    return as_steps_of(gx, gs_seq if gs_seq is not None else gm_seq), gv, *grads
 
 
 class _MSFDirect(torch.autograd.Function):
