@@ -31,7 +31,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "SURROGATES",
@@ -376,14 +376,20 @@ def _is_step(surrogate: FireFunction) -> bool:
     u = torch.tensor([-8.0, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 8.0])
     before = torch.get_rng_state()
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        learns = surrogate(u).requires_grad  # of something else than u
+        fire = _unwatched(surrogate)
+        learns = fire(u).requires_grad  # of something else than u
         leaf = u.clone().requires_grad_()
-        s = surrogate(leaf)
+        s = fire(leaf)
         if s.requires_grad:
             s.sum().backward()
         draws = not torch.equal(before, torch.get_rng_state())
     fires = s.shape == u.shape and torch.equal(s.detach().to(u.dtype), (u >= 0).to(u.dtype))
     return fires and not (learns or draws)
+
+
+def _unwatched(surrogate: FireFunction) -> FireFunction:
+    """Without the hooks of modules: torch's ``ModuleTracker`` would take a backward here for the end of the net's."""
+    return surrogate.forward if isinstance(surrogate, nn.Module) else surrogate
 
 
 def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
@@ -392,7 +398,7 @@ def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
         return surrogate.derivative(u)
     with torch.inference_mode(False), torch.enable_grad():
         u = u.detach().clone().requires_grad_()
-        s = surrogate(u)
+        s = _unwatched(surrogate)(u)
         if not s.requires_grad:
             return torch.zeros_like(u)
         (g,) = torch.autograd.grad(s.sum(), u)
