@@ -102,7 +102,7 @@ def page(report: dict[str, Any]) -> str:
             "at 2,048 steps, the serial MSN at 512.",
             "",
         ]
-    if report["paths"]:
+    if report.get("paths"):  # a report from before they were measured has none
         lines += [
             "## Every way of calling",
             "",

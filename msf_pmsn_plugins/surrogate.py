@@ -31,7 +31,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "SURROGATES",
@@ -375,13 +375,19 @@ def _is_step(surrogate: FireFunction) -> bool:
     before = torch.get_rng_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            if surrogate(u).requires_grad:  # of something else than u: it learns
+            fire = _unwatched(surrogate)
+            if fire(u).requires_grad:  # of something else than u: it learns
                 return False
-            s, slope = surrogate(u), slope_of(surrogate, u)
+            s, slope = fire(u), slope_of(fire, u)
             draws = not torch.equal(before, torch.get_rng_state())
     except Exception:  # it takes other values than membranes; the loop of steps will say so
         return False
     return not draws and slope.shape == u.shape and torch.equal(s.to(u.dtype), (u >= 0).to(u.dtype))
+
+
+def _unwatched(surrogate: FireFunction) -> FireFunction:
+    """Without the hooks of modules: torch's ``ModuleTracker`` would take a backward here for the end of the net's."""
+    return surrogate.forward if isinstance(surrogate, nn.Module) else surrogate
 
 
 def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
@@ -390,7 +396,7 @@ def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
         return surrogate.derivative(u)
     with torch.inference_mode(False), torch.enable_grad():
         u = u.detach().clone().requires_grad_()
-        s = surrogate(u)
+        s = _unwatched(surrogate)(u)
         if not s.requires_grad:
             return torch.zeros_like(u)
         (g,) = torch.autograd.grad(s.sum(), u)

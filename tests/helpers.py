@@ -117,19 +117,23 @@ PATHS = {"loop": loop, "sequence": sequence, "chunks": chunks, "singles": single
 
 @dataclass(frozen=True)
 class Way:
-    """A path through time on a backend; called, it runs a neuron that way."""
+    """A path through time on a backend, the neuron's own if none is named; called, it runs a neuron that way."""
 
     path: str
-    backend: str = "auto"
+    backend: str = ""
 
     def __call__(
         self, neuron: Neuron, x_seq: Tensor, state: State | None = None, **options: Any
     ) -> tuple[Tensor, State, Tensor]:
-        neuron.backend = self.backend
-        return PATHS[self.path](neuron, x_seq, state, **options)
+        own = neuron.backend
+        neuron.backend = self.backend or own
+        try:
+            return PATHS[self.path](neuron, x_seq, state, **options)
+        finally:
+            neuron.backend = own
 
     def __str__(self) -> str:
-        return self.path if self.backend == "auto" else f"{self.path}-{self.backend}"
+        return self.path if not self.backend else f"{self.path}-{self.backend}"
 
 
 LOOP, SEQUENCE = Way("loop"), Way("sequence")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GradientLayout", "as_steps_of", "gradient_laid_out", "memory_order", "permuted"]
+__all__ = ["GradientLayout", "as_steps_of", "gradient_laid_out", "memory_order", "permuted", "reshaped"]
 
 
 def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
@@ -38,6 +38,13 @@ def permuted(x: Tensor, order: tuple[int, ...] | None, back: bool = False) -> Te
     skipped = len(order) - x.dim()  # one step has no time axis
     order = tuple(d - skipped for d in order[skipped:])
     return x.permute([order.index(d) for d in range(len(order))] if back else order)
+
+
+def reshaped(state: Tensor, shape: torch.Size) -> Tensor:
+    """``state``, of nobody else, in ``shape``: no view if its memory is in order, for ``detach_`` refuses views."""
+    return (
+        torch.ops.aten._unsafe_view.default(state, shape) if state.is_contiguous() else state.reshape(shape)
+    )
 
 
 def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:

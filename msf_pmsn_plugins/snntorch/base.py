@@ -335,7 +335,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if state is None:
             self.reset_mem()
         else:
-            self.mem = state if len(state) > 1 else state[0]
+            self.mem = state if self.carries or len(state) > 1 else state[0]
 
     # Computing.
 

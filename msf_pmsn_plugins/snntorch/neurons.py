@@ -326,7 +326,8 @@ class ParallelIF(SnnTorchNeuron):
         )
 
     def _to_mem(self, state: State) -> Mem:
-        return state[0] * float(self.neuron.v_threshold)
+        # In a tuple: a bare tensor would be a membrane that has lost its state.
+        return (state[0] * float(self.neuron.v_threshold),)
 
     def _to_state(self, mem: State) -> State:
         return (mem[0] / float(self.neuron.v_threshold),)

@@ -198,6 +198,11 @@ class MSFNode(SpikingJellyNode):
     @decay_input.setter
     def decay_input(self, value: bool) -> None:
         if self._rate == "decay":
+            if value and isinstance(self.neuron.decay, Tensor):  # the scale is one number
+                raise ValueError(
+                    "decay_input=True needs one constant tau: where tau is learned or differs between neurons, build "
+                    "the node with charge='plif_decay_input', which scales the input by 1/tau = sigmoid(w)"
+                )
             self.neuron.input_scale = 1.0 / self.tau if value else 1.0
         elif self._as_lif:
             self.neuron.charge = lif_charge(value, self.v_reset)

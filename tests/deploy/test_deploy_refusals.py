@@ -263,14 +263,23 @@ def test_what_tracing_misses_is_found_by_comparison():
     assert "it does something that torch.fx does not see" in refusal(net, torch.randn(4, 3)) or net.calls == 0
 
 
-def test_a_state_on_a_graph_is_refused():
-    from spikingjelly.activation_based import layer
+def test_a_state_on_a_graph_of_a_host_is_refused_and_ours_is_carried_on():
+    """Nodes of ours copy their state without its graph; a framework's own cannot be copied."""
+    from spikingjelly.activation_based import layer, neuron
 
     from msf_pmsn_plugins.spikingjelly import MSFNode
 
-    net = nn.Sequential(layer.Linear(3, 2), MSFNode.published(), layer.Linear(2, 2))
-    net(torch.randn(2, 3))
-    assert "reset the neurons first" in refusal(net, torch.randn(2, 3))
+    x = torch.randn(2, 3)
+    stock = nn.Sequential(layer.Linear(3, 2), neuron.LIFNode(), layer.Linear(2, 2))
+    stock(x)
+    assert "reset the neurons first" in refusal(stock, x, binary=neuron.LIFNode)
+    net = randomise(nn.Sequential(layer.Linear(3, 6), MSFNode.published(), layer.Linear(6, 2)))
+    net(x)
+    assert net[1].v.requires_grad
+    assert net[1].v.any()
+    out = deploy.to_binary(net, x)
+    for part in (x, -x):
+        assert torch.equal(out(part), net(part))
 
 
 @pytest.mark.parametrize("form", deploy.FORMS)

@@ -129,10 +129,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "mhsanet.npz"
 
 
 @pytest.mark.parametrize("name", ["29", "29-wide", "29-dvs", "50"])
-def test_mhsanet_computes_what_the_published_code_computes(name):
+def test_mhsanet_computes_what_the_published_code_computes(name, monkeypatch):
     with np.load(GOLDEN, allow_pickle=False) as file:
         x, expected = (torch.from_numpy(file[f"{kind}_{name}"]) for kind in ("x", "y"))
     model = filled(MHSANet(neuron=MSF, **MHSANETS[name]))
+    # oneDNN sums in an order that depends on the CPU, and a membrane of "50" lies within rounding of a threshold;
+    # without it the outputs are those of the published code to the bit.
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     with torch.no_grad():
         y = model(x)
     assert_close_logits(y, expected)

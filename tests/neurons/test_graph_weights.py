@@ -32,7 +32,9 @@ def by_the_oracle(neuron, run):
     def step(x, state):
         twin._kept_weights.made = None
         s, state, _ = twin.step(x, twin.initial_state(x) if state is None else state)
-        return s, state
+        return s, tuple(
+            part.clone() for part in state
+        )  # the graph keeps its own: a run may detach these in place
 
     run(step)
     return [parameter.grad for parameter in twin.parameters()]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import MSF_FLOATS, PMSN_FLOATS, all_backends, assert_matches_step, loop, randn, sequence
+from helpers import MSF_FLOATS, PMSN_FLOATS, Way, all_backends, assert_matches_step, loop, randn, sequence
 from msf_pmsn_plugins.backends import BACKENDS, Backend
 from msf_pmsn_plugins.neurons import MSF, Neuron
 from msf_pmsn_plugins.surrogate import Soft, Surrogate
@@ -90,7 +90,8 @@ def no_loop(*args, **kwargs):
 def test_a_callable_gives_its_slopes_to_the_kernel(make, backend, monkeypatch):
     x = (randn(6, 30, 3) * 2).requires_grad_()
     named, free = (make(surrogate=f, backend=backend).double() for f in ("gaussian", Stepped.apply))
-    assert_matches_step(free, x, precision=MSF_FLOATS if make is MSF else PMSN_FLOATS)
+    precision = MSF_FLOATS if make is MSF else PMSN_FLOATS
+    assert_matches_step(free, x, None, precision, Way("sequence", backend))
     monkeypatch.setattr(Neuron, "_loop", no_loop)
     (s, _, m), (s_named, _, m_named) = sequence(free, x), sequence(named, x)
     assert_same(s, s_named)

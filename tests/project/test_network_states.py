@@ -141,14 +141,15 @@ def test_lengths_belong_to_sequences():
 def test_variants_reach_the_held_neuron():
     options = {"reset_mode": "serial", "burst": True, "coeff": 0.5, "tied": True, "dt_scale": 0.5}
     x = randn(20, 2, 3, dtype=F32) * 3
-    torch.manual_seed(1)
-    neuron = PMSN(3, **options)
-    torch.manual_seed(1)
-    node = spikingjelly.PMSNNode(3, step_mode="m", **options)
-    torch.manual_seed(1)
-    skin = snntorch.PMSN(3, sequence=True, **options)
+
+    def held():
+        torch.manual_seed(1)
+        return PMSN(3, **options)
+
+    node = spikingjelly.PMSNNode.from_neuron(held(), step_mode="m")
+    skin = snntorch.PMSN.from_neuron(held(), sequence=True)
     assert skin.reset_mechanism == "subtract"
-    expected = neuron(x)[0]
+    expected = held()(x)[0]
     assert expected.max() > 1
     assert_same(node(x), expected)
     assert_same(skin(x)[0], expected)
@@ -171,13 +172,12 @@ def test_explicit_thresholds_in_both_faces():
 
 def test_learned_decay_in_both_faces():
     x, beta = randn(9, 2, 3, dtype=F32) * 2, torch.tensor([0.2, 0.5, 0.9])
-    node = spikingjelly.MSFNode.published(
-        tau=1 / (1 - beta), learn_tau=True, step_mode="m", surrogate_function="atan"
+    node = spikingjelly.MSFNode.from_neuron(
+        MSF(decay=beta, learn_decay=True, channel_dim=-1, surrogate="atan"), step_mode="m"
     )
     skin = snntorch.MSF.published(beta=beta, learn_beta=True, spike_grad="atan", sequence=True)
     assert_close(skin.beta, beta, "slope")
     assert_close(node.tau.detach(), 1 / (1 - beta), "host")
-    # the two logits differ by the rounding of tau
     skin.load_state_dict(node.neuron.state_dict())
     assert_same(node(x), skin(x)[0])
     node(x).sum().backward()
@@ -185,7 +185,7 @@ def test_learned_decay_in_both_faces():
     node.tau = 2.0
     assert node.neuron.decay.tolist() == pytest.approx([0.5] * 3)
     with pytest.raises(ValueError, match="plif_decay_input"):
-        spikingjelly.MSFNode.published(learn_tau=True, decay_input=True)
+        node.decay_input = True
     copy_ = snntorch.MSF.published(beta=0.5, learn_beta=True)
     copy_.load_state_dict({**snntorch.MSF.published(beta=0.75, learn_beta=True).state_dict()})
     assert copy_.beta.item() == pytest.approx(0.75)
@@ -210,9 +210,8 @@ def test_parallel_if_node(step_mode):
     assert_same(out, expected)
     assert node.v_seq.shape == x.shape
     assert_close(node.v, node.carried[0] * 0.5, "host")
-    node.v_reset = 0.0
     with pytest.raises(ValueError, match="ParallelIFNode always resets by whole thresholds"):
-        node(x)
+        node.v_reset = 0.0
     skin = snntorch.ParallelIF(0.5, sequence=step_mode == "m")
     out = skin(x)[0] if step_mode == "m" else torch.stack([skin(step)[0] for step in x])
     assert_same(out, expected)

@@ -17,6 +17,7 @@ from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode, tools
 from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
+from msf_pmsn_plugins.surrogate import Soft
 from tolerances import assert_close, assert_same
 
 new = pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
@@ -153,12 +154,24 @@ def test_the_state_counter_sees_every_node_of_a_fresh_net_and_of_a_running_one()
 
 @new
 def test_nodes_that_run_step_by_step_are_counted_by_their_operations():
-    for node in (MSFNode.published(surrogate_function=surrogate.LeakyKReLU()), PMSNNode(5, store_z_seq=True)):
+    for node in (MSFNode.published(surrogate_function=Soft("sigmoid")), PMSNNode(5, store_z_seq=True)):
         net = nn.Sequential(node)
         functional.set_step_mode(net, "m")
         with tools.op_counters(net) as counters:
             net(torch.randn(4, 3, 5))
         assert counters.state.get_metric_counts()["Sequential.0"]["state_muls"] > 0
+
+
+@new
+def test_a_surrogate_that_is_tried_out_in_the_block_hides_no_node():
+    """Its small backward is not the end of the net's, as which the counters would take it."""
+    net = nn.Sequential(MSFNode.published(surrogate_function=surrogate.LeakyKReLU()), PMSNNode(5))
+    functional.set_step_mode(net, "m")
+    for _ in range(2):
+        with tools.op_counters(net) as counters:
+            net(torch.randn(4, 3, 5))
+        records = counters.state.get_metric_counts()
+        assert [records[f"Sequential.{i}"]["state_reads"] for i in (0, 1)] == [60 * 4, 60 * 9 * 4]
 
 
 @new

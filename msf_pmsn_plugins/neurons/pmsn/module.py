@@ -16,7 +16,7 @@ from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import PMSNState, PMSNWeights
 from ..autograd import transformed
 from ..base import Neuron, State, channel_axes, first_step, number, paired_dtype, state_dtype
-from ..layout import GradientLayout
+from ..layout import GradientLayout, reshaped
 from .discretise import INITS, discretise, eigensystem
 from .op import plan, run
 from .reset import global_drive, parallel_reset
@@ -425,7 +425,7 @@ class PMSN(Neuron):
         )
         before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
-        after = last.r.reshape(r.shape), last.z.reshape(z.shape)
+        after = reshaped(last.r, r.shape), reshaped(last.z, z.shape)
         self._kept_weights.passed_on(after[1])
         s_seq = s_seq.reshape(shape).to(x_seq.dtype)
         return s_seq, after, m_seq.reshape(shape) if membrane else None

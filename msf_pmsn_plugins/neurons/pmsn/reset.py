@@ -12,7 +12,7 @@ from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, gives_slopes
 from ...tensors import PMSNState, PMSNWeights
 from ..base import first_step, paired_dtype
-from ..layout import memory_order, permuted
+from ..layout import memory_order, permuted, reshaped
 from ..lengths import live_steps
 from .op import pmsn
 from .step import pmsn_step
@@ -69,7 +69,7 @@ def parallel_reset(
     )
     s_seq = permuted(s_seq.reshape(y_seq.shape), order, back=True)
     m_seq = None if m_seq is None else permuted(m_seq.reshape(y_seq.shape), order, back=True)
-    return s_seq, permuted(r_last.reshape(shape), order, back=True), m_seq
+    return s_seq, permuted(reshaped(r_last, shape), order, back=True), m_seq
 
 
 def _loop(

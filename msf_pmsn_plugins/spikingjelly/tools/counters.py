@@ -69,8 +69,9 @@ def state_rules(net: nn.Module) -> dict[type[nn.Module], Callable[..., dict[str,
     """``extra_state_rules`` of :class:`NeuronStateCounter` for our nodes in ``net``, by the papers' formulas.
 
     A node runs as one operation, in which the counter sees nothing: the rule gives it the updates of
-    :data:`msf_pmsn_plugins.energy.UPDATES`. A node that runs step by step (a callable as surrogate, a PMSN in
-    single-step mode or storing its states) is counted by its operations, as SpikingJelly counts any node.
+    :data:`msf_pmsn_plugins.energy.UPDATES`. A node that runs step by step (a surrogate that no kernel takes, such as
+    ``Soft``; a PMSN in single-step mode or storing its states) is counted by its operations, as SpikingJelly counts any
+    node.
     """
     ours = {type(m) for m in net.modules() if isinstance(m, SpikingJellyNode)}
     return dict.fromkeys(ours, _state_rule)
