@@ -357,6 +357,8 @@ def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
         return True
     if getattr(surrogate, "soft", False):  # it may be annealed to the step and back
         return False
+    if getattr(surrogate, "by_steps", False):  # its backward must be given the gradients themselves
+        return False
     key = getattr(surrogate, "spiking", None), getattr(surrogate, "training", None)
     try:
         known = _tried.setdefault(surrogate, {})

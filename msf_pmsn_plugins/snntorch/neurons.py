@@ -16,7 +16,7 @@ from ..neurons.msf import msf_step
 from ..settings import MSFValues
 from ..tensors import MSFParameters
 from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold
-from .surrogates import SpikeGrad
+from .surrogates import GradientOf, SpikeGrad
 
 __all__ = ["MSF", "PMSN", "ParallelIF"]
 
@@ -160,8 +160,15 @@ class MSF(SnnTorchNeuron):
         """Whether the neuron's own step does not do: it neither quantises nor takes back what it just subtracted."""
         return bool(self.state_quant) or (self.neuron.reset_mode == "soft" and not self.reset_delay)
 
+    def _sync(self) -> None:
+        """On torch by name a function of the host is given the gradients themselves; kernels take its slopes."""
+        gradient, exact = self.spike_grad, self.neuron.backend == "torch"
+        if isinstance(gradient, GradientOf) and gradient.by_steps != exact:
+            gradient.by_steps = exact
+
     def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         if not self._by_hand:
+            self._sync()
             return super()._one(x, state, membrane)
         held = self.neuron
         _s, _state, m = held.step(x, state)
@@ -187,6 +194,7 @@ class MSF(SnnTorchNeuron):
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Lengths | None
     ) -> tuple[Tensor, State, Tensor | None]:
         if not self._by_hand:
+            self._sync()
             return super()._all(x_seq, state, membrane, lengths)
         s_seq: list[Tensor] = []
         m_seq: list[Any] = []

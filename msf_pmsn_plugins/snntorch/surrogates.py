@@ -36,6 +36,8 @@ class _OwnForward(torch.autograd.Function):
 class GradientOf(nn.Module):
     """The gradient of a host's spike function under our forward: ties fire, dtypes are kept."""
 
+    by_steps = False  # whether it must itself be given each gradient: its own order of operations, to the bit
+
     def __init__(self, function: FireFunction) -> None:
         super().__init__()
         self.function = function

@@ -170,7 +170,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Give the neuron what stands for the host's surrogate object on an input of ``dtype``."""
         host = self._modules.get("surrogate_function")
         if host is not None:
-            self._held.surrogate = translate(host, dtype, self.detach_reset)
+            exact = self.backend == "torch"  # kernels take slopes, and multiply them in their own order
+            self._held.surrogate = translate(host, dtype, self.detach_reset, exact)
 
     @property
     def has_margin(self) -> bool:

@@ -37,19 +37,33 @@ def _erf(u: Tensor, alpha: float) -> Tensor:
 FORMULAS = {"SoftSign": _soft_sign, "SuperSpike": _super_spike, "Erf": _erf}
 
 
-def translate(function: Any, dtype: torch.dtype, detach_reset: bool) -> Any:
+class BySteps:
+    """A surrogate object that must itself be given each gradient: its own order of operations is kept to the bit."""
+
+    by_steps = True
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.soft = getattr(function, "soft", False)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.function(u)
+
+
+def translate(function: Any, dtype: torch.dtype, detach_reset: bool, exact: bool) -> Any:
     """What stands for the host's surrogate object ``function`` on an input of ``dtype``.
 
+    ``exact``: what computes its gradients to the bit, even if that walks step by step.
     0.0.0.0.14, and 2.0.0 in float64, go through the object's own autograd; there only ATan with a detached reset has
     the order of our op.
     """
     kind, alpha = type(function), getattr(function, "alpha", None)
     if kind.__module__ != surrogate.__name__ or not function.spiking or not isinstance(alpha, int | float):
-        return function
+        return BySteps(function) if exact else function
     name, alpha = kind.__name__, float(alpha)
     by_formula = FUNCTIONAL and dtype != torch.float64
     if name in NAMED and (by_formula or (name == "ATan" and detach_reset)):
         return Surrogate(NAMED[name], alpha)
     if name in FORMULAS and by_formula:
         return Custom(functools.partial(FORMULAS[name], alpha=alpha))
-    return function
+    return BySteps(function) if exact else function

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...charges import CHARGES
 from ...resets import RESETS
 from ...settings import MSFSettings
-from ...surrogate import Custom, FireFunction, Surrogate, as_surrogate
+from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
 from ..base import Neuron, State, channel_axes, first_step, number, state_dtype
 from .op import Call, plan, run, run_step
@@ -369,11 +369,6 @@ class MSF(Neuron):
         call = self._call(x_seq, parameters, membrane)
         s_seq, m_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, membrane)
         return s_seq.to(x_seq.dtype), (v,), m_seq
-
-    def _has_kernel(self, surrogate: Any) -> bool:
-        # Asked for by name, torch gives a framework's object the gradients themselves: its order of operations is kept.
-        named = isinstance(surrogate, Surrogate | Custom)
-        return (named or self.backend != "torch") and super()._has_kernel(surrogate)
 
     def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
         return self._remembered(
