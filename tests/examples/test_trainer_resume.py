@@ -161,7 +161,7 @@ SENSELESS = {("no validation", way) for way in VALIDATING}
 SENSELESS |= {("steps", "max_steps"), ("steps that end with an epoch", "max_steps")}
 SAMPLE = ("epochs", "validation in mid-epoch", "steps and validation by steps")
 TABLE = [
-    pytest.param(kind, way, marks=[] if kind in SAMPLE else pytest.mark.slow)
+    pytest.param(kind, way, marks=[] if kind in SAMPLE else pytest.mark.full)
     for kind in KINDS
     for way in WAYS
     if (kind, way) not in SENSELESS

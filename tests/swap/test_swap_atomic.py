@@ -252,7 +252,7 @@ def test_no_generated_net_is_left_half_swapped(seed):
     one_net(seed)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("seed", range(40, 500))
 def test_nor_is_one_of_many(seed):
     one_net(seed)
