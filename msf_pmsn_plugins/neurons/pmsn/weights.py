@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -115,4 +116,10 @@ def _same(known: Tensor, now: Tensor) -> bool:
 def _comparable(parameters: Sequence[Tensor]) -> bool:
     """Whether nothing traces or transforms the weights, and comparing values costs no waiting."""
     plain = all(type(p) is nn.Parameter and p.is_cpu for p in parameters)
-    return plain and not transformed()
+    return plain and not (transformed() or _recorded())
+
+
+def _recorded() -> bool:
+    """Whether a tracer records what is computed: it must see the parameters read."""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return tracer is not None and tracer.get_proxy_mode() is not None
