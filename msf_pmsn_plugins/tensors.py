@@ -64,14 +64,15 @@ class PMSNGrads(NamedTuple):
     z: Tensor | None
 
 
-def of_parameters(sums: Iterable[Tensor | None], parameters: MSFParameters, kept: Tensor) -> MSFParameters:
+def of_parameters(
+    sums: Iterable[Tensor | None], parameters: MSFParameters, largest: Tensor | None
+) -> MSFParameters:
     """Gradients of parameters from sums over time, one a lane [N, *], in the strides of each parameter.
 
-    A lane whose membranes ``kept`` [T, N, *] were lost to NaN leaves what it shares the gradient of the other lanes.
+    A lane lost to NaN leaves what it shares the gradient of the other lanes: ``largest`` are the largest membranes of
+    each lane [N, *], NaN where one was; None where nothing is known of them.
     """
-    if not any(p is not None for p in parameters):
-        return MSFParameters()
-    lost = kept.amax(0).isnan() if len(kept) and kept.is_floating_point() else None
+    lost = None if largest is None else largest.isnan()
 
     def share(g: Tensor | None, parameter: Tensor | None) -> Tensor | None:
         if g is None or parameter is None:

@@ -125,7 +125,8 @@ def msf_backward(
     constants = [*_constants(numbers, settings), *p_and_q, _thresholds(settings.thresholds, v)]
     tensors = [*given, lengths, *(n.tensor for n in numbers), *out]
     _launch(Kernel("msf_backward.cu", "msf_backward", macros), v, [*tensors, *counts, *constants])
-    gradients = of_parameters(sums, parameters, kept)
+    learned = any(p is not None for p in parameters) and kept.is_floating_point()
+    gradients = of_parameters(sums, parameters, kept.amax(0) if learned else None)
     return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), gradients
 
 

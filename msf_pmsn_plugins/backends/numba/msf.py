@@ -315,7 +315,13 @@ def msf_backward(
         **call.numbers.or_tensors(parameters, settings, v0, tensors)._asdict(),
     )
     call.prepared.run(addresses, tensors)
-    return gx_seq, gv0, of_parameters(sums, parameters, kept)
+    return gx_seq, gv0, of_parameters(sums, parameters, _largest(kept, parameters))
+
+
+def _largest(kept: Tensor, parameters: MSFParameters) -> Tensor | None:
+    """By NumPy: on threads of torch's a child of a fork would wait for ever."""
+    learned = any(p is not None for p in parameters) and kept.is_floating_point()
+    return torch.from_numpy(kept.detach().numpy().max(0)) if learned else None
 
 
 def _height_sums(count: int, height: float, dtype: torch.dtype) -> tuple[float, ...]:

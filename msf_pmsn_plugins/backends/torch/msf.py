@@ -157,7 +157,11 @@ class _Adjoint:
             if settings.reset_delay:
                 before = self.reset.kept(before, 1 - self._held_before(t))
             gv = before if live_seq is None else torch.where(live_seq[t], before, gv)
-        return gx_seq, _laid_out(gv, self.v0), of_parameters(sums, self.parameters, self.kept)
+        return gx_seq, _laid_out(gv, self.v0), of_parameters(sums, self.parameters, self._largest())
+
+    def _largest(self) -> Tensor | None:
+        learned = any(p is not None for p in self.parameters)
+        return self.kept.amax(0) if learned and len(self.kept) and self.settings.keep == "membrane" else None
 
     def _held_before(self, t: int) -> Tensor:
         return self.held[t - 1] if t else self.v0_held
