@@ -1,5 +1,6 @@
 """How the recipes' data files are identified and made, and how events are counted into frames."""
 
+import codecs
 import os
 import pickle
 import resource
@@ -256,6 +257,9 @@ def unprivileged():
     if os.geteuid() != 0:
         yield
         return
+    # Python may lie where that user cannot read, and remembers for good a codec that it did not find.
+    for codec in ("cp437", "latin1", "ascii", "utf-16", "idna", "raw_unicode_escape", "unicode_escape"):
+        codecs.lookup(codec)
     os.seteuid(65534)
     try:
         yield
