@@ -98,8 +98,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       gm = gm + gm_more.at[j];
 #endif
 #if BEFORE && KEEP != KEEP_CODE
-      const real_t before = m_before.at[j], s_before = own.fire(j, theta, before);
+      const real_t before = m_before.at[j];
       const bool fired_before = own.fired(j, theta, before);
+#if RATE_GRAD || RESET_GRAD
+      const real_t s_before = own.fire(j, theta, before);
+#endif
 #endif
 #if RATE_GRAD
       const bool reset_here = DELAY ? RESET::before_charge : t > 0;
