@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
-from ..surrogate import FireFunction, Surrogate, as_surrogate, fire
-from .base import Neuron, State, channel_axes, number, state_dtype
+from ..surrogate import FireFunction, Surrogate, fire
+from .base import State, number, state_dtype
+from .per_channel import PerChannel
 from .pmsn import INITS
 
 __all__ = ["MSN", "Weights", "msn_step", "zero_order_hold"]
@@ -116,7 +116,7 @@ def msn_step(
     return s, v, h, m
 
 
-class MSN(Neuron):
+class MSN(PerChannel):
     """The serial multi-compartment spiking neuron: PMSN with a leaky soma and feedback from it.
 
     Parameters are learned per channel and shared over batch and positions. With ``n`` compartments: ``log_dt`` [C],
@@ -158,6 +158,7 @@ class MSN(Neuron):
     """
 
     state_names = ("v", "h")
+    called = "an MSN"
     log_dt: nn.Parameter
     log_tau: nn.Parameter
     log_tau_soma: nn.Parameter
@@ -180,21 +181,13 @@ class MSN(Neuron):
         start: Mapping[str, float | Sequence[float]] | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(backend)
+        super().__init__(channels, channel_dim, backend)
         if not (type(compartments) is int and compartments >= 1):
             raise ValueError(f"compartments must be an integer, at least 1, got {compartments!r}")
-        if channels is not None and not (type(channels) is int and channels >= 1):
-            raise ValueError(
-                f"channels must be a positive integer or None (taken from the first input), got {channels!r}"
-            )
-        dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
-        if not dims or any(type(d) is not int for d in dims):
-            raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
         if init not in CHAIN_INITS:
             reason = "its output vector couples the soma to every compartment" if init in INITS else "unknown"
             raise ValueError(f"init {init!r} ({reason}); known: {', '.join(CHAIN_INITS)}")
         self.compartments = compartments
-        self.channel_dim = channel_dim
         self.v_threshold = v_threshold
         self.reset_mode = reset_mode
         self.feedback = feedback
@@ -204,12 +197,9 @@ class MSN(Neuron):
         self.surrogate = surrogate
         self._settings()
         self._start = self._starts(start or {})
-        for name in PARAMETERS:
-            if name in self._widths:
-                with torch.inference_mode(False):  # born in inference mode it could never be given a size
-                    setattr(self, name, UninitializedParameter())
-            else:
-                self.register_parameter(name, None)
+        self._make_parameters()
+        for name in set(PARAMETERS) - set(self._widths):
+            self.register_parameter(name, None)
         self._freeze(*(name for name, value in self._start.items() if value.isinf().all()))
         if channels is not None:
             self.materialize(channels)
@@ -291,29 +281,14 @@ class MSN(Neuron):
         return self.compartments - 1
 
     @property
-    def channels(self) -> int | None:
-        """Size of the channel axis, None before it is known."""
-        return None if isinstance(self.log_dt, UninitializedParameter) else len(self.log_dt)
-
-    @property
-    def surrogate(self) -> Surrogate | FireFunction:
-        return self._surrogate
-
-    @surrogate.setter
-    def surrogate(self, value: str | Surrogate | FireFunction | None) -> None:
-        self._keep_surrogate(Surrogate("triangle", 1.0) if value is None else as_surrogate(value))
-
-    @property
     def supported_backends(self) -> tuple[str, ...]:
         return ("auto", "torch")
 
     @property
     def _widths(self) -> dict[str, tuple[int, ...]]:
-        """The parameters, and their shape behind the channel axis."""
-        widths: dict[str, tuple[int, ...]] = {"log_dt": (), "log_tau_soma": (), "gamma": (self.compartments,)}
-        if self.hidden:
-            widths |= dict.fromkeys(("log_tau", "beta_up", "beta_down"), (self.hidden,))
-        return widths
+        hidden, soma = (self.hidden,), ("log_dt", "log_tau_soma")
+        widths = dict.fromkeys(PARAMETERS, hidden) | dict.fromkeys(soma, ()) | {"gamma": (self.compartments,)}
+        return {name: width for name, width in widths.items() if width != (0,)}
 
     def _starts(self, given: Mapping[str, float | Sequence[float]]) -> dict[str, Tensor]:
         """Start values that are the same in every channel, by parameter: those of ``init``, then the ``given``."""
@@ -378,15 +353,6 @@ class MSN(Neuron):
             "detach_reset": self.detach_reset,
         }
 
-    def materialize(self, channels: int) -> None:
-        """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
-        with torch.inference_mode(False):  # born in inference mode they could never be trained
-            for name, width in self._widths.items():
-                parameter = getattr(self, name)
-                if isinstance(parameter, UninitializedParameter):
-                    parameter.materialize((channels, *width))
-            self.reset_parameters()
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """The start values: the published chain of compartments, random dt and direct gain; then those of ``start``."""
@@ -399,47 +365,13 @@ class MSN(Neuron):
             parameter = getattr(self, name)
             parameter.copy_(value.expand_as(parameter))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        log_dt = state_dict.get(prefix + "log_dt", state_dict.get(prefix + "neuron.log_dt"))
-        known = log_dt if isinstance(log_dt, Tensor) else None
-        if self.channels is None and known is not None and not isinstance(known, UninitializedParameter):
-            self.materialize(len(known))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._require_channels("state_dict()")
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _require_channels(self, what: str) -> None:
-        if self.channels is None:
-            raise RuntimeError(
-                f"{what} of an MSN whose channel count is not known yet: pass channels=..., or run one forward pass "
-                "or load a state dict first"
-            )
-
     def check_input(self, x: Tensor) -> None:
         super().check_input(x)
-        axes = channel_axes(self.channel_dim, x)
-        width = math.prod([x.shape[d] for d in axes])  # a list: torch.compile traces no generator here
-        if self.channels is None:
-            if width == 0:
-                raise ValueError(
-                    f"cannot take the channel count from an input of shape {tuple(x.shape)} per step"
-                )
-            self.materialize(width)
-        elif width != self.channels:
-            raise ValueError(
-                f"this MSN has {self.channels} channels, but axis {self.channel_dim} of one step "
-                f"{tuple(x.shape)} has {width}: pass channels={width}, or the channel_dim that holds "
-                f"{self.channels}"
-            )
+        self._count_lanes(x)
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
         return (x.shape, dtype), (torch.Size((*x.shape, self.hidden)), dtype)
-
-    def initial_state(self, x: Tensor) -> State:
-        return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``T``, the tridiagonal matrix of the hidden compartments, [channels, n-1, n-1]."""
@@ -465,8 +397,7 @@ class MSN(Neuron):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)
         v, h = self.check_state(x, state)
-        axes = channel_axes(self.channel_dim, x)
-        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        shape = self._channel_shape(x)
         weights = Weights(*(w.reshape(*shape, *w.shape[1:]) for w in self.weights(v.dtype)))
         s, v, h, m = msn_step(x.to(v.dtype), v, h, weights, **self._settings())
         return s.to(x.dtype), (v, h), m

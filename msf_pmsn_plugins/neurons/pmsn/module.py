@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ...settings import PMSNSettings
-from ...surrogate import FireFunction, Surrogate, as_surrogate
+from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights
 from ..autograd import transformed
-from ..base import Neuron, State, channel_axes, first_step, number, paired_dtype, state_dtype
+from ..base import State, first_step, number, paired_dtype, state_dtype
 from ..layout import GradientLayout, reshaped
+from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
 from .op import plan, run
 from .reset import global_drive, parallel_reset
@@ -41,7 +41,7 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-class PMSN(Neuron):
+class PMSN(PerChannel):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917).
 
     Parameters are learned per channel and shared over batch and positions: ``2 + 6 (compartments - 1)`` a channel.
@@ -79,6 +79,8 @@ class PMSN(Neuron):
     """
 
     state_names = ("r", "z")
+    sized_by = "D"
+    called = "a PMSN"
     log_dt: nn.Parameter
     log_A_real: nn.Parameter
     A_imag: nn.Parameter
@@ -105,26 +107,18 @@ class PMSN(Neuron):
         dt_scale: float = 1.0,
         backend: str = "auto",
     ) -> None:
-        super().__init__(backend)
+        super().__init__(channels, channel_dim, backend)
         if not (type(compartments) is int and 2 <= compartments <= 17):
             raise ValueError(f"compartments must be an integer from 2 to 17, got {compartments!r}")
-        if channels is not None and not (type(channels) is int and channels >= 1):
-            raise ValueError(
-                f"channels must be a positive integer or None (taken from the first input), got {channels!r}"
-            )
         if init not in INITS:
             raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
         if tied and compartments % 2 == 0:
             raise ValueError(
                 f"tied=True needs an odd number of compartments, so that the hidden ones pair up; got {compartments}"
             )
-        dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
-        if not dims or any(type(d) is not int for d in dims):
-            raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
         self._kept_weights = Weights()
         self.compartments = compartments
         self.tied = bool(tied)
-        self.channel_dim = channel_dim
         self.v_threshold = v_threshold
         self.init = init
         self.reset_mode = reset_mode
@@ -135,9 +129,7 @@ class PMSN(Neuron):
         self.dt_scale = dt_scale
         self.surrogate = surrogate
         self._check()
-        with torch.inference_mode(False):  # born in inference mode they could never be given a size
-            for name in PARAMETERS:
-                setattr(self, name, UninitializedParameter())
+        self._make_parameters()
         if channels is not None:
             self.materialize(channels)
 
@@ -145,19 +137,6 @@ class PMSN(Neuron):
     def modes(self) -> int:
         """Number of complex modes: the hidden compartments, or one of each tied pair."""
         return (self.compartments - 1) // (2 if self.tied else 1)
-
-    @property
-    def channels(self) -> int | None:
-        """Size of the channel axis, None before it is known."""
-        return None if isinstance(self.D, UninitializedParameter) else len(self.D)
-
-    @property
-    def surrogate(self) -> Surrogate | FireFunction:
-        return self._surrogate
-
-    @surrogate.setter
-    def surrogate(self, value: str | Surrogate | FireFunction | None) -> None:
-        self._keep_surrogate(Surrogate("triangle", 1.0) if value is None else as_surrogate(value))
 
     def _check(self) -> None:
         """Raise on settings that cannot work; they may have been changed since construction."""
@@ -200,14 +179,9 @@ class PMSN(Neuron):
             keep_drive=False,
         )
 
-    def materialize(self, channels: int) -> None:
-        """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
-        with torch.inference_mode(False):  # born in inference mode they could never be trained
-            for name in PARAMETERS:
-                parameter = getattr(self, name)
-                if isinstance(parameter, UninitializedParameter):
-                    parameter.materialize((channels,) if name in PER_CHANNEL else (channels, self.modes))
-            self.reset_parameters()
+    @property
+    def _widths(self) -> dict[str, tuple[int, ...]]:
+        return {name: () if name in PER_CHANNEL else (self.modes,) for name in PARAMETERS}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -266,54 +240,17 @@ class PMSN(Neuron):
             getattr(pair, name).copy_(value)
         return pair
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        d = state_dict.get(prefix + "D", state_dict.get(prefix + "neuron.D"))
-        if self.channels is None and isinstance(d, Tensor) and not isinstance(d, UninitializedParameter):
-            self.materialize(len(d))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._require_channels("state_dict()")
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _require_channels(self, what: str) -> None:
-        if self.channels is None:
-            raise RuntimeError(
-                f"{what} of a PMSN whose channel count is not known yet: pass channels=..., or run one forward pass "
-                "or load a state dict first"
-            )
-
     def check_input(self, x: Tensor) -> None:
         super().check_input(x)
         self._lanes(x)
 
     def _lanes(self, x: Tensor) -> tuple[int, int, int]:
-        """Leading lanes, channels and positions of one step ``x``; raise if its channels are not ours."""
+        """:meth:`_count_lanes`, once for a shape."""
         return self._remembered(("lanes", x.shape), lambda: self._count_lanes(x))
-
-    def _count_lanes(self, x: Tensor) -> tuple[int, int, int]:
-        axes, shape = channel_axes(self.channel_dim, x), x.shape
-        width = math.prod([shape[d] for d in axes])  # a list: torch.compile traces no generator here
-        if self.channels is None:
-            if width == 0:
-                raise ValueError(
-                    f"cannot take the channel count from an input of shape {tuple(shape)} per step"
-                )
-            self.materialize(width)
-        elif width != self.channels:
-            raise ValueError(
-                f"this PMSN has {self.channels} channels, but axis {self.channel_dim} of one step "
-                f"{tuple(shape)} has {width}: pass channels={width}, or the channel_dim that holds "
-                f"{self.channels}"
-            )
-        return math.prod(shape[: axes[0]]), width, math.prod(shape[axes[-1] + 1 :])
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
         return (x.shape, dtype), (torch.Size((*x.shape, self.modes)), paired_dtype(dtype))
-
-    def initial_state(self, x: Tensor) -> State:
-        return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
 
     def _rest(self, x: Tensor) -> State:
         if self.context == "global" or type(self).initial_state is not PMSN.initial_state:
@@ -349,8 +286,7 @@ class PMSN(Neuron):
 
     def step_weights(self, x: Tensor, dtype: torch.dtype) -> PMSNWeights:
         """:meth:`weights` in shapes that broadcast against one step ``x`` [N, *], and its modes behind."""
-        axes = channel_axes(self.channel_dim, x)
-        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        shape = self._channel_shape(x)
         e, w, d = self._weights(dtype)
         return PMSNWeights(e.reshape(*shape, self.modes), w.reshape(*shape, self.modes), d.reshape(shape))
 
