@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .neurons import MSF, PMSN, Neuron, ParallelIF
-from .neurons.base import State, channel_axes
+from .neurons.base import State, channel_shape
 from .neurons.pmsn.step import soma_step
 
 __all__ = ["RealPMSN", "RealParallelIF", "Streaming"]
@@ -95,8 +95,7 @@ class RealPMSN(RealParallelIF):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)
         r, z = self.check_state(x, state)
-        axes = channel_axes(self.channel_dim, x)
-        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        shape = channel_shape(self.channel_dim, x)
         (e_re, e_im), (w_re, w_im) = (
             part.reshape(*shape, self.modes, 2).unbind(-1) for part in (self.e, self.w)
         )

@@ -20,7 +20,9 @@ __all__ = [
     "PropertiesFirst",
     "State",
     "add_prefix",
+    "broadcasts",
     "channel_axes",
+    "channel_shape",
     "first_step",
     "number",
     "state_dtype",
@@ -87,6 +89,18 @@ def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]
     if axes != tuple(range(axes[0], axes[0] + len(axes))):
         raise ValueError(f"channel_dim={channel_dim} must name adjacent axes in ascending order")
     return axes
+
+
+def channel_shape(channel_dim: int | Sequence[int], x: Tensor) -> list[int]:
+    """The shape in which a tensor [C] broadcasts against one step ``x`` [N, C, *]; raise as :func:`channel_axes`."""
+    axes = channel_axes(channel_dim, x)
+    return [n if i in axes else 1 for i, n in enumerate(x.shape)]
+
+
+def broadcasts(value: Tensor, x: Tensor) -> bool:
+    """Whether ``value`` broadcasts against one step ``x`` and leaves its shape as it is."""
+    sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
+    return value.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
 
 
 class PropertiesFirst:

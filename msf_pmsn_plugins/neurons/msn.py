@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..surrogate import FireFunction, Surrogate, fire
-from .base import State, number, state_dtype
+from .base import State, channel_shape, number, state_dtype
 from .per_channel import PerChannel
 from .pmsn import INITS
 
@@ -397,7 +397,7 @@ class MSN(PerChannel):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)
         v, h = self.check_state(x, state)
-        shape = self._channel_shape(x)
+        shape = channel_shape(self.channel_dim, x)
         weights = Weights(*(w.reshape(*shape, *w.shape[1:]) for w in self.weights(v.dtype)))
         s, v, h, m = msn_step(x.to(v.dtype), v, h, weights, **self._settings())
         return s.to(x.dtype), (v, h), m

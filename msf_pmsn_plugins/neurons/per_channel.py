@@ -113,10 +113,5 @@ class PerChannel(Neuron):
             )
         return math.prod(shape[: axes[0]]), width, math.prod(shape[axes[-1] + 1 :])
 
-    def _channel_shape(self, x: Tensor) -> list[int]:
-        """The shape in which a tensor [channels] broadcasts against one step ``x``."""
-        axes = channel_axes(self.channel_dim, x)
-        return [n if i in axes else 1 for i, n in enumerate(x.shape)]
-
     def initial_state(self, x: Tensor) -> State:
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..neurons import Neuron
 from ..neurons.autograd import recomputing, transformed, usable
-from ..neurons.base import PropertiesFirst, State, add_prefix, first_step, number
+from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
 from ..neurons.layout import gradient_laid_out
 from ..neurons.lengths import Lengths, valid_steps
 from .counters import counted
@@ -181,8 +181,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     def _check_margin(self, x: Tensor) -> None:
         theta: Any = self.v_threshold
-        sizes = zip(reversed(theta.shape), reversed(x.shape), strict=False)
-        if theta.dim() > x.dim() or any(own not in (1, size) for own, size in sizes):
+        if not broadcasts(theta, x):
             raise ValueError(
                 f"v_threshold is a tensor {tuple(theta.shape)}, set for another batch than this one, {tuple(x.shape)} "
                 "per step: call functional.set_threshold_margin(layer, label_one_hot) again"

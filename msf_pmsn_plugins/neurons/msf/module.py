@@ -16,7 +16,7 @@ from ...resets import RESETS
 from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
-from ..base import Neuron, State, channel_axes, first_step, number, state_dtype
+from ..base import Neuron, State, broadcasts, channel_shape, first_step, number, state_dtype
 from .op import Call, plan, run, run_step
 from .step import msf_step
 
@@ -303,8 +303,7 @@ class MSF(Neuron):
             return None
         value = value.to(dtype)
         if value.dim() == 1 and len(value) != 1:  # one number is for all, as anywhere
-            axes = channel_axes(self.channel_dim, x)
-            shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+            shape = channel_shape(self.channel_dim, x)
             if math.prod(shape) != len(value):
                 raise ValueError(
                     f"this MSF has a {what} for each of {len(value)} channels, but axis {self.channel_dim} of one "
@@ -312,8 +311,7 @@ class MSF(Neuron):
                     f"channel_dim that holds {len(value)}"
                 )
             return value.reshape(shape)
-        sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
-        if value.dim() > x.dim() or any(own not in (1, size) for own, size in sizes):
+        if not broadcasts(value, x):
             raise ValueError(
                 f"this MSF has a {what} of shape {tuple(value.shape)}, which does not broadcast against one step "
                 f"{tuple(x.shape)}"

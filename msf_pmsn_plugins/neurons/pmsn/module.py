@@ -14,7 +14,7 @@ from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights
 from ..autograd import transformed
-from ..base import State, first_step, number, paired_dtype, state_dtype
+from ..base import State, channel_shape, first_step, number, paired_dtype, state_dtype
 from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
@@ -286,7 +286,7 @@ class PMSN(PerChannel):
 
     def step_weights(self, x: Tensor, dtype: torch.dtype) -> PMSNWeights:
         """:meth:`weights` in shapes that broadcast against one step ``x`` [N, *], and its modes behind."""
-        shape = self._channel_shape(x)
+        shape = channel_shape(self.channel_dim, x)
         e, w, d = self._weights(dtype)
         return PMSNWeights(e.reshape(*shape, self.modes), w.reshape(*shape, self.modes), d.reshape(shape))
 
