@@ -74,10 +74,8 @@ class _Cut(NamedTuple):
         return {name: getattr(self, name) for name in ("block", "row", "blocks", "per_length")}
 
 
-def _fields(settings: MSFSettings, own: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+def _fields(settings: MSFSettings, own: tuple[int, ...]) -> dict[str, Any]:
     """The fields of a call that both ways share."""
-    if settings.charge not in CHARGES:
-        raise ValueError(f"the numba backend has no charge {settings.charge!r}; known: {', '.join(CHARGES)}")
     delayed = BEFORE_CHARGE if RESETS[settings.reset_mode].before_charge else AFTER_CHARGE
     own_rates, own_firsts, own_amounts = own
     return {
@@ -162,7 +160,7 @@ def _prepare_forward(
     constants, addresses = _constants(settings, dtype)
     record = MSFForward(
         **cut.fields,
-        **_fields(settings, own, dtype),
+        **_fields(settings, own),
         steps=shape[0],
         x_step=x.step,
         x_row=x.row,
@@ -241,7 +239,7 @@ def _prepare_backward(
     constants, addresses = _constants(settings, dtype)
     record = MSFBackward(
         **cut.fields,
-        **_fields(settings, own, dtype),
+        **_fields(settings, own),
         **{f"{name}_step": seq.step for name, seq in walks.items()},
         **{f"{name}_row": seq.row for name, seq in walks.items()},
         steps=shape[0],
