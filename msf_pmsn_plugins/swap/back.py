@@ -75,7 +75,7 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
     if example_input is not None:
         inputs = arguments(example_input)
         try:
-            with torch.no_grad(), seeds_kept(result, ()), undisturbed(result):
+            with torch.no_grad(), seeds_kept(result, inputs), undisturbed(result):
                 rest(result)
                 result(*inputs)
         except Exception:

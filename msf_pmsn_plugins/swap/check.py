@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from . import checks
 from .back import nodes
@@ -90,10 +89,9 @@ def verify(
     if not found:
         raise SwapError(f"{type(model).__name__} has no MSF or PMSN neuron to verify")
     inputs = arguments(example_input)
-    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     bar = _Bar(passes, sys.stderr.isatty() if progress is None else progress)
     report = Report()
-    with seeds_kept(model, tensors), undisturbed(model), bar.counting(model):
+    with seeds_kept(model, inputs), undisturbed(model), bar.counting(model):
         torch.manual_seed(0)  # inside seeds_kept: the caller's generators come back
         time, batch = _axes(model, found, inputs, plan, time_dim)
         run = Runner(model, found, inputs, time, batch)

@@ -84,7 +84,7 @@ def probe(model: nn.Module, sites: dict[str, nn.Module], example_input: Any, seq
     inputs = arguments(example_input)
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     sizes = max((tuple(x.shape) for x in tensors), key=len, default=())
-    with seeds_kept(model, tensors):
+    with seeds_kept(model, inputs):
         example = record(model, sites, inputs, again=True)
         calls = {path: len(found) for path, found in example.calls.items()}
         # [T, N, *] or [N, T, *]; [N, *] where the model repeats or steps by itself; T alone may be fixed.

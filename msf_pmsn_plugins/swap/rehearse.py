@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from .edits import make
 from .plans import Plan
@@ -27,9 +26,8 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
     if not todo:
         return
     inputs = arguments(example_input)
-    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     run, failure = Run({}), None
-    with seeds_kept(plan.model, tensors), _unknown_to_hosts(plan, todo), undisturbed(plan.model):
+    with seeds_kept(plan.model, inputs), _unknown_to_hosts(plan, todo), undisturbed(plan.model):
         edits, root = plan.edits(todo, built)
         make(edits)  # undisturbed takes them back
         try:

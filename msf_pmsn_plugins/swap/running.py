@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 __all__ = ["arguments", "output_of", "rest", "seeds_kept", "takes_nothing", "undisturbed"]
 
@@ -48,9 +49,10 @@ def takes_nothing(method: Any) -> TypeGuard[Callable[[], Any]]:
 
 
 @contextmanager
-def seeds_kept(model: nn.Module, tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put the random generators back afterwards."""
-    devices = sorted({x.get_device() for x in (*tensors, *model.parameters()) if x.is_cuda})
+def seeds_kept(model: nn.Module, inputs: Any = ()) -> Iterator[None]:
+    """Put the random generators back afterwards, of all devices on which the model or its ``inputs`` lie."""
+    tensors = [x for x in (*pytree.tree_leaves(inputs), *model.parameters()) if isinstance(x, Tensor)]
+    devices = sorted({x.get_device() for x in tensors if x.is_cuda})
     with torch.random.fork_rng(devices=devices):
         yield
 

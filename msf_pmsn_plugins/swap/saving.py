@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from ..hosts import HOSTS, load
 from ..surrogate import Surrogate
 from .layout import Layout
-from .site import SWAPPED, Site
+from .site import SWAPPED, Site, words
 from .spec import MSF, PMSN, Keep, Rule, SwapError, Target
 
 __all__ = [
@@ -58,8 +58,7 @@ def plain(value: Any) -> Any:
         return repr(value)
     if isinstance(value, str | int | float | bool | None):
         return value
-    text = repr(value)
-    return getattr(value, "__qualname__", type(value).__name__) if " at 0x" in text else text
+    return words(value)
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
