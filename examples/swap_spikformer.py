@@ -90,9 +90,8 @@ def main():
         if target is not None:
             plan = recipe.plan(network, example, target)
             network = plan.apply()
-            swap.verify(
-                network, example, plan=plan, raise_on_failure=True
-            )  # sizes, samples, reset, gradients
+            # sizes, samples, reset, gradients
+            swap.verify(network, example, plan=plan, raise_on_failure=True)
         parameters = sum(p.numel() for p in network.parameters())
         accuracy, seconds = train(network, data, epochs)
         print(

@@ -31,9 +31,8 @@ class Slopes(NamedTuple):
     """What a surrogate without a name gives at the membranes before the reset, [T, N, *]."""
 
     total: Tensor  # summed over the thresholds
-    first: Tensor | None = (
-        None  # at the first one: a reset that looks at it alone and is not detached needs it
-    )
+    # At the first one: a reset that looks at it alone and is not detached needs it.
+    first: Tensor | None = None
 
 
 class PMSNState(NamedTuple):

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 # Entries of a file that may hold the weights.
-WRAPPERS = ("state_dict", "model", "best_net", "model_state_dict", "net", "weights") + (
-    "state_dict_ema",
-    "model_ema",
-    "ema",
+WRAPPERS = (
+    *("state_dict", "model", "best_net", "model_state_dict", "net", "weights"),
+    *("state_dict_ema", "model_ema", "ema"),
 )
 
 

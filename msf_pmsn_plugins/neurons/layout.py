@@ -58,9 +58,8 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
     if not any(step.stride()):  # one number for all: nothing to follow
         return g_seq
     step = torch.empty_like(step, device="meta")
-    strides = torch.stack(
-        [step] * min(2, len(g_seq))
-    ).stride()  # which knows channels_last, and no other orders
+    # stack() knows channels_last, and no other orders.
+    strides = torch.stack([step] * min(2, len(g_seq))).stride()
     if g_seq.stride() == strides:
         return g_seq
     return g_seq.new_empty_strided(g_seq.shape, strides).copy_(g_seq)

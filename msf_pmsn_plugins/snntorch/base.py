@@ -452,9 +452,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             except (ValueError, RuntimeError) as error:
                 error_msgs.append(f"{prefix}{name}: {error}")
                 continue
-            for own in TENSORS.get(
-                name, ()
-            ):  # a number of the host's, a tensor here, which has just taken it
+            # A number of the host's, a tensor here, which has just taken it.
+            for own in TENSORS.get(name, ()):
                 held = self.neuron._parameters.get(own, self.neuron._buffers.get(own))
                 if held is not None:
                     state_dict.setdefault(f"{prefix}neuron.{own}", held.detach().clone())

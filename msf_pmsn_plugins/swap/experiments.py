@@ -88,10 +88,8 @@ def observe(module: nn.Module, shape: Sequence[int], device: torch.device, dtype
             x = _draw(size, seed, device, dtype)
             (y,) = run(x)
             outputs += [y, *run(4 * x)]
-            for before in (
-                -8 * x.abs(),
-                0.6 * torch.ones_like(x),
-            ):  # a state far below, or below without a spike
+            # A state far below, or below without a spike.
+            for before in (-8 * x.abs(), 0.6 * torch.ones_like(x)):
                 keeps |= not torch.equal(y, run(before, x)[1])
             for axis in range(x.dim()):
                 if x.shape[axis] > 1:
@@ -114,9 +112,8 @@ def _unfolds(
     """T of a neuron that takes [T*B, *] for T steps of B samples: its row 0 reaches the rows B, 2B ..  and no other."""
     reached: set[int] = set()
     for seed in range(8):
-        x = (
-            _draw(shape, seed, device, dtype) * (0.2, 1.0)[seed % 2]
-        )  # with few spikes, that cut, and with many
+        # With few spikes, that cut, and with many.
+        x = _draw(shape, seed, device, dtype) * (0.2, 1.0)[seed % 2]
         changed = x.clone()
         changed[0] += _draw(shape[1:], seed + 9, device, dtype)
         try:

@@ -169,9 +169,8 @@ class _Recorder:
         self.last: tuple[Tensor, Call] | None = None  # output of a site
         self.emitted: dict[Tensor, Call] = {}
         self.ends: dict[nn.Module, Any] = {}  # states after the first pass
-        self.starts: dict[nn.Module, list[Any]] = {
-            m: [] for m in self.calls
-        }  # at the first call of each pass
+        # At the first call of each pass.
+        self.starts: dict[nn.Module, list[Any]] = {m: [] for m in self.calls}
         self.passes = 1
         for module in model.modules():
             if isinstance(module, torch.jit.ScriptModule):

@@ -33,7 +33,6 @@ SURROGATES = (
     "ATan",
     "NonzeroSignLogAbs",
     "Erf",
-) + (
     "SquarewaveFourierSeries",
     "S2NN",
     "QPseudoSpike",

@@ -231,10 +231,8 @@ class Frames(Dataset):
 
     def _bytes(self, index: int) -> bytes:
         path = self.folder / "frames.bin"
-        with (
-            reading(path),
-            path.open("rb") as file,
-        ):  # opened anew: a handle would be shared among forked workers
+        # opened anew: a handle would be shared among forked workers
+        with reading(path), path.open("rb") as file:
             file.seek(self.starts[index])
             data = file.read(self.starts[index + 1] - self.starts[index])
             if zlib.crc32(data) != self.checksums[index]:

@@ -52,9 +52,8 @@ class SEWResNet(nn.Module):
             functional.set_step_mode(net, "m")
             _swap(net, neuron)
         else:
-            net = build(
-                cnf="ADD", num_classes=classes, spiking_neuron=lambda: neuron(0)
-            )  # these need no channels
+            # these need no channels
+            net = build(cnf="ADD", num_classes=classes, spiking_neuron=lambda: neuron(0))
             functional.set_step_mode(net, "m")
         if stem == "avg":
             net.maxpool = layer.AvgPool2d(3, 2, padding=1, step_mode="m")

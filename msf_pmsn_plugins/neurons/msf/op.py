@@ -17,9 +17,8 @@ from ..layout import GradientLayout, as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
 
-AT_ONCE = (
-    1 << 22
-)  # membranes whose slopes are made at once: what a callable surrogate allocates stays bounded
+# Membranes whose slopes are made at once: what a callable surrogate allocates stays bounded.
+AT_ONCE = 1 << 22
 
 
 @torch.library.custom_op(
@@ -297,9 +296,8 @@ def msf(
     return run(x_seq, v, parameters, lengths, call, membrane)
 
 
-Call = tuple[
-    MSFSettings, str, FireFunction | None
-]  # settings, the backend that runs them, where slopes come from
+# Settings, the backend that runs them, where slopes come from.
+Call = tuple[MSFSettings, str, FireFunction | None]
 
 
 def plan(

@@ -224,9 +224,8 @@ def pmsn(
     return s_seq, y_seq if settings.keep_drive else None, m_seq if settings.keep_membrane else None, state
 
 
-Call = tuple[
-    PMSNSettings, str, FireFunction | None
-]  # settings, the backend that runs them, where slopes come from
+# Settings, the backend that runs them, where slopes come from.
+Call = tuple[PMSNSettings, str, FireFunction | None]
 
 
 def plan(x: Tensor, settings: PMSNSettings, surrogate: FireFunction | None, backend: str) -> Call:

@@ -34,7 +34,6 @@ SURROGATES = (
     "ATan",
     "NonzeroSignLogAbs",
     "Erf",
-) + (
     "SquarewaveFourierSeries",
     "S2NN",
     "QPseudoSpike",
@@ -46,7 +45,6 @@ FUNCTIONS = (
     "redundant_one_hot",
     "first_spike_index",
     "multi_step_forward",
-) + (
     "seq_to_ann_forward",
     "spike_similar_loss",
     "kernel_dot_product",

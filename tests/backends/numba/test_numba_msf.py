@@ -115,9 +115,8 @@ def test_backward_is_the_torch_backend_to_the_bit(charge, dtype):
     givens = itertools.cycle([(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
     for x, v, lengths, parameters, settings in backward_cases(charge, dtype):
         widths = {name: kind.width for name, kind in SURROGATES.items()}
-        if (
-            settings.keep == "code"
-        ):  # 0.83 volts: up to six windows at once, whose heights add up with rounding
+        if settings.keep == "code":
+            # 0.83 volts: up to six windows at once, whose heights add up with rounding
             widths = {"rectangular": 0.5 if len(settings.thresholds) == 1 else 0.83}
         given = next(givens)
         grads = msf_grads(x, v, (given[0], given[1] and settings.keep != "code", given[2]))
