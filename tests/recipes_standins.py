@@ -561,3 +561,11 @@ STANDINS: dict[str, Standin] = {
         Repeating, (2, 6), _all("single-step", "lif1 lif2"), {"lif1": 1, "lif2": 1}
     ),
 }
+
+
+def build(name):
+    """The stand-in's net with fixed weights, an input of its shape, and what is known of it."""
+    torch.manual_seed(0)
+    standin = STANDINS[name]
+    x = torch.rand(standin.shape, generator=torch.Generator().manual_seed(1)) * 2
+    return standin.build(), x, standin

@@ -37,6 +37,28 @@ def spikformer():
     return Spikformer(T=4, num_classes=10, **sizes)
 
 
+class Square(nn.Module):
+    """[T, N, L] -> [T, N, 6, L]: where L is 6 the widths do not say which axis of its neuron is the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = neuron.IFNode(step_mode="m")
+
+    def forward(self, x_seq):
+        return self.node(x_seq.unsqueeze(2).expand(-1, -1, 6, -1))
+
+
+class TimeInBatch(nn.Module):
+    """A multi-step neuron that is given [T*N, *]."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = neuron.IFNode(step_mode="m")
+
+    def forward(self, x_seq):
+        return self.node(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+
+
 NEW = "the new neurons bring {} parameters, which are in no optimizer made before: make the optimizer after the swap"
 
 

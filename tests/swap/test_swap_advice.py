@@ -10,6 +10,7 @@ from torch import nn
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 from recipes_standins import BatchFirst, MultiSpike, MultiStepLIFNode, OwnLIF
+from swap_models import Square
 from tolerances import assert_same
 
 TARGETS = pytest.mark.parametrize("target", [swap.MSF(D=4), swap.PMSN()], ids=["msf", "pmsn"])
@@ -137,14 +138,6 @@ def test_a_quantiser_inside_a_neuron_is_named_and_swapped_alone():
 
 
 def test_every_other_verdict_of_the_page_has_a_rule_that_resolves_it():
-    class Square(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.node = neuron.IFNode(step_mode="m")
-
-        def forward(self, x_seq):
-            return self.node(x_seq.unsqueeze(2).expand(-1, -1, 6, -1))
-
     x = torch.rand(4, 2, 6)
     text = refusal(swap.plan(Square(), x, swap.PMSN()))
     for rule in (swap.PMSN(channel_dim=1), swap.Rule(channel_dim="shared"), swap.Rule(target=swap.MSF())):

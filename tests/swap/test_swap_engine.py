@@ -26,18 +26,12 @@ from recipes_standins import (
     QKFormer,
     Spikformer,
     Stepping,
+    build,
 )
 from swap_checks import assert_nothing_changed, gradients, reset
 from tolerances import assert_same
 
 each = pytest.mark.parametrize("name", STANDINS)
-
-
-def build(name):
-    torch.manual_seed(0)
-    standin = STANDINS[name]
-    x = torch.rand(standin.shape, generator=torch.Generator().manual_seed(1)) * 2
-    return standin.build(), x, standin
 
 
 # D = 1 changes nothing, anywhere --------------------------------------------------------------------------------

@@ -32,13 +32,6 @@ from tolerances import assert_same
 each = pytest.mark.parametrize("name", STANDINS)
 
 
-def build(name):
-    torch.manual_seed(0)
-    standin = STANDINS[name]
-    x = torch.rand(standin.shape, generator=torch.Generator().manual_seed(1)) * 2
-    return standin.build(), x, standin
-
-
 # Neurons of one's own -----------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from msf_pmsn_plugins import spikingjelly as face
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
-from swap_models import NEW, Small, gradients, new_zoo
+from swap_models import NEW, Small, Square, TimeInBatch, gradients, new_zoo
 from tolerances import assert_same
 
 # The plan --------------------------------------------------------------------------------------------------------
@@ -129,15 +129,6 @@ def test_the_printed_plan(small, x_seq):
 
 def test_ambiguous_axes_need_a_rule():
     """[N, 6, 6] after a layer whose width says nothing: either axis could be the channels."""
-
-    class Square(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.node = neuron.IFNode(step_mode="m")
-
-        def forward(self, x_seq):
-            return self.node(x_seq.unsqueeze(2).expand(-1, -1, 6, -1))
-
     x = torch.rand(4, 2, 6)
     with pytest.raises(swap.SwapError, match=r"node: ambiguous.*channel_dim"):
         swap.pmsn(Square(), x)
@@ -148,18 +139,10 @@ def test_ambiguous_axes_need_a_rule():
 
 
 def test_time_folded_into_the_batch_is_seen():
-    class Folded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.node = neuron.IFNode(step_mode="m")
-
-        def forward(self, x_seq):
-            return self.node(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-
     with pytest.raises(
         swap.SwapError, match=r"node: batch folded into time: axis 0 .* is T\*B = 4\*3.*'fix'"
     ):
-        swap.msf(Folded(), torch.rand(4, 3, 5))
+        swap.msf(TimeInBatch(), torch.rand(4, 3, 5))
 
 
 # The reset cache, what raises --------------------------------------------------------------------------------------

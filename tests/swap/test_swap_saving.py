@@ -19,14 +19,10 @@ from helpers import ROOT
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode
 from msf_pmsn_plugins.surrogate import Custom, Surrogate
-from recipes_standins import STANDINS, MultiSpike, Quantised, window
+from recipes_standins import STANDINS, MultiSpike, Quantised, build, window
+from swap_checks import reset
+from swap_models import TimeInBatch
 from tolerances import assert_same
-
-
-def build(name):
-    torch.manual_seed(0)
-    standin = STANDINS[name]
-    return standin.build(), torch.rand(standin.shape, generator=torch.Generator().manual_seed(1)) * 2, standin
 
 
 def through(d, how, tmp_path):
@@ -34,12 +30,6 @@ def through(d, how, tmp_path):
         return json.loads(json.dumps(d, allow_nan=False))
     torch.save(d, tmp_path / "plan.pt")
     return torch.load(tmp_path / "plan.pt", weights_only=True)
-
-
-def reset(net):
-    for module in net.modules():
-        if callable(getattr(module, "reset", None)):
-            module.reset()
 
 
 TARGETS = {"msf": swap.MSF(D=4, threshold_step=0.5), "pmsn": swap.PMSN(compartments=3)}
@@ -231,16 +221,8 @@ def test_damaged_plans_are_refused(change, text):
 
 
 def test_an_unresolved_plan_stays_so():
-    class Folded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.node = neuron.IFNode(step_mode="m")
-
-        def forward(self, x_seq):
-            return self.node(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-
-    plan = swap.plan(Folded(), torch.rand(4, 3, 5), swap.MSF())
-    again = swap.Plan.from_dict(Folded(), json.loads(json.dumps(plan.to_dict())))
+    plan = swap.plan(TimeInBatch(), torch.rand(4, 3, 5), swap.MSF())
+    again = swap.Plan.from_dict(TimeInBatch(), json.loads(json.dumps(plan.to_dict())))
     with pytest.raises(swap.SwapError, match="batch folded into time"):
         again.apply()
 
