@@ -3,6 +3,7 @@
 import io
 import mmap
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,10 @@ def test_a_stream_of_single_steps_holds_no_more_memory_with_time(make, mode, bac
     resident = []
     with mode():
         state = None
-        for steps in (500, 3000):
+        for steps in (500, 3000, 3000, 3000):
             for _ in range(steps):
                 _s, state = neuron(x, state)
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             resident.append(pages * mmap.PAGESIZE)
-    assert resident[1] - resident[0] < 3000 * 256  # half of what a step puts out
+    # A leak grows in every round; what the allocator does beside it comes and goes. Half of what a step puts out:
+    assert min(b - a for a, b in pairwise(resident)) < 3000 * 256
