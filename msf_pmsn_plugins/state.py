@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .lengths import Lengths
 from .neurons import Neuron
 from .neurons.base import State
-from .neurons.lengths import Lengths
 
 __all__ = ["detach", "move", "padded", "read", "select", "write"]
 

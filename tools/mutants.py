@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         "loop: lengths off by one",
-        "neurons/lengths.py",
+        "lengths.py",
         "device=lengths.device).unsqueeze(1) < lengths",
         "device=lengths.device).unsqueeze(1) <= lengths",
         LENGTHS,

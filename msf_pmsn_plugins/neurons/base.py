@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
+from ..lengths import Lengths, check_lengths, live_steps
 from ..surrogate import Surrogate, gives_slopes
 from .autograd import transformed
 from .layout import gradient_laid_out
-from .lengths import Lengths, check_lengths, live_steps
 
 __all__ = [
     "Neuron",

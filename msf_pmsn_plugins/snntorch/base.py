@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import neurons
+from ..lengths import Lengths, valid_steps
 from ..neurons.autograd import recomputing, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
-from ..neurons.lengths import Lengths, valid_steps
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
 from .states import cut, detached

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import neurons as neutral
+from ..lengths import Lengths, valid_steps
 from ..neurons.base import State
-from ..neurons.lengths import Lengths, valid_steps
 from ..neurons.msf import msf_step
 from ..settings import MSFValues
 from ..tensors import MSFParameters

@@ -9,11 +9,11 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
+from ..lengths import Lengths, valid_steps
 from ..neurons import Neuron
 from ..neurons.autograd import recomputing, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
 from ..neurons.layout import gradient_laid_out
-from ..neurons.lengths import Lengths, valid_steps
 from .counters import counted
 from .surrogates import translate
 from .version import FUNCTIONAL

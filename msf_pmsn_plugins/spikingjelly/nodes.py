@@ -13,11 +13,11 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from ..charges import CHARGES
+from ..lengths import Lengths
 from ..neurons import MSF, PMSN, ParallelIF
 from ..neurons.autograd import transformed
 from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out
-from ..neurons.lengths import Lengths
 from ..neurons.pmsn import pmsn_step
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState

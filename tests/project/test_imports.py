@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "msf_pmsn_plugins"
 
 # What each part may import of the package, at any level. Imports point left only:
-#   settings, tensors, surrogate, charges, resets <- backends <- neurons <- spikingjelly | snntorch <- swap <- adapters
-LEAVES = {"surrogate", "charges", "resets", "settings", "tensors", "tables"}
+#   settings, tensors, lengths, surrogate, charges, resets <- backends <- neurons <- spikingjelly | snntorch
+#   <- swap <- adapters
+LEAVES = {"surrogate", "charges", "resets", "settings", "tensors", "tables", "lengths"}
 CORE = LEAVES | {"backends", "neurons"}
 INTERNAL = {
     "": CORE,
@@ -23,6 +24,7 @@ INTERNAL = {
     "settings": LEAVES,
     "tensors": LEAVES,
     "tables": set(),
+    "lengths": set(),
     "backends": LEAVES | {"backends"},
     "neurons": CORE,
     "spikingjelly": CORE | {"spikingjelly"},

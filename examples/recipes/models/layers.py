@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from msf_pmsn_plugins.neurons.lengths import valid_steps
+from msf_pmsn_plugins.lengths import valid_steps
 from msf_pmsn_plugins.spikingjelly import SpikingJellyNode
 
 __all__ = ["TiedDropout", "fire", "mean_over_time", "per_step", "valid"]

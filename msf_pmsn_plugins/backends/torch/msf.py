@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...charges import CHARGES
+from ...lengths import live_steps
 from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues
 from ...surrogate import slope
@@ -39,7 +40,7 @@ def msf_forward(
     def after_reset(m: Tensor, s: Tensor) -> Tensor:
         return reset.forward(m, (s > 0).to(m.dtype), s, r, values.reset)
 
-    live_seq = _live(lengths, x_seq)
+    live_seq = None if lengths is None else live_steps(lengths, x_seq)
     s_last = _count(v, values.thresholds) if settings.reset_delay else v
     for t, x in enumerate(x_seq.unbind(0)):
         if settings.reset_delay and reset.before_charge:
@@ -61,14 +62,6 @@ def msf_forward(
             kept.masked_fill_(~live_seq, 0)
     fresh = torch.empty_like(v)  # never the input, nor a membrane that is returned
     return s_seq, kept, fresh.copy_(v)
-
-
-def _live(lengths: Tensor | None, x_seq: Tensor) -> Tensor | None:
-    """True at valid steps, [T, N, 1, ..], or None where all are."""
-    if lengths is None:
-        return None
-    live = torch.arange(len(x_seq), device=x_seq.device).unsqueeze(1) < lengths
-    return live.reshape(*live.shape, *[1] * (x_seq.dim() - 2))
 
 
 def _windows(m: Tensor, thresholds: Sequence[Amount], width: float) -> Tensor:
@@ -116,7 +109,7 @@ class _Adjoint:
         self.x_seq, self.kept, self.v0, self.settings = x_seq, kept, v0, settings
         self.parameters, self.values = parameters, MSFValues(settings, parameters)
         self.charge, self.reset = CHARGES[settings.charge], RESETS[settings.reset_mode]
-        self.live_seq = _live(lengths, kept)
+        self.live_seq = None if lengths is None else live_steps(lengths, kept)
         first = self.values.thresholds[0]
         self.v0_held = 1 - (v0 >= first).to(v0.dtype) if settings.reset_delay else v0
         if settings.keep == "code":

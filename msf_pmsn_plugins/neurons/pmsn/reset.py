@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...lengths import live_steps
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, gives_slopes
 from ...tensors import PMSNState, PMSNWeights
 from ..base import first_step, paired_dtype
 from ..layout import memory_order, permuted, reshaped
-from ..lengths import live_steps
 from .op import pmsn
 from .step import pmsn_step
 
