@@ -77,7 +77,8 @@ def of_parameters(
         if g is None or parameter is None:
             return None
         gone = g.isnan() if lost is None else lost | g.isnan()
-        total = torch.where(gone, 0.0, g).sum_to_size(parameter.shape)
+        # In the layout of g, whatever that of the membranes: it decides the order of the sum.
+        total = g.masked_fill(gone, 0.0).sum_to_size(parameter.shape)
         return torch.empty_like(parameter).copy_(total)
 
     return MSFParameters(*map(share, sums, parameters))
