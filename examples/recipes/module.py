@@ -21,7 +21,7 @@ from msf_pmsn_plugins.optim import param_groups
 from . import RecipeError
 from .checkpoints import require_space
 from .neurons import reset
-from .resume import of_all_processes
+from .processes import of_all_processes
 
 __all__ = ["Task", "cosine", "loss_of"]
 

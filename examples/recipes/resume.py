@@ -17,12 +17,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as TrainingStage
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import distributed
 
 from . import RecipeError
 from .checkpoints import LAST
+from .processes import of_all_processes
 
-__all__ = ["Last", "RandomNumbers", "Stopped", "of_all_processes"]
+__all__ = ["Last", "RandomNumbers", "Stopped"]
 
 
 class Stopped(Exception):
@@ -227,15 +227,6 @@ def training(trainer: Any) -> bool:
 def counted(n: int) -> dict[str, int]:
     """Lightning's counter of something that happened ``n`` times and is not happening."""
     return {"ready": n, "started": n, "processed": n, "completed": n}
-
-
-def of_all_processes(mine: Any) -> list[Any]:
-    """What each process has, in the order of their ranks."""
-    if not distributed.is_initialized():
-        return [mine]
-    everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, mine)
-    return everyone
 
 
 class RandomNumbers(Callback):

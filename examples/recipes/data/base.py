@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .. import RecipeError
+from ..processes import joined, of_all_processes
 from .files import Fault, Locked, one_line, places
 from .loaders import Batches, Loader, Order, Reader, Samples
 
@@ -40,17 +41,9 @@ def hold_out(targets: Sequence[int], fraction: float, seed: int = 0) -> tuple[np
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def joined() -> bool:
-    """Whether other processes take part in this run."""
-    return distributed.is_available() and distributed.is_initialized()
-
-
 def agree(error: RecipeError | None) -> None:
     """Raise on every process what went wrong on one of them, so that each ends with that line and none waits."""
-    said: list[str | None] = [None if error is None else str(error)]
-    if joined():
-        said = [None] * distributed.get_world_size()
-        distributed.all_gather_object(said, None if error is None else str(error))
+    said = of_all_processes(None if error is None else str(error))
     first = next((message for message in said if message is not None), None)
     if first is not None:
         raise RecipeError(first) from error
