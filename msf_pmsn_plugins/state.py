@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .lengths import Lengths
-from .neurons import Neuron
 from .neurons.base import State
+from .neurons.nodes import is_node
 
 __all__ = ["detach", "move", "padded", "read", "select", "write"]
 
@@ -28,7 +28,7 @@ __all__ = ["detach", "move", "padded", "read", "select", "write"]
 def _nodes(net: nn.Module) -> Iterator[tuple[str, Any]]:
     """The nodes of either framework in ``net``, by path."""
     for path, module in net.named_modules():
-        if isinstance(getattr(module, "neuron", None), Neuron) and hasattr(module, "carried"):
+        if is_node(module):
             yield path, module
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .. import neurons
+from ..neurons.nodes import held_by
 from .rules import EnergyError
 
 
@@ -68,8 +68,7 @@ def neuron_update(
     Raises:
         EnergyError: a neuron without a formula.
     """
-    held = getattr(module, "neuron", None)
-    module = held if isinstance(held, neurons.Neuron) else module
+    module = held_by(module) or module
     known = {**UPDATES, **(updates or {})}
     kind = family(module, known)
     if kind == "":

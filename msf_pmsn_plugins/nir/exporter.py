@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, neurons
+from ..neurons.nodes import held_by, takes_sequences
 from ..neurons.pmsn import BURSTS, PARAMETERS
 from ..surrogate import Soft, Surrogate
 from . import nodes
 from .graph import (
     HOSTS,
     Shapes,
-    held_neuron,
     is_leaky,
     is_neuron,
     layer_of,
     returns_tuple,
-    takes_sequences,
     trace,
 )
 from .libraries import nir, nirtorch
@@ -87,7 +86,7 @@ class Exporter:
         """The node for ``module``, whose input has the shape ``before`` and whose output ``after``."""
         try:
             shape = tuple(before[self.leading :])
-            held = held_neuron(module)
+            held = held_by(module)
             if held is not None:
                 return self._neuron(module, held, shape)
             if is_leaky(module):

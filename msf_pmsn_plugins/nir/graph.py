@@ -9,16 +9,11 @@ import torch
 from torch import nn
 
 from ..neurons import Neuron
+from ..neurons.nodes import held_by
 
 HOSTS = ("snntorch", "spikingjelly")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 ADVICE = "NIR takes a forward of modules and additions of two results, for one step or one sequence"
-
-
-def held_neuron(module: nn.Module) -> Neuron | None:
-    """The neutral neuron that ``module`` is or holds."""
-    held = module if isinstance(module, Neuron) else getattr(module, "neuron", None)
-    return held if isinstance(held, Neuron) else None
 
 
 def is_leaky(module: nn.Module) -> bool:
@@ -28,7 +23,7 @@ def is_leaky(module: nn.Module) -> bool:
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether it has a node here."""
-    return held_neuron(module) is not None or is_leaky(module)
+    return held_by(module) is not None or is_leaky(module)
 
 
 def returns_tuple(module: nn.Module) -> bool:
@@ -36,15 +31,6 @@ def returns_tuple(module: nn.Module) -> bool:
     if isinstance(module, Neuron):
         return True
     return hasattr(module, "init_hidden") and not (module.init_hidden and not module.output)
-
-
-def takes_sequences(module: nn.Module) -> bool:
-    """Whether its input has an axis of time."""
-    return (
-        isinstance(module, Neuron)
-        or getattr(module, "step_mode", "s") == "m"
-        or bool(getattr(module, "sequence", False))
-    )
 
 
 def layer_of(module: nn.Module) -> type | None:

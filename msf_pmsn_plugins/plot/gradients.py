@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..neurons import Neuron
+from ..neurons.nodes import held_by
 from ..surrogate import FireFunction, Surrogate
 from ..surrogate import summed_slope as _summed_slope
 from .axes import GREY, dress, next_color, subplots, whole_ticks
@@ -47,7 +47,7 @@ def gradient_by_lag(
         >>> ax = plot.gradient_by_lag(neurons.PMSN(8), x_seq, ax=ax)
     """
     x = checked_sequence(x_seq, "x_seq").detach().clone().requires_grad_()
-    if isinstance(neuron, Neuron) or isinstance(getattr(neuron, "neuron", None), Neuron):
+    if held_by(neuron) is not None:
         held_neuron(neuron)
     with torch.enable_grad():
         last = spikes_of(neuron, x)[-1].sum()

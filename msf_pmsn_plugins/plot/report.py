@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..neurons.nodes import takes_sequences
 from ..tables import aligned
 from .axes import GREY, RED, SKY, dress, subplots
-from .sources import kind_of, record, spiking_layers, takes_sequences
+from .sources import kind_of, record, spiking_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

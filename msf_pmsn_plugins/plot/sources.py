@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neurons import MSF, Neuron
+from ..neurons.nodes import held_by, is_node, takes_sequences
 
 # The frameworks' own spiking neurons, by the names of their base classes: neither framework is imported here.
 HOSTS = {"BaseNode", "SimpleBaseNode", "PSN", "MaskedPSN", "SlidingPSN", "SpikingNeuron"}
@@ -35,15 +36,9 @@ class Recording:
         return thresholds_of(self.module)
 
 
-def is_node(module: Any) -> bool:
-    """Whether it is one of our nodes for a framework."""
-    return isinstance(getattr(module, "neuron", None), Neuron) and hasattr(module, "carried")
-
-
 def is_spiking(module: Any) -> bool:
     """Whether it is a neuron of ours, bare or in a node, or one of a framework."""
-    known = isinstance(module, Neuron) or isinstance(getattr(module, "neuron", None), Neuron)
-    return known or any(cls.__name__ in HOSTS for cls in type(module).__mro__)
+    return held_by(module) is not None or any(cls.__name__ in HOSTS for cls in type(module).__mro__)
 
 
 def kind_of(module: Any) -> str:
@@ -54,10 +49,8 @@ def kind_of(module: Any) -> str:
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
     """The spiking neurons of a network by path; of a node and the neuron that it holds, the node."""
     found = {path: module for path, module in net.named_modules() if is_spiking(module)}
-    held = {
-        id(module.neuron) for module in found.values() if isinstance(getattr(module, "neuron", None), Neuron)
-    }
-    return {path: module for path, module in found.items() if id(module) not in held}
+    held = [held_by(module) for module in found.values() if not isinstance(module, Neuron)]
+    return {path: module for path, module in found.items() if all(module is not inner for inner in held)}
 
 
 def record(source: Any, x_seq: Any, layer: str | None = None, membrane: bool = False) -> Recording:
@@ -204,19 +197,12 @@ def _first(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def takes_sequences(module: Any) -> bool:
-    """Whether one call of a layer of neurons takes all steps."""
-    if isinstance(module, Neuron) or hasattr(module, "step_mode"):
-        return getattr(module, "step_mode", "m") == "m"
-    return bool(getattr(module, "sequence", False))
-
-
 def held_neuron(source: Any, kinds: tuple[type[Neuron], ...] = (Neuron,)) -> Any:
     """The neutral neuron in ``source``, with the settings that its node has now."""
     sync_settings = getattr(source, "sync_settings", None)
     if callable(sync_settings):
         sync_settings(torch.get_default_dtype())
-    held = source if isinstance(source, Neuron) else getattr(source, "neuron", None)
+    held = held_by(source)
     if not isinstance(held, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(
@@ -257,10 +243,9 @@ def at_rest(node: Any, sequence: bool) -> Iterator[None]:
 
 def spikes_of(source: Any, x_seq: Tensor) -> Tensor:
     """The output [T, N, *] of a neuron, a node (without its hooks) or another callable."""
-    held = getattr(source, "neuron", None)
     if isinstance(source, Neuron):
         return source.sequence(x_seq)[0]
-    if isinstance(held, Neuron) and hasattr(source, "carried"):
+    if is_node(source):
         with at_rest(source, sequence=True):
             out = source.forward(x_seq)
     else:
@@ -289,7 +274,7 @@ def membranes_and_spikes(source: Any, x_seq: Tensor) -> tuple[Tensor, Tensor]:
 
 def thresholds_of(module: Any) -> tuple[float, ...]:
     """All thresholds of a neuron, volts; none if it has one for each of its parts."""
-    if isinstance(module, Neuron) or isinstance(getattr(module, "neuron", None), Neuron):
+    if held_by(module) is not None:
         held = held_neuron(module)
         return tuple(held.thresholds) if isinstance(held, MSF) else (float(held.v_threshold),)
     value = getattr(module, "v_threshold", getattr(module, "threshold", None))

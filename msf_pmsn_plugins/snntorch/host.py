@@ -32,6 +32,14 @@ def _bases(module: nn.Module) -> list[str]:
     return [cls.__name__ for cls in type(module).__mro__]
 
 
+def refused(module: nn.Module) -> ValueError:
+    """The error for a neuron whose dynamics have no entry."""
+    return ValueError(
+        f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep this "
+        "site with rules={path: swap.Keep()}"
+    )
+
+
 def site_charges(module: nn.Module) -> list[dict[str, Any]]:
     """One entry, for a subclass or a copy of ``Leaky``: it may charge as ``Leaky`` does.
 
@@ -39,10 +47,7 @@ def site_charges(module: nn.Module) -> list[dict[str, Any]]:
         ValueError: another neuron.
     """
     if "Leaky" not in _bases(module):
-        raise ValueError(
-            f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep "
-            "this site with rules={path: swap.Keep()}"
-        )
+        raise refused(module)
     return [{}]
 
 
@@ -80,10 +85,7 @@ def site_dynamics(
     """
     site_charges(module)
     if charge is None and type(module) is not snn.Leaky:
-        raise ValueError(
-            f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep "
-            "this site with rules={path: swap.Keep()}"
-        )
+        raise refused(module)
     for name in ("beta", "threshold"):
         value = getattr(module, name)
         if isinstance(value, nn.Parameter) or value.numel() != 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neurons import MSF, PMSN, Neuron
+from ..tables import aligned
 from .running import arguments, output_of, rest, undisturbed
 from .spec import SwapError
 
@@ -57,10 +58,7 @@ class Calibration(list[Any]):
         if not self:
             return "(empty)"
         names = [field.name for field in fields(self[0])]
-        rows = [names] + [[_cell(getattr(row, name)) for name in names] for row in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
-        rows.insert(1, ["-" * w for w in widths])
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+        return aligned([names, *([_cell(getattr(row, name)) for name in names] for row in self)])
 
 
 def _cell(value: Any) -> str:

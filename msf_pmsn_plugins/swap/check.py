@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..neurons.nodes import takes_sequences
 from . import checks
 from .back import nodes
-from .checks import Check, Runner, is_sequence
+from .checks import Check, Runner
 from .plans import Plan
 from .probe import probe
 from .running import arguments, seeds_kept, undisturbed
@@ -146,7 +147,7 @@ def _axes(
         return time, 0 if time is None else 1 - time
     if plan is not None:
         return plan.layout.time, plan.layout.batch
-    sequences = any(is_sequence(node) for node in found.values())
+    sequences = any(takes_sequences(node) for node in found.values())
     try:
         seen = probe(model, found, inputs, sequences)
     except Exception:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..neurons.nodes import takes_sequences
 from .back import host_of
 from .plans import Plan
 from .running import rest, undisturbed
 from .site import SWAPPED
 from .sites import load
 
-__all__ = ["Check", "Runner", "is_sequence"]
+__all__ = ["Check", "Runner"]
 
 SCALES = (1.0, 4.0, 16.0)  # of the input: a fresh network may be silent
 
@@ -41,11 +42,6 @@ class Seen:
 
     shapes: dict[str, tuple[int, ...]]
     outputs: list[Tensor]
-
-
-def is_sequence(node: Any) -> bool:
-    """Whether a node of ours takes sequences."""
-    return node.step_mode == "m" if hasattr(node, "step_mode") else bool(getattr(node, "sequence", False))
 
 
 class Runner:
@@ -139,7 +135,7 @@ class Runner:
     def sequences(self, seen: Seen) -> list[str]:
         """The neurons that take sequences and were reached both times."""
         both = self.first.shapes.keys() & seen.shapes.keys()
-        return [p for p in self.found if p in both and is_sequence(self.found[p])]
+        return [p for p in self.found if p in both and takes_sequences(self.found[p])]
 
 
 def example(run: Runner) -> Check:

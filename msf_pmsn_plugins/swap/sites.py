@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from .. import neurons
 from ..hosts import HOSTS, load
+from ..neurons.nodes import held_by
 from .spec import Activation, Read, Reading
 
 __all__ = [
@@ -65,7 +65,7 @@ def _is_stock(host: ModuleType, module: nn.Module) -> bool:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether ``module`` is, holds, or lies inside one of our neurons."""
-    return isinstance(module, neurons.Neuron) or isinstance(getattr(module, "neuron", None), neurons.Neuron)
+    return held_by(module) is not None
 
 
 def _framework(module: nn.Module) -> str | None:
