@@ -3,6 +3,7 @@
 from torch import nn
 
 from .columns import ColumnNet
+from .detector import Detector
 from .eegnet import EEGNet
 from .mhsanet import MHSANet
 from .sequence import SequenceNet, SHDNet
@@ -11,6 +12,7 @@ from .sine import SineNet
 
 __all__ = [
     "ColumnNet",
+    "Detector",
     "EEGNet",
     "MHSANet",
     "SEWResNet",

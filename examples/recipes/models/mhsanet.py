@@ -13,7 +13,6 @@ from .layers import per_step
 __all__ = ["MHSANet"]
 
 SCALES = 4
-EXPANSION = 4
 
 
 class Conv(nn.Conv2d):
@@ -82,11 +81,16 @@ class Block(nn.Module):
     """One residual block: 1x1, three 3x3 of which each passes its result on to the next, 1x1 with attention."""
 
     def __init__(
-        self, inputs: int, planes: int, base_width: int, cardinality: int, stride: int, first: bool, neuron
+        self,
+        inputs: int,
+        outputs: int,
+        width: int,
+        cardinality: int,
+        stride: int,
+        first: bool,
+        neuron: Factory,
     ):
         super().__init__()
-        width = int(planes * base_width / 64) * cardinality
-        outputs = planes * EXPANSION
         self.first = first
         self.width = width
         self.snn_conv1 = nn.Sequential(neuron(inputs), Conv(inputs, width * SCALES, 1), Norm(width * SCALES))
@@ -116,6 +120,9 @@ class Block(nn.Module):
 class MHSANet(nn.Module):
     """MHSANet-29, -50 and -101, for images ``x`` [N, C, H, W] or frames [T, N, C, H, W] -> logits [N, classes].
 
+    Without ``classes`` it ends with the last stage, has no neuron after it, and gives what every stage gives, [T, N, C,
+    H, W], real numbers: the backbone of a detector (:func:`recipes.models.detector.mhsanet50`).
+
     An image is repeated ``steps`` times. Published, with ``neuron=MSF()``: ``layers=[3, 3, 3]`` for CIFAR-10
     (7,259,004 parameters, stem ``"cifar"``, T = 1), the same with ``base_width=24, cardinality=4`` (17,008,124),
     with stem ``"dvs"`` and two input channels (7,276,348, T = 16); ``layers=[3, 4, 6, 3]`` and ``[3, 4, 23, 3]``
@@ -123,18 +130,22 @@ class MHSANet(nn.Module):
 
     Args:
         layers: blocks in each stage.
-        classes: width of the last layer.
+        classes: width of the last layer; None: stages only.
         neuron: called with the channels of each site.
         in_channels: of the input; None is 3, for stem ``"dvs"`` 2.
         base_width, cardinality: channels of a scale are ``int(planes * base_width / 64) * cardinality``.
         stem: ``"cifar"`` keeps the size; ``"dvs"``, two convolutions, and ``"imagenet"`` pool it to a quarter.
         planes: of the first stage; every stage doubles them. Smaller makes a narrow net.
+        expansion: a stage gives ``planes * expansion`` channels.
+
+    Raises:
+        ValueError: an unknown stem, or a width that leaves a scale without channels.
     """
 
     def __init__(
         self,
         layers: list[int],
-        classes: int,
+        classes: int | None,
         neuron: Factory,
         in_channels: int | None = None,
         base_width: int = 32,
@@ -143,8 +154,14 @@ class MHSANet(nn.Module):
         stem: str = "cifar",
         planes: int = 64,
         dropout: float = 0.2,
+        expansion: int = 4,
     ):
         super().__init__()
+        if int(planes * base_width / 64) < 1 or planes * expansion < 8:
+            raise ValueError(
+                f"planes={planes} with base_width={base_width} and expansion={expansion} leaves a scale, or the "
+                "attention's eighth, without channels; give more planes"
+            )
         if stem not in ("cifar", "dvs", "imagenet"):
             raise ValueError(f"unknown stem {stem!r}; known: 'cifar', 'dvs', 'imagenet'")
         self.steps = steps
@@ -164,15 +181,19 @@ class MHSANet(nn.Module):
             stage = []
             for j in range(blocks):
                 stride = 2 if i and j == 0 else 1
-                stage.append(Block(width, planes << i, base_width, cardinality, stride, j == 0, neuron))
-                width = (planes << i) * EXPANSION
+                scale = int((planes << i) * base_width / 64) * cardinality
+                outputs = (planes << i) * expansion
+                stage.append(Block(width, outputs, scale, cardinality, stride, j == 0, neuron))
+                width = outputs
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
         self.stages = len(layers)
-        self.mem_update = neuron(width)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(width, classes)
+        self.classes = classes
+        if classes is not None:
+            self.mem_update = neuron(width)
+            self.dropout = nn.Dropout(dropout)
+            self.fc = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if x.dim() == 4:
             x = x.unsqueeze(0).expand(self.steps, *x.shape)
         x = self.conv1(x)
@@ -180,7 +201,11 @@ class MHSANet(nn.Module):
             x = per_step(self.maxpool, x)
         if self.conv2 is not None:
             x = per_step(self.maxpool, self.conv2(self.mem_update1(x)))
+        outputs = []
         for i in range(self.stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
+            outputs.append(x)
+        if self.classes is None:
+            return outputs
         x = self.mem_update(x).mean((3, 4)).mean(0)
         return self.fc(self.dropout(x))
