@@ -25,9 +25,9 @@ def anchors_of(file, prefix=""):
 
 def assert_losses(found, expected):
     for name, value in zip(TOTAL, expected.tolist(), strict=True):
-        assert torch.as_tensor(getattr(found, name)).item() == pytest.approx(value, rel=1e-11, abs=1e-11), (
-            name
-        )
+        assert torch.as_tensor(getattr(found, name), dtype=torch.float64).item() == pytest.approx(
+            value, rel=1e-11, abs=1e-11
+        ), name
 
 
 def test_overlaps_are_the_published_ones():
