@@ -214,9 +214,12 @@ class Data(LightningDataModule):
                     "validation; add samples"
                 )
         for split in SPLITS:
-            train = split == "train"
-            seed = self.seed if train and self.augmented else None
-            self.samples[split] = Samples(sources[split], indices[split], self.transform(train), seed)
+            self.samples[split] = self.gather(sources[split], indices[split], split == "train")
+
+    def gather(self, source: Any, indices: np.ndarray, train: bool) -> Samples:
+        """The samples ``indices`` of ``source``, transformed for training or not."""
+        seed = self.seed if train and self.augmented else None
+        return Samples(source, indices, self.transform(train), seed)
 
     def _checked(self) -> dict[str, Any]:
         """The sources of all splits, once their labels are found right."""

@@ -57,17 +57,21 @@ class Samples(Dataset):
     def __getitem__(self, key):
         epoch, position = key if isinstance(key, tuple) else (0, key)
         index = int(self.indices[position])
+        x, y = self.read(index)
+        if self.seed is None:
+            return self.transform(x), y
+        with randomness(self.seed, epoch, index):
+            return self.transform(x), y
+
+    def read(self, index: int) -> Any:
+        """What ``source`` has there; raises RecipeError, with its name, where it cannot be read."""
         try:
-            x, y = self.source[index]
+            return self.source[index]
         except RecipeError:
             raise
         except Exception as error:  # image readers raise all kinds
             name = self.source.name(index) if hasattr(self.source, "name") else f"sample {index}"
             raise RecipeError(f"cannot read {name} ({one_line(error)})") from error
-        if self.seed is None:
-            return self.transform(x), y
-        with randomness(self.seed, epoch, index):
-            return self.transform(x), y
 
     def __getitems__(self, keys):
         """The samples of a batch, or the failure of one: torch would put a worker's traceback into the message."""

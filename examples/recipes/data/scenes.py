@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +19,14 @@ __all__ = ["Affine", "Augmentation", "Item", "Scene", "Scenes", "flipped", "lett
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` uint8 [H, W, C] and its ``boxes`` float64 [n, 5]: x1, y1, x2, y2 in pixels, class."""
+    """``image`` uint8 [H, W, C] and its ``boxes`` float64 [n, 5]: x1, y1, x2, y2 in pixels, class.
+
+    ``crowd`` [m, 5] marks groups of objects that a detection may meet without being wrong, and are not trained on.
+    """
 
     image: np.ndarray
     boxes: np.ndarray
+    crowd: np.ndarray = field(default_factory=lambda: np.zeros((0, 5)))
 
 
 class Scenes(Protocol):
