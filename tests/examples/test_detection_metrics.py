@@ -73,9 +73,8 @@ FILTERS = {
 def test_prophesees_evaluation_gives_its_numbers(name):
     file = golden("prophesee_eval")
     labelled, found = ([file[f"{kind}{i}"] for i in range(2)] for kind in ("gt", "dt"))
-    kept = [
-        sum(len(moment.labelled) for moment in moments(a, b, FILTERS[name])) for a, b in zip(labelled, found, strict=False)
-    ]
+    pairs = zip(labelled, found, strict=True)
+    kept = [sum(len(moment.labelled) for moment in moments(a, b, FILTERS[name])) for a, b in pairs]
     assert kept == file[f"{name}/kept"].tolist()
     np.testing.assert_allclose(
         evaluate(labelled, found, FILTERS[name]), file[f"{name}/stats"], rtol=0, atol=1e-7
@@ -99,7 +98,7 @@ def test_average_precision_is_that_of_pycocotools():
         labels, scores = draw.integers(0, 2, 3), draw.random(3).astype(np.float32)
         truth.append({"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)})
         found.append({**truth[-1], "boxes": torch.from_numpy(guess), "scores": torch.from_numpy(scores)})
-        for own, other, label, score in zip(boxes, guess, labels, scores, strict=False):
+        for own, other, label, score in zip(boxes, guess, labels, scores, strict=True):
             x1, y1, x2, y2 = own.tolist()
             entry = {"image_id": image, "category_id": int(label)}
             size = (x2 - x1) * (y2 - y1)

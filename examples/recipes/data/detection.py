@@ -23,7 +23,8 @@ __all__ = ["Batch", "DetectionData", "DetectionSamples", "Sample"]
 class Sample(NamedTuple):
     """An item as tensors: ``x`` float32 [C, H, W] or [T, C, H, W]; ``labels`` [rows, 5] class, cx, cy, w, h in its
     pixels; for validation and test ``truth`` [n, 6], x1, y1, x2, y2 in pixels of the image, class, and 1 where it is a
-    crowd; ``ratio`` by which the image was enlarged."""
+    crowd; ``ratio`` by which the image was enlarged.
+    """
 
     x: Tensor
     labels: Tensor
@@ -125,8 +126,8 @@ class _Others:
 class DetectionData(Data):
     """A set of images with boxes; batches are :class:`Batch`.
 
-    A source (what :meth:`open` gives) has ``source[i]``, a :class:`Scene`, ``boxes(i)``, ``shape(i)`` (height, width) and
-    ``name(i)``.
+    A source (what :meth:`open` gives) has ``source[i]``, a :class:`Scene`, ``boxes(i)``, ``shape(i)`` (height, width)
+    and ``name(i)``.
 
     Args:
         height, width: of the network's input; images are letterboxed into it.
@@ -157,7 +158,12 @@ class DetectionData(Data):
         **common: Any,
     ):
         super().__init__(**common)
-        for name, value in {"mosaic": mosaic, "mixup_boxes": mixup_boxes, "colour": colour, "flip": flip}.items():
+        for name, value in {
+            "mosaic": mosaic,
+            "mixup_boxes": mixup_boxes,
+            "colour": colour,
+            "flip": flip,
+        }.items():
             if not 0 <= value <= 1:
                 raise RecipeError(f"data.{name} is a probability, got {value}")
         if min(height, width) < 32 or rows < 1:
@@ -165,7 +171,9 @@ class DetectionData(Data):
                 f"data.height and data.width must be 32 or more and data.rows 1 or more, got {height}, {width}, {rows}"
             )
         if self.mixup or self.cutmix:
-            raise RecipeError("data.mixup and data.cutmix mix classes; images with boxes take data.mixup_boxes")
+            raise RecipeError(
+                "data.mixup and data.cutmix mix classes; images with boxes take data.mixup_boxes"
+            )
         self.augmentation = Augmentation(
             height, width, mosaic, mixup_boxes, colour, flip, scale=tuple(scale), rows=rows
         )
@@ -212,7 +220,9 @@ class DetectionData(Data):
                     f"classes (0..{self.classes - 1}); correct it, or data.classes and model.network.classes"
                 )
         if len(empty) == len(source):
-            raise RecipeError(f"no {split} image of {where} has a box; nothing can be learned from it: {self.tree}")
+            raise RecipeError(
+                f"no {split} image of {where} has a box; nothing can be learned from it: {self.tree}"
+            )
         if empty:
             rank_zero_warn(
                 f"{len(empty)} of {len(source)} {split} images have no boxes and stay as background, the first is "

@@ -1,7 +1,7 @@
 """What draws augmented images: torchvision, which is always there, or OpenCV, with which the published code trained.
 
-Images are uint8 [H, W, C], colours in the order blue, green, red. Beside OpenCV 5.0 torchvision's resized pixels are within one
-level, its warped ones within one, recoloured ones within two, and those of whole training items within 16.
+Images are uint8 [H, W, C], colours in the order blue, green, red. Beside OpenCV 5.0 torchvision's resized pixels are
+within one level, its warped ones within one, recoloured ones within two, those of whole training items within 16.
 """
 
 from __future__ import annotations

@@ -1,0 +1,317 @@
+"""Prophesee's recordings with boxes, Gen1 and 1 Mpx, from their own files: frames before every labelled time.
+
+A recording is ``NAME_td.dat``, its events, and ``NAME_bbox.npy``, its boxes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from .. import RecipeError
+from ..detection.prophesee import GEN1, MEGAPIXEL, BoxFilter
+from .detection import DetectionData
+from .files import Fault, find, reading
+from .frames import EventArrays, Frames, Recordings
+from .scenes import Scene
+
+__all__ = ["BOXES", "SENSORS", "Prophesee", "Sensor", "Windows", "open_events", "read_boxes"]
+
+EVENTS, BOXES = "_td.dat", "_bbox.npy"
+RECORD = np.dtype([("t", "<u4"), ("word", "<u4")])
+FIELDS = ("t", "x", "y", "w", "h", "class_id", "class_confidence")
+OLD = {"ts": "t", "confidence": "class_confidence"}
+"""Names that the boxes of Gen1 have."""
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A camera and the boxes that count in its recordings; frames are 1/``shrink`` as large."""
+
+    height: int
+    width: int
+    names: tuple[str, ...]
+    keep: BoxFilter
+    shrink: int = 1
+
+
+SENSORS = {
+    "gen1": Sensor(240, 304, ("car", "pedestrian"), GEN1),
+    # of seven labelled classes the first three are evaluated
+    "1mpx": Sensor(720, 1280, ("pedestrian", "two-wheeler", "car"), MEGAPIXEL, shrink=2),
+}
+
+
+def open_events(path: Path) -> np.ndarray:
+    """The events of a ``.dat`` file, memory-mapped: ``t`` in microseconds, ``word`` x | y << 14 | polarity << 28.
+
+    Raises:
+        Fault: another format, or a file cut in mid-event.
+    """
+    with reading(path), path.open("rb") as file:
+        start = 0
+        while (line := file.readline()).startswith(b"%"):
+            start = file.tell()
+        if len(line) < 2 or line[1] != RECORD.itemsize:
+            raise ValueError(
+                "after the lines that begin with % there is no mark of 8-byte events; 1 Mpx files in HDF5 are not read"
+            )
+        size = path.stat().st_size - start - 2
+        if size % RECORD.itemsize:
+            raise Fault(
+                f"{path} is cut in mid-event: {size % RECORD.itemsize} bytes follow its {size // RECORD.itemsize} "
+                "whole events; copy it again from the publisher's archive"
+            )
+        if size == 0:
+            return np.zeros(0, RECORD)
+        return np.memmap(path, RECORD, "r", start + 2)
+
+
+def read_boxes(path: Path) -> np.ndarray:
+    """The boxes of a recording, of either published type, with the fields t, x, y, w, h, class_id, class_confidence.
+
+    Raises:
+        Fault: another format, or values that are no numbers.
+    """
+    with reading(path):
+        rows = np.load(path, allow_pickle=False)
+        if rows.dtype.names is None:
+            raise ValueError(
+                f"it holds {rows.dtype}{list(rows.shape)}, no boxes with the fields {', '.join(FIELDS)}"
+            )
+        own = {OLD.get(name, name): name for name in rows.dtype.names}
+        if missing := [name for name in FIELDS[:-1] if name not in own]:
+            raise ValueError(f"its boxes have no {', '.join(missing)}")
+        types = ["<i8", *["<f4"] * 4, "<u4", "<f4"]
+        boxes = np.zeros(len(rows), list(zip(FIELDS, types, strict=True)))
+        for name in FIELDS:
+            boxes[name] = rows[own[name]] if name in own else 1.0
+        if not all(np.isfinite(boxes[name]).all() for name in ("x", "y", "w", "h")):
+            raise ValueError("a box has a place or size that is no number")
+        return boxes
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a window of events looks like, integers 0..255, [steps, channels, height, width].
+
+    Args:
+        steps: equal parts of the window.
+        duration: of the window, in microseconds.
+        height, width: of the frames.
+        shrink: so many pixels of the sensor are one, along either axis.
+        ages: three channels instead of two: besides the numbers of events that darkened and brightened a pixel, of 10
+            or more as 255, when the last one was: 255 at the end of the window.
+    """
+
+    steps: int
+    duration: int
+    height: int
+    width: int
+    shrink: int
+    ages: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (3 if self.ages else 2), self.height, self.width
+
+    def __call__(self, events: EventArrays) -> np.ndarray:
+        """Raises ValueError for events outside of the sensor."""
+        polarity, y, x = events.places
+        limits = self.height * self.shrink, self.width * self.shrink
+        for name, place, limit in (("y", y, limits[0]), ("x", x, limits[1])):
+            if len(place) and place.max() >= limit:
+                raise ValueError(f"it has an event at {name} = {place.max()}, the sensor has 0..{limit - 1}")
+        step = events.t * self.steps // self.duration
+        at = (step, polarity, y // self.shrink, x // self.shrink)
+        frames = np.zeros((self.steps, *self.shape), np.int64)
+        cells = np.ravel_multi_index(at, (self.steps, 2, *self.shape[1:]))
+        counts = np.bincount(cells, minlength=self.steps * 2 * self.height * self.width)
+        frames[:, :2] = np.minimum(counts.reshape(self.steps, 2, *self.shape[1:]), 10) * 255 // 10
+        if self.ages:
+            part = self.duration / self.steps
+            ages = np.ceil((events.t - step * part + 1) * 255 / part).astype(np.int64).clip(1, 255)
+            np.maximum.at(frames, (step, 2, *at[2:]), ages)
+        return frames
+
+
+class LabelledTimes(Recordings):
+    """The windows of events that end at labelled times; recording and time of each in ``moments``."""
+
+    refuse_empty = False  # a scene may stand still
+
+    def __init__(self, kind: str, files: list[Path], moments: list[tuple[int, int]], duration: int):
+        super().__init__(kind, files, np.arange(len(moments)))
+        self.moments = moments
+        self.duration = duration
+
+    def name(self, index):
+        recording, time = self.moments[index]
+        return f"{self.files[recording]} at {time} us"
+
+    def read(self, index):
+        recording, end = self.moments[index]
+        path = self.files[recording]
+        events = open_events(path)
+        start = max(0, end - self.duration)
+        with reading(path):
+            # times ascend: only the pages that the search meets are read
+            first, last = (
+                bisect_left(range(len(events)), at, key=lambda i: events["t"][i]) for at in (start, end)
+            )
+            part = events[first:last]
+            t, word = part["t"].astype(np.int64) - (end - self.duration), part["word"].astype(np.int64)
+            if len(t) and (np.diff(t) < 0).any():
+                raise ValueError(f"its times run backwards near {end} us")
+            if len(t) and not 0 <= t[0] <= t[-1] < self.duration:
+                raise ValueError(f"its times are not sorted near {end} us")
+        return EventArrays(t, (word >> 28 & 1, word >> 14 & 0x3FFF, word & 0x3FFF))
+
+
+class EventScenes:
+    """Frames before labelled times, and the boxes there."""
+
+    def __init__(self, frames: Frames, boxes: list[np.ndarray], times: LabelledTimes):
+        self.frames = frames
+        self.found = boxes
+        self.times = times
+
+    def __len__(self):
+        return len(self.found)
+
+    def name(self, index: int) -> str:
+        return self.times.name(index)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        return self.frames.shape[-2:]
+
+    def boxes(self, index: int) -> np.ndarray:
+        return self.found[index]
+
+    def __getitem__(self, index: int) -> Scene:
+        frames, _ = self.frames[index]
+        image = frames.reshape(-1, *frames.shape[-2:]).transpose(1, 2, 0).astype(np.uint8)
+        return Scene(image, self.found[index])
+
+
+class Prophesee(DetectionData):
+    """Gen1, or 1 Mpx at half size: the events before every labelled time, [N, 3, H, W], or frames [T, N, 2, H, W].
+
+    Boxes are cut to the sensor; labels and detections count as in the literature, see :data:`Sensor.keep`.
+
+    Args:
+        sensor: "gen1" or "1mpx".
+        steps: of frames with two channels (darker, brighter); None: one image with three, see :class:`Windows`.
+        window: in milliseconds, before the label.
+        interval: least milliseconds between two labels of a recording that are used; all are used in tests.
+    """
+
+    tree = f"{{train,val,test}}/*{EVENTS} and, for each, *{BOXES}"
+
+    def __init__(
+        self,
+        sensor: Literal["gen1", "1mpx"] = "gen1",
+        steps: int | None = None,
+        window: float = 50.0,
+        interval: float = 0.0,
+        **common: Any,
+    ):
+        self.sensor = self.camera(sensor)
+        shrink = self.sensor.shrink
+        sizes = {"height": self.sensor.height // shrink, "width": self.sensor.width // shrink}
+        super().__init__(**{**sizes, **common})
+        if window <= 0 or interval < 0 or (steps is not None and steps < 1):
+            raise RecipeError(
+                f"data.window and data.steps must be positive and data.interval 0 or more, got {window}, {steps} and "
+                f"{interval}"
+            )
+        self.frame_steps = steps
+        self.duration = round(window * 1000)
+        self.interval = round(interval * 1000)
+        self.layout = "NCHW" if steps is None else "TNCHW"
+        self.channels = 3 if steps is None else 2
+        self.classes = len(self.sensor.names)
+        self.names = self.sensor.names
+        self.keep = self.sensor.keep.scaled(1 / shrink)
+        if self.augmentation.colour:
+            raise RecipeError("data.colour changes the colours of images, events have none; give 0")
+
+    def camera(self, name: str) -> Sensor:
+        return SENSORS[name]
+
+    @property
+    def steps(self):
+        return self.frame_steps
+
+    @property
+    def remedy(self):
+        return "put the publisher's files in their place"
+
+    def open(self, split):
+        folder = self.root / split
+        files = find(folder, EVENTS)
+        if not files:
+            raise Fault(f"{folder} has no *{EVENTS} files")
+        partners = {path: path.with_name(path.name[: -len(EVENTS)] + BOXES) for path in files}
+        for path in find(folder, BOXES):
+            if path not in partners.values():
+                raise Fault(f"{path} has no events beside it, {path.name[: -len(BOXES)]}{EVENTS}")
+        moments, boxes, outside = [], [], 0
+        for recording, (path, labels) in enumerate(partners.items()):
+            open_events(path)  # cut files are found before anything is made of others
+            rows = self.counted(read_boxes(labels), train=split == "train")
+            inside = self.inside(rows)
+            outside += int((~inside).sum())
+            for time, part in self.at_times(rows[inside], every=split == "test"):
+                moments.append((recording, time))
+                boxes.append(self.corners(part))
+        if outside:
+            rank_zero_warn(f"{outside} boxes of {folder} lie outside of the sensor and are left out")
+        times = LabelledTimes(
+            f"{type(self).__name__}-{len(self.sensor.names)}", files, moments, self.duration
+        )
+        binning = Windows(
+            self.frame_steps or 1,
+            self.duration,
+            self.sensor.height // self.sensor.shrink,
+            self.sensor.width // self.sensor.shrink,
+            self.sensor.shrink,
+            self.frame_steps is None,
+        )
+        # the key has files and settings; which times of a file are labelled, its boxes say
+        part = f"{split} {sorted(moments)}"
+        return EventScenes(
+            Frames(times, part, binning, self.places(), self.verify, self.num_workers), boxes, times
+        )
+
+    def counted(self, rows: np.ndarray, train: bool) -> np.ndarray:
+        """The boxes that count; those wider than nine tenths of the sensor are left out of training."""
+        rows = self.sensor.keep(rows[rows["class_id"] < len(self.sensor.names)])
+        return rows[rows["w"] <= 0.9 * self.sensor.width] if train else rows
+
+    def inside(self, rows: np.ndarray) -> np.ndarray:
+        """Which boxes have a part on the sensor."""
+        x, y = rows["x"], rows["y"]
+        low = (x + rows["w"] > 0) & (y + rows["h"] > 0)
+        return low & (x < self.sensor.width - 1) & (y < self.sensor.height - 1)
+
+    def at_times(self, rows: np.ndarray, every: bool) -> list[tuple[int, np.ndarray]]:
+        """The labelled times and their boxes."""
+        kept: list[tuple[int, np.ndarray]] = []
+        for time in np.unique(rows["t"]).tolist():
+            if every or not kept or time - kept[-1][0] >= self.interval:
+                kept.append((time, rows[rows["t"] == time]))
+        return kept
+
+    def corners(self, rows: np.ndarray) -> np.ndarray:
+        """Boxes [n, 5] in pixels of the frames, cut to them."""
+        low = np.stack([rows["x"], rows["y"]], 1).astype(float)
+        high = low + np.stack([rows["w"], rows["h"]], 1)
+        limit = (self.sensor.width - 1, self.sensor.height - 1)
+        parts = [low.clip(0, limit), high.clip(0, limit)]
+        return np.concatenate([*(part / self.sensor.shrink for part in parts), rows["class_id"][:, None]], 1)
