@@ -138,7 +138,8 @@ def show(message, category, filename, lineno, file=None, line=None):
     print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
 
 
-def main(arguments=None):
+def main(arguments=None, task=Task, data=Data):
+    """Run the command line; ``task`` and ``data`` are what it trains on what."""
     logging.getLogger("lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -149,8 +150,8 @@ def main(arguments=None):
         try:
             Trainer(
                 held,
-                Task,
-                Data,
+                task,
+                data,
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,

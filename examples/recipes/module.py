@@ -166,8 +166,13 @@ class Task(LightningModule):
 
     # -- optimisation
 
+    @property
+    def rate(self) -> float:
+        """Of the parameters that are no PMSN parameters."""
+        return self.lr
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = param_groups(self.network, self.lr, self.neuron_lr, self.weight_decay, self.groups)
+        groups = param_groups(self.network, self.rate, self.neuron_lr, self.weight_decay, self.groups)
         if self.decay_all:
             return groups
         split = []
@@ -212,12 +217,11 @@ class Task(LightningModule):
 
     def on_train_start(self):
         """The rates are those of the settings now: of a longer schedule, of a rate that was found or given anew."""
-        schedule, loop = self.lr_schedulers(), self.trainer.fit_loop
+        schedule = self.lr_schedulers()
         if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
             return  # a rate is being looked for
-        batches = loop.epoch_loop.batch_progress.current.ready
         groups = self.parameter_groups()
-        schedule.last_epoch = self.current_epoch + (0 < batches >= loop.max_batches)
+        schedule.last_epoch = self.scheduled()
         schedule.base_lrs = [group["lr"] for group in groups]
         schedule.lr_lambdas = self.shapes(groups)
         now = schedule.optimizer.param_groups
@@ -227,6 +231,11 @@ class Task(LightningModule):
             group["weight_decay"] = fresh["weight_decay"]
             group["initial_lr"] = fresh["lr"]
             group["lr"] = fresh["lr"] * shape(schedule.last_epoch)
+
+    def scheduled(self) -> int:
+        """How far the schedule is, in epochs."""
+        loop = self.trainer.fit_loop
+        return self.current_epoch + (0 < loop.epoch_loop.batch_progress.current.ready >= loop.max_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the epoch has given so far, of every process: a resumed one reports all of its batches."""
@@ -362,28 +371,11 @@ class Task(LightningModule):
     def on_test_start(self):
         self.check()
 
-    @torch.no_grad()
     def check(self) -> None:
         """Run one sample through the network and the loss; raise RecipeError where network and data do not fit."""
-        data = self.trainer.datamodule
-        wanted = getattr(self.network, "time_first_input", data.layout)
-        name = type(self.network).__name__
-        if wanted != data.layout:
-            raise RecipeError(f"{name} takes {wanted} input, {type(data).__name__} gives {data.layout}")
-        sample = data.collate([data.samples["val"][0]])
-        sample = self.trainer.precision_plugin.convert_input(sample)
-        x, y, *lengths = data.arrange(self.transfer_batch_to_device(sample, self.device, 0))
-        was_training = self.network.training
-        self.network.eval()
-        try:
-            with self.trainer.precision_plugin.forward_context():
-                out = self(x, *lengths)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise RecipeError(
-                f"{name} does not take x {tuple(x.shape)} of {type(data).__name__}: {error}"
-            ) from error
-        finally:
-            self.network.train(was_training)
+        data, name = self.trainer.datamodule, type(self.network).__name__
+        x, y, *lengths = self.sample()
+        out = self.tried(x, *lengths)
         if data.classes is not None and out.shape[-1] != data.classes:
             raise RecipeError(
                 f"{name} has {out.shape[-1]} outputs, {type(data).__name__} has {data.classes} classes: "
@@ -393,3 +385,30 @@ class Task(LightningModule):
             loss_of(self.loss, out, y, *lengths)
         except (ValueError, RuntimeError) as error:
             raise RecipeError(f"loss {self.loss!r} does not fit {name}: {error}") from error
+
+    def sample(self) -> Any:
+        """A batch of one validation sample, as the network takes it; raise RecipeError for data of other axes."""
+        data = self.trainer.datamodule
+        wanted = getattr(self.network, "time_first_input", data.layout)
+        if wanted != data.layout:
+            name = type(self.network).__name__
+            raise RecipeError(f"{name} takes {wanted} input, {type(data).__name__} gives {data.layout}")
+        sample = data.collate([data.samples["val"][0]])
+        sample = self.trainer.precision_plugin.convert_input(sample)
+        return data.arrange(self.transfer_batch_to_device(sample, self.device, 0))
+
+    @torch.no_grad()
+    def tried(self, x: Tensor, *lengths: Tensor) -> Any:
+        """What the network gives for ``x``; raise RecipeError where it cannot take it."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                return self(x, *lengths)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RecipeError(
+                f"{type(self.network).__name__} does not take x {tuple(x.shape)} of "
+                f"{type(self.trainer.datamodule).__name__}: {error}"
+            ) from error
+        finally:
+            self.network.train(was_training)

@@ -203,6 +203,10 @@ class DetectionData(Data):
     def mix(self, batch):
         return batch
 
+    def picture(self, x: Tensor) -> Tensor:
+        """A sample's x as it looks, uint8 [3, H, W] in the order red, green, blue."""
+        return x.flip(0).clamp(0, 255).byte()
+
     def _check(self, split, source):
         where = f"{type(self).__name__} in {self.root.resolve()}"
         if len(source) == 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from .. import RecipeError
@@ -251,6 +252,12 @@ class Prophesee(DetectionData):
     @property
     def remedy(self):
         return "put the publisher's files in their place"
+
+    def picture(self, x):
+        """Red where a pixel brightened, blue where it darkened."""
+        frames = x if self.frame_steps else x.unsqueeze(0)
+        darker, brighter = frames[:, 0].amax(0), frames[:, 1].amax(0)
+        return torch.stack([brighter, torch.zeros_like(darker), darker]).clamp(0, 255).byte()
 
     def open(self, split):
         folder = self.root / split
