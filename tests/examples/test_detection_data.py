@@ -1,0 +1,364 @@
+"""Data with boxes: COCO, Gen1 and 1 Mpx in their own files, small sets that are made, and what is wrong with them."""
+# ruff: noqa: E402
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+for name in ("lightning", "torchvision", "pycocotools", "sklearn"):
+    pytest.importorskip(name)
+
+from recipes import RecipeError
+from recipes.data.coco import COCO
+from recipes.data.frames import EventArrays
+from recipes.data.prophesee import Prophesee, Windows, open_events, read_boxes
+from recipes.data.shapes import MovingShapes, PastedDigits
+
+from fixtures.boxes import GEN1, TOOLBOX, header, write_dat
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = {"classes": 3, "height": 64, "width": 64, "verify": False}
+
+
+def ready(data):
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def start(kind, root, **settings):
+    return ready(kind(root=str(root), **settings))
+
+
+@pytest.fixture
+def copy(fixtures, tmp_path):
+    """A fixture that a test may damage."""
+
+    def get(name):
+        shutil.copytree(fixtures(name), tmp_path / name)
+        return tmp_path / name
+
+    return get
+
+
+# -- COCO
+
+
+def test_coco_is_read_with_boxes_cut_to_the_image_and_crowds_apart(fixtures):
+    data = start(COCO, fixtures("COCO"), **SMALL, val_fraction=0.2)
+    assert {split: len(part) for split, part in data.samples.items()} == {"train": 7, "val": 3, "test": 4}
+    assert data.names == ("thing 3", "thing 7", "thing 90")
+    source = data.samples["test"].source
+    scene = source[0]
+    assert scene.image.shape == (48, 64, 3)
+    assert scene.image.dtype == np.uint8
+    assert scene.boxes.tolist() == [[8, 10, 40, 30, 0], [40, 30, 64, 48, 1]]
+    assert source[2].crowd.tolist() == [[0, 0, 20, 9, 0]]
+    first = data.samples["test"][0]
+    assert first.x.shape == (3, 64, 64)
+    assert first.ratio == 1
+    assert first.truth[0].tolist() == [8, 10, 40, 30, 0, 0]
+    batch = data.collate([data.samples["test"][i] for i in range(4)])
+    assert batch.truth.shape == (4, 2, 6)
+    assert (batch.truth[1, :, 4] == -1).all()  # no boxes
+
+
+def test_colours_are_blue_green_red(fixtures, copy):
+    from PIL import Image
+
+    root = copy("COCO")
+    for path in (root / "val2017").glob("*.jpg"):
+        with Image.open(path) as image:
+            size = image.size
+        Image.new("RGB", size, (200, 0, 0)).save(path, quality=95)
+    data = start(COCO, root, **SMALL)
+    blue, green, red = data.samples["test"][0].x[:, 5, 5].tolist()
+    assert red > 190
+    assert max(blue, green) < 10
+    assert data.picture(data.samples["test"][0].x)[0].max() > 190
+
+
+@pytest.mark.parametrize("drawing", ["torchvision", "opencv"])
+def test_training_items_are_a_function_of_seed_epoch_and_scene(fixtures, drawing):
+    pytest.importorskip("cv2") if drawing == "opencv" else None
+    settings = {**SMALL, "mosaic": 1.0, "mixup_boxes": 1.0, "colour": 1.0, "drawing": drawing}
+    one, two = (start(COCO, fixtures("COCO"), **settings).samples["train"] for _ in range(2))
+    first, again, later = one[(0, 1)], two[(0, 1)], one[(1, 1)]
+    assert torch.equal(first.x, again.x)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.x, later.x)
+    assert first.labels.shape == (120, 5)
+    one.plain_from = 1
+    plain = one[(1, 1)]
+    assert plain.labels.shape == (50, 5)
+    assert torch.equal(one[(0, 1)].x, first.x)
+
+
+def test_mixed_scenes_are_of_the_training_part_alone(fixtures):
+    data = start(COCO, fixtures("COCO"), **SMALL, mosaic=1.0, mixup_boxes=1.0, val_fraction=0.3)
+    train = data.samples["train"]
+    read = []
+    train.read = lambda index: (read.append(index), train.source[index])[1]
+    for position in range(len(train)):
+        for epoch in range(3):
+            train[(epoch, position)]
+    assert set(read) <= set(train.indices.tolist())
+    assert not set(read) & set(data.samples["val"].indices.tolist())
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c["annotations"][0].update(bbox=[100, 5, 10, 10]),
+            "has a box outside of its 64 x 48 pixels: 100",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[-30, 5, 10, 10]),
+            "has a box outside of its 64 x 48 pixels: -30",
+        ),
+        (lambda c: c["categories"].pop(), "instances_train2017.json"),
+        (lambda c: c["categories"].append({"id": 91, "name": "more"}), "4 categories, data.classes is 3"),
+        (lambda c: c.update(annotations=[]), "no train image of COCO .* has a box"),
+        (lambda c: c["images"][0].update(height=40), "000000000000.jpg"),
+        (lambda c: c.pop("images"), "no train images of COCO in .*instances_train2017.json"),
+    ],
+    ids=["right of it", "left of it", "category", "one more", "no boxes", "size", "no images"],
+)
+def test_bad_annotations_end_in_one_line_that_names_the_file(copy, change, said):
+    root = copy("COCO")
+    edit(root / "annotations" / "instances_train2017.json", change)
+    with pytest.raises(RecipeError, match=said) as caught:
+        data = start(COCO, root, **SMALL)
+        for position in range(len(data.samples["train"])):
+            data.samples["train"].plain(position)
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_and_missing_images_are_found_before_training(copy):
+    root = copy("COCO")
+    path = sorted((root / "train2017").glob("*.jpg"))[3]
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RecipeError, match=path.name):
+        start(COCO, root, **SMALL)
+    path.unlink()
+    with pytest.raises(RecipeError, match=f"{path.name} is missing"):
+        start(COCO, root, **SMALL)
+
+
+def test_images_without_boxes_are_named_and_stay(fixtures):
+    with pytest.warns(UserWarning, match=r"1 of 10 train images have no boxes .*000000000001\.jpg"):
+        start(COCO, fixtures("COCO"), **SMALL)
+
+
+# -- Prophesee
+
+
+@pytest.mark.parametrize(
+    ("name", "sensor", "shape", "classes"), [("Gen1", "gen1", (240, 304), 2), ("1Mpx", "1mpx", (360, 640), 3)]
+)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_recordings_become_frames_before_their_labels(
+    fixtures, tmp_path, name, sensor, shape, classes, steps
+):
+    data = start(Prophesee, fixtures(name), sensor=sensor, steps=steps, cache=str(tmp_path), window=200)
+    assert data.classes == classes
+    # labels at 200 ms steps, of which those after 0.5 s count
+    assert {split: len(part) for split, part in data.samples.items()} == {"train": 8, "val": 8, "test": 8}
+    sample = data.samples["test"][0]
+    assert sample.x.shape == ((3, *shape) if steps is None else (steps, 2, *shape))
+    assert sample.x.min() >= 0
+    assert sample.x.max() <= 255
+    # the last events lie on the edges of the box
+    box = sample.truth[0, :4]
+    fired = sample.x[:2] if steps is None else sample.x[-1]
+    y, x = fired.amax(0).nonzero().T
+    assert y.min() >= box[1] - 1
+    assert y.max() <= box[3] + 1
+    assert abs(float(x.max()) - float(box[2])) < 0.1 * shape[1]
+    if steps:
+        batch = data.arrange(data.collate([data.samples["test"][i] for i in range(2)]))
+        assert batch.x.shape == (steps, 2, 2, *shape)
+
+
+def test_frames_are_made_once_and_anew_for_other_settings(fixtures, tmp_path):
+    settings = {"root": str(fixtures("Gen1")), "cache": str(tmp_path)}
+    ready(Prophesee(**settings))
+    made = sorted(p.name for p in tmp_path.iterdir())
+    assert len(made) == 3
+    ready(Prophesee(**settings))
+    assert sorted(p.name for p in tmp_path.iterdir()) == made
+    ready(Prophesee(**settings, window=20))
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("dtype", [GEN1, TOOLBOX], ids=["gen1", "toolbox"])
+def test_boxes_of_both_types_are_the_same(tmp_path, dtype):
+    rows = np.zeros(2, dtype)
+    rows[dtype.names[0]] = (5, 2**33)
+    rows["x"], rows["w"], rows["class_id"] = (-3.5, 7), 20, (0, 1)
+    np.save(tmp_path / "a_bbox.npy", rows)
+    boxes = read_boxes(tmp_path / "a_bbox.npy")
+    assert boxes["t"].tolist() == [5, 2**33]
+    assert boxes["x"].tolist() == [-3.5, 7]
+    assert boxes["class_id"].tolist() == [0, 1]
+    assert boxes["class_confidence"].tolist() == [0, 0]
+
+
+def test_events_are_those_that_were_written(tmp_path):
+    draw = np.random.default_rng(1)
+    t, x, y = np.sort(draw.integers(0, 2**32, 100)), draw.integers(0, 304, 100), draw.integers(0, 240, 100)
+    p = draw.integers(0, 2, 100)
+    write_dat(tmp_path / "a_td.dat", t, x, y, p)
+    events = open_events(tmp_path / "a_td.dat")
+    assert np.array_equal(events["t"], t)
+    assert np.array_equal(events["word"], x | y << 14 | p << 28)
+
+
+def test_another_reader_reads_the_same_events(tmp_path):
+    expelliarmus = pytest.importorskip("expelliarmus")
+    write_dat(tmp_path / "a_td.dat", [1, 5, 9], [3, 2, 303], [4, 239, 0], [1, 0, 1])
+    theirs = expelliarmus.Wizard(encoding="dat").read(str(tmp_path / "a_td.dat"))
+    ours = open_events(tmp_path / "a_td.dat")
+    assert theirs["t"].tolist() == ours["t"].tolist()
+    assert theirs["x"].tolist() == (ours["word"] & 0x3FFF).tolist()
+    assert theirs["y"].tolist() == (ours["word"] >> 14 & 0x3FFF).tolist()
+    assert theirs["p"].tolist() == (ours["word"] >> 28 & 1).tolist()
+
+
+def test_windows_count_and_date_events():
+    events = EventArrays(
+        np.array([0, 10, 99]), (np.array([0, 1, 1]), np.array([0, 2, 2]), np.array([0, 4, 4]))
+    )
+    image = Windows(1, 100, 2, 3, 2, ages=True)(events)
+    assert image.shape == (1, 3, 2, 3)
+    assert image[0, 0].tolist() == [[25, 0, 0], [0, 0, 0]]
+    assert image[0, 1].tolist() == [[0, 0, 0], [0, 0, 51]]
+    assert image[0, 2].tolist() == [[3, 0, 0], [0, 0, 255]]
+    frames = Windows(2, 100, 2, 3, 2, ages=False)(events)
+    assert frames.shape == (2, 2, 2, 3)
+    assert frames.sum((1, 2, 3)).tolist() == [50, 25]
+    with pytest.raises(ValueError, match=r"an event at x = 6, the sensor has 0\.\.5"):
+        Windows(1, 100, 2, 3, 2, ages=False)(
+            EventArrays(*(np.array([0]), (np.array([0]), np.array([0]), np.array([6]))))
+        )
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def foreign(path):
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+
+
+def backwards(path):
+    write_dat(path, [*range(1_000_000, 0, -100)], [5] * 10_000, [5] * 10_000, [1] * 10_000)
+
+
+def outside(path):
+    write_dat(path, [*range(0, 1_000_000, 100)], [304] * 10_000, [5] * 10_000, [1] * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("ending", "damage", "said"),
+    [
+        ("_td.dat", cut, "is cut in mid-event: 5 bytes follow its 3999 whole events"),
+        ("_td.dat", foreign, "no mark of 8-byte events"),
+        ("_td.dat", backwards, "its times run backwards"),
+        ("_td.dat", outside, r"an event at x = 304, the sensor has 0\.\.303"),
+        ("_td.dat", lambda path: path.unlink(), "has no events beside it"),
+        ("_bbox.npy", cut, "is cut or of another type"),
+        ("_bbox.npy", lambda path: np.save(path, np.zeros((3, 5))), "no boxes with the fields t, x, y"),
+        ("_bbox.npy", lambda path: path.unlink(), "_bbox.npy is missing"),
+    ],
+    ids=["cut", "foreign", "backwards", "outside", "no events", "cut boxes", "no fields", "no boxes"],
+)
+def test_damaged_recordings_end_in_one_line_that_names_the_file(copy, ending, damage, said):
+    root = copy("Gen1")
+    path = sorted((root / "train").glob(f"*{ending}"))[1]
+    damage(path)
+    with pytest.raises(RecipeError, match=said) as caught:
+        start(Prophesee, root)
+    assert path.name.split("_td")[0].split("_bbox")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_boxes_outside_of_the_sensor_are_left_out_with_a_warning(copy):
+    root = copy("Gen1")
+    path = sorted((root / "train").glob("*_bbox.npy"))[0]
+    rows = np.load(path)
+    rows["x"][-1] = 400
+    rows["x"][-2] = -20
+    np.save(path, rows)
+    with pytest.warns(UserWarning, match="1 boxes of .*train lie outside of the sensor"):
+        data = start(Prophesee, root)
+    assert len(data.samples["train"]) == 7
+    lows = [data.samples["train"].boxes(i)[:, 0].min() for i in range(7)]
+    assert min(lows) == 0  # cut to the sensor
+
+
+def test_an_empty_recording_is_zeros(tmp_path):
+    (tmp_path / "a_td.dat").write_bytes(header(240, 304))
+    assert len(open_events(tmp_path / "a_td.dat")) == 0
+
+
+def test_labels_of_training_may_be_thinned(fixtures, tmp_path):
+    data = start(Prophesee, fixtures("Gen1"), cache=str(tmp_path), interval=400)
+    assert {split: len(part) for split, part in data.samples.items()} == {"train": 4, "val": 4, "test": 8}
+
+
+# -- made
+
+
+def test_digits_are_pasted_where_their_boxes_say():
+    data = ready(PastedDigits(scenes=20))
+    assert {split: len(part) for split, part in data.samples.items()} == {"train": 20, "val": 2, "test": 2}
+    again = ready(PastedDigits(scenes=20))
+    for position in range(20):
+        scene = data.samples["train"].scene(position)
+        assert np.array_equal(scene.image, again.samples["train"].scene(position).image)
+        for x1, y1, x2, y2, _ in scene.boxes.astype(int).tolist():
+            assert scene.image[y1:y2, x1:x2].max() > 150
+
+
+def test_shapes_move_with_their_boxes(tmp_path):
+    data = start(MovingShapes, tmp_path, recordings=5, steps=4, window=40, download=True)
+    assert {split: len(part) for split, part in data.samples.items()} == {"train": 45, "val": 9, "test": 9}
+    inside, everywhere = 0.0, 0.0
+    for position in range(45):
+        scene = data.samples["train"].scene(position)
+        pixels = scene.image[..., -2:].sum(2).astype(float)  # of the last 10 ms
+        everywhere += pixels.sum()
+        covered = np.zeros_like(pixels)
+        for x1, y1, x2, y2, _ in scene.boxes:
+            covered[int(y1) - 2 : int(y2) + 3, int(x1) - 2 : int(x2) + 3] = 1
+        inside += (pixels * covered).sum()
+    assert inside > 0.8 * everywhere
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mosaic": 1.5}, "data.mosaic is a probability"),
+        ({"height": 16}, "must be 32 or more"),
+        ({"mixup": 0.5}, "images with boxes take data.mixup_boxes"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, said):
+    with pytest.raises(RecipeError, match=said):
+        PastedDigits(**settings)
+
+
+def test_events_have_no_colours():
+    with pytest.raises(RecipeError, match="events have none"):
+        Prophesee(colour=1.0)
