@@ -22,6 +22,7 @@ try:
     from recipes import RecipeError
     from recipes.checkpoints import Best, WholeCheckpoints, claimed, refuse_to_overwrite
     from recipes.data.base import Data
+    from recipes.data.files import one_line
     from recipes.module import Task
     from recipes.resume import Last, RandomNumbers, Stopped
 except ImportError as error:
@@ -74,7 +75,7 @@ class Trainer(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:  # of a constructor: it says what it expects
-            raise RecipeError(str(error)) from error
+            raise RecipeError(one_line(error)) from error
 
     def instantiate_trainer(self, **settings):
         out = Path(self._get(self.config, "out"))

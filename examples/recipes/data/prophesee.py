@@ -210,6 +210,7 @@ class Prophesee(DetectionData):
         sensor: "gen1" or "1mpx".
         steps: of frames with two channels (darker, brighter); None: one image with three, see :class:`Windows`.
         window: in milliseconds, before the label.
+        height, width: of the network's input; by default those of the frames.
         interval: least milliseconds between two labels of a recording that are used; all are used in tests.
     """
 
@@ -221,12 +222,14 @@ class Prophesee(DetectionData):
         steps: int | None = None,
         window: float = 50.0,
         interval: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
         **common: Any,
     ):
         self.sensor = self.camera(sensor)
         shrink = self.sensor.shrink
-        sizes = {"height": self.sensor.height // shrink, "width": self.sensor.width // shrink}
-        super().__init__(**{**sizes, **common})
+        height, width = height or self.sensor.height // shrink, width or self.sensor.width // shrink
+        super().__init__(height=height, width=width, **common)
         if window <= 0 or interval < 0 or (steps is not None and steps < 1):
             raise RecipeError(
                 f"data.window and data.steps must be positive and data.interval 0 or more, got {window}, {steps} and "
