@@ -26,7 +26,19 @@ import provenance  # noqa: E402
 
 OUT = ROOT / "docs" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
-NAMES = ("sine", "digits", "mnist_1d", "series", "images", "recall", "events", "depth", "steps", "sweep")
+NAMES = (
+    "sine",
+    "digits",
+    "mnist_1d",
+    "series",
+    "images",
+    "recall",
+    "events",
+    "depth",
+    "steps",
+    "sweep",
+    "detection",
+)
 
 
 def section(name: str, done: dict) -> str:

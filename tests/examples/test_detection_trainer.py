@@ -13,11 +13,15 @@ for name in ("lightning", "torchmetrics", "spikingjelly", "torchvision", "pycoco
 
 import detect
 from lightning.pytorch import Callback, Trainer
+from recipes.data.coco import COCO
 from recipes.data.detection import Batch
+from recipes.data.prophesee import Prophesee
 from recipes.data.shapes import PastedDigits
+from recipes.detection.boxes import encode
 from recipes.detection.module import Detection
 from recipes.detection.schedule import Averaged, Schedule, decay
 from recipes.models import Detector
+from recipes.models.detector import Anchors, Predictions
 from recipes.neurons import PMSN
 from torchvision.io import read_image
 
@@ -296,6 +300,58 @@ def test_sizes_change_every_ten_updates_with_their_boxes(tmp_path):
         sizes.append(tuple(new.x.shape[2:]))
     assert set(sizes) == {(48, 72 - 8), (64, 96), (80, 112)}
     assert sizes[::2] == sizes[1::2]  # steps 0 and 5 are of one decade
+
+
+# -- what is judged
+
+
+class Oracle(torch.nn.Module):
+    """Knows the labels of a batch: at the anchor nearest to an object's centre it predicts its box and class."""
+
+    time_first_input = "NCHW"
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.labels = None
+
+    def forward(self, x):
+        anchors = Anchors.of([torch.zeros(1, x.shape[2] // s, x.shape[3] // s) for s in (8, 16, 32)])
+        raw = torch.full((len(x), len(anchors.x), 5 + self.classes), -10.0)
+        for i, rows in enumerate(self.labels):
+            for row in rows[rows.sum(1) > 0]:
+                far = (anchors.x + 0.5) * anchors.stride - row[1], (anchors.y + 0.5) * anchors.stride - row[2]
+                at = torch.hypot(*far).argmin()
+                place = [part[at : at + 1] for part in (anchors.x, anchors.y, anchors.stride)]
+                raw[i, at, :4] = encode(row[None, 1:], *place)[0]
+                raw[i, at, 4] = raw[i, at, 5 + int(row[0])] = 10.0
+        return Predictions(raw + self.weight, anchors)
+
+
+@pytest.mark.parametrize("name", ["COCO", "Gen1", "digits"])
+def test_a_detector_that_knows_the_labels_has_full_precision(name, tmp_path, fixtures):
+    """Letterboxed or not: boxes go back to pixels of the image, and those that count nowhere are left out."""
+    if name == "COCO":
+        data = COCO(root=str(fixtures("COCO")), classes=3, height=96, width=160, verify=False, batch_size=3)
+    elif name == "Gen1":
+        data = Prophesee(root=str(fixtures("Gen1")), cache=str(tmp_path), window=200, batch_size=3)
+    else:
+        data = PastedDigits(scenes=40, batch_size=3)
+    net = Oracle(data.classes)
+
+    class Tell(Callback):
+        def on_test_batch_start(self, trainer, module, batch, *rest):
+            net.labels = batch.labels
+
+    class Told(Detection):
+        def check(self):
+            pass  # it has no labels yet
+
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[Tell()])
+    result = trainer.test(Told(net), data, verbose=False)[0]
+    assert result["test/map"] == pytest.approx(1.0, abs=1e-6)
+    assert read_image(str(tmp_path / "detected_test.png")).shape[0] == 3
 
 
 # -- what does not fit
