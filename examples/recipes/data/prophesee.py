@@ -258,10 +258,11 @@ class Prophesee(DetectionData):
         return "put the publisher's files in their place"
 
     def picture(self, x):
-        """Red where a pixel brightened, blue where it darkened."""
+        """Red where a pixel brightened, blue where it darkened; a single event is seen."""
         frames = x if self.frame_steps else x.unsqueeze(0)
+        frames = torch.where(frames > 0, frames.clamp(128, 255), 0)
         darker, brighter = frames[:, 0].amax(0), frames[:, 1].amax(0)
-        return torch.stack([brighter, torch.zeros_like(darker), darker]).clamp(0, 255).byte()
+        return torch.stack([brighter, torch.zeros_like(darker), darker]).byte()
 
     def open(self, split):
         folder = self.root / split

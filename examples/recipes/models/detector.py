@@ -203,7 +203,7 @@ class Detector(nn.Module):
     Args:
         classes: of objects.
         neuron: called with the channels of each site.
-        width: of all three parts; 1/8 has 1.3 M parameters.
+        width: of all three parts; 1/8 has about a million parameters.
         depth: of the neck, which has ``round(3 * depth)`` bottlenecks in each C3.
         steps: an image is repeated so many times.
         frames: takes frames [T, N, C, H, W] instead of images.
