@@ -97,6 +97,17 @@ def test_training_items_are_a_function_of_seed_epoch_and_scene(fixtures, drawing
     assert torch.equal(one[(0, 1)].x, first.x)
 
 
+def test_workers_read_the_same_batches(fixtures):
+    batches = []
+    for workers in (0, 2):
+        data = start(COCO, fixtures("COCO"), **SMALL, mosaic=1.0, batch_size=3, num_workers=workers)
+        batches.append(list(data.train_dataloader()))
+    assert len(batches[0]) == len(batches[1]) == 3
+    for one, two in zip(*batches, strict=True):
+        assert torch.equal(one.x, two.x)
+        assert torch.equal(one.labels, two.labels)
+
+
 def test_mixed_scenes_are_of_the_training_part_alone(fixtures):
     data = start(COCO, fixtures("COCO"), **SMALL, mosaic=1.0, mixup_boxes=1.0, val_fraction=0.3)
     train = data.samples["train"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from torchvision.datasets import CocoDetection
 from .. import RecipeError
 from .detection import DetectionData, require_inside
 from .files import Fault, reading
-from .images import require_whole
-from .scenes import Scene
+from .images import require_all_whole
+from .scenes import Scene, within
 
 __all__ = ["COCO"]
 
@@ -46,18 +45,15 @@ class CocoScenes:
 
     def _boxes(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes and crowds [n, 5] of an image, without those that have no area."""
-        parts: dict[bool, list[list[float]]] = {False: [], True: []}
-        height, width = self.shape(index)
-        for entry in self.coco._load_target(self.coco.ids[index]):
-            x, y, w, h = entry["bbox"]
-            if w <= 0 or h <= 0:
-                continue  # COCO has a few
-            box = [x, y, x + w, y + h, self.categories[entry["category_id"]]]
-            require_inside(np.array([box]), (height, width), f"{self.name(index)} of {self.annotations}")
-            cut = [max(0, x), max(0, y), min(width, x + w), min(height, y + h)]
-            parts[bool(entry.get("iscrowd", 0))].append([*cut, box[4]])
-        boxes, crowd = (np.array(parts[kind], float).reshape(-1, 5) for kind in (False, True))
-        return boxes, crowd
+        entries = self.coco._load_target(self.coco.ids[index])
+        rows = [[*entry["bbox"], self.categories[entry["category_id"]]] for entry in entries]
+        crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in entries], bool)
+        boxes = np.array(rows, float).reshape(-1, 5)
+        some = (boxes[:, 2:4] > 0).all(1)  # COCO has a few without area
+        boxes[:, 2:4] += boxes[:, :2]
+        require_inside(boxes[some], self.shape(index), f"{self.name(index)} of {self.annotations}")
+        boxes[:, :4] = within(boxes[:, :4], *self.shape(index))
+        return boxes[some & ~crowd], boxes[some & crowd]
 
     def __len__(self):
         return len(self.entries)
@@ -131,6 +127,4 @@ class COCO(DetectionData):
 
     def examine(self, sources: dict[str, Any]) -> None:
         read = [source for source in sources.values() if source is not None]
-        files: Sequence[Path] = [Path(source.name(i)) for source in read for i in range(len(source))]
-        for path in files:
-            require_whole(path)
+        require_all_whole(Path(source.name(i)) for source in read for i in range(len(source)))

@@ -237,10 +237,11 @@ class DetectionData(Data):
 def require_inside(boxes: np.ndarray, shape: tuple[int, int], name: str) -> None:
     """Raise RecipeError for a box [n, 5] that is no rectangle or has no part in an image of this height and width."""
     height, width = shape
-    for box in boxes:
-        x1, y1, x2, y2 = box[:4]
-        if not (np.isfinite(box).all() and x1 < width and y1 < height and x2 > 0 and y2 > 0):
-            raise RecipeError(
-                f"{name} has a box outside of its {width} x {height} pixels: {x1:g}, {y1:g} to {x2:g}, {y2:g}; correct "
-                "it or take it out"
-            )
+    low, high = boxes[:, :2], boxes[:, 2:4]
+    good = np.isfinite(boxes).all(1) & (low < (width, height)).all(1) & (high > 0).all(1)
+    if not good.all():
+        x1, y1, x2, y2 = boxes[~good][0, :4]
+        raise RecipeError(
+            f"{name} has a box outside of its {width} x {height} pixels: {x1:g}, {y1:g} to {x2:g}, {y2:g}; correct it "
+            "or take it out"
+        )

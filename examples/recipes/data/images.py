@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -277,6 +277,13 @@ def require_whole(path: Path) -> None:
             image.load()
 
 
+def require_all_whole(paths: Iterable[Path]) -> None:
+    """:func:`require_whole` of all of them."""
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(require_whole, paths):
+            pass
+
+
 class ImageNet(Data):
     """ImageNet, or any folder of images by class: [N, 3, size, size], normalised. Give ``verify`` false for your own.
 
@@ -337,10 +344,7 @@ class ImageNet(Data):
         return source
 
     def examine(self, sources):
-        files = [path for source in sources.values() if source is not None for path in source.files]
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(require_whole, files):
-                pass
+        require_all_whole(path for source in sources.values() if source is not None for path in source.files)
 
     def transform(self, train):
         if train and self.policy != "plain":

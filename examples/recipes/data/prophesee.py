@@ -314,10 +314,12 @@ class Prophesee(DetectionData):
 
     def at_times(self, rows: np.ndarray, every: bool) -> list[tuple[int, np.ndarray]]:
         """The labelled times and their boxes."""
+        rows = rows[np.argsort(rows["t"], kind="stable")]
+        times, starts = np.unique(rows["t"], return_index=True)
         kept: list[tuple[int, np.ndarray]] = []
-        for time in np.unique(rows["t"]).tolist():
+        for time, part in zip(times.tolist(), np.split(rows, starts[1:]), strict=False):
             if every or not kept or time - kept[-1][0] >= self.interval:
-                kept.append((time, rows[rows["t"] == time]))
+                kept.append((time, part))
         return kept
 
     def corners(self, rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,18 @@ import numpy as np
 
 from .drawing import BORDER, Drawing
 
-__all__ = ["Affine", "Augmentation", "Item", "Scene", "Scenes", "flipped", "letterboxed", "mosaic", "placed"]
+__all__ = [
+    "Affine",
+    "Augmentation",
+    "Item",
+    "Scene",
+    "Scenes",
+    "flipped",
+    "letterboxed",
+    "mosaic",
+    "placed",
+    "within",
+]
 
 
 @dataclass(frozen=True)
