@@ -2,7 +2,7 @@
 
 MHSANet-50 with PAFPN and head at a sixteenth of the width, on 64 x 64 pixels, without augmentation. The digits are
 still, a neuron with memory sees them T times; the shapes are T frames of events, the last of which is nearest to the
-boxes.
+boxes. Where deepforest is installed (`pip install --no-deps deepforest`), trees in aerial photographs too, 128 x 128.
 
     python examples/experiments/detection.py --seeds 3       hours of one core
     python examples/experiments/detection.py --neurons "MSF;LIF"
@@ -11,11 +11,13 @@ boxes.
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 
 import common
 import torch
 from recipes import neurons
 from recipes.data.shapes import MovingShapes, PastedDigits
+from recipes.data.trees import AerialTrees
 from recipes.detection.boxes import decode, detect, probabilities
 from recipes.detection.losses import losses
 from recipes.detection.metric import average_precision
@@ -92,13 +94,16 @@ def evaluate(net, data):
 def settings():
     """Which data, how many steps, which neurons: PMSN where there is time."""
     still = [name for name in NEURONS if name != "PMSN"]
-    return [("digits", 1, still), ("digits", 4, still), ("shapes", 4, list(NEURONS))]
+    trees = [("trees", 1, still)] if find_spec("deepforest") else []
+    return [("digits", 1, still), ("digits", 4, still), ("shapes", 4, list(NEURONS)), *trees]
 
 
 def runs(options):
     chosen = options.chosen(NEURONS)
     with tempfile.TemporaryDirectory() as folder:
         sets = {"digits": digits(options.fast), "shapes": shapes(options.fast, folder)}
+        if find_spec("deepforest"):
+            sets["trees"] = AerialTrees(tile=400 if options.fast else 128)
         for data in sets.values():
             data.prepare_data()
             data.setup()

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from recipes.data.coco import COCO
 from recipes.data.frames import EventArrays
 from recipes.data.prophesee import Prophesee, Windows, open_events, read_boxes
 from recipes.data.shapes import MovingShapes, PastedDigits
+from recipes.data.trees import AerialTrees
 
 from fixtures.boxes import GEN1, TOOLBOX, header, write_dat
 
@@ -355,6 +357,41 @@ def test_shapes_move_with_their_boxes(tmp_path):
             covered[int(y1) - 2 : int(y2) + 3, int(x1) - 2 : int(x2) + 3] = 1
         inside += (pixels * covered).sum()
     assert inside > 0.8 * everywhere
+
+
+def test_photographs_are_cut_into_tiles(fixtures):
+    data = start(AerialTrees, fixtures("trees"))
+    assert {split: len(part) for split, part in data.samples.items()} == {"train": 4, "val": 4, "test": 1}
+    source = data.samples["train"].source
+    assert source.boxes(0).tolist() == [[5, 5, 35, 25, 0], [100, 60, 128, 80, 0]]
+    assert source.boxes(1)[0].tolist() == [88, 98, 118, 118, 0]  # the second tile begins at 22
+    path = fixtures("trees") / "OSBS_029.xml"
+    kept = path.read_text()
+    try:
+        path.write_text(kept.replace("<xmin>5<", "<xmin>500<").replace("<xmax>35<", "<xmax>530<"))
+        with pytest.raises(RecipeError, match=r"OSBS_029\.xml has a box outside of its 128 x 128 pixels"):
+            start(AerialTrees, fixtures("trees"))
+        path.write_text(kept[:-20])
+        with pytest.raises(RecipeError, match=r"OSBS_029\.xml is cut or of another type"):
+            start(AerialTrees, fixtures("trees"))
+    finally:
+        path.write_text(kept)
+
+
+def test_photographs_without_their_package_say_what_to_install(monkeypatch):
+    monkeypatch.setattr("recipes.data.trees.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="pip install --no-deps deepforest"):
+        AerialTrees()
+
+
+@pytest.mark.skipif(
+    find_spec("deepforest") is None, reason="its photographs: pip install --no-deps deepforest"
+)
+def test_the_real_photographs_are_read():
+    data = ready(AerialTrees())
+    sizes = {split: len(part) for split, part in data.samples.items()}
+    assert sizes == {"train": 18 * 20 + 10 * 9, "val": 16, "test": 16}
+    assert sum(len(data.samples["test"].boxes(i)) for i in range(16)) >= 61
 
 
 @pytest.mark.parametrize(

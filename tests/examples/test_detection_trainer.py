@@ -40,6 +40,7 @@ SMALL = {
     "gen1_mhsanet50": ("Gen1", []),
     "gen1_mhsanet50_frames": ("Gen1", ["--data.steps=2"]),
     "mpx_mhsanet50": ("1Mpx", []),
+    "trees": ("trees", []),
     "digits": (None, ["--data.scenes=12"]),
     "moving": (None, ["--data.recordings=2", "--data.download=true"]),
 }
