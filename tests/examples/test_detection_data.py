@@ -282,6 +282,12 @@ def outside(path):
     write_dat(path, [*range(0, 1_000_000, 100)], [304] * 10_000, [5] * 10_000, [1] * 10_000)
 
 
+def another_class(path):
+    rows = np.load(path)
+    rows["class_id"][0] = 2
+    np.save(path, rows)
+
+
 @pytest.mark.parametrize(
     ("ending", "damage", "said"),
     [
@@ -292,9 +298,20 @@ def outside(path):
         ("_td.dat", lambda path: path.unlink(), "has no events beside it"),
         ("_bbox.npy", cut, "is cut or of another type"),
         ("_bbox.npy", lambda path: np.save(path, np.zeros((3, 5))), "no boxes with the fields t, x, y"),
+        ("_bbox.npy", another_class, "has a box of class 2, this camera has classes 0 to 1"),
         ("_bbox.npy", lambda path: path.unlink(), "_bbox.npy is missing"),
     ],
-    ids=["cut", "foreign", "backwards", "outside", "no events", "cut boxes", "no fields", "no boxes"],
+    ids=[
+        "cut",
+        "foreign",
+        "backwards",
+        "outside",
+        "no events",
+        "cut boxes",
+        "no fields",
+        "class",
+        "no boxes",
+    ],
 )
 def test_damaged_recordings_end_in_one_line_that_names_the_file(copy, ending, damage, said):
     root = copy("Gen1")

@@ -32,19 +32,22 @@ OLD = {"ts": "t", "confidence": "class_confidence"}
 
 @dataclass(frozen=True)
 class Sensor:
-    """A camera and the boxes that count in its recordings; frames are 1/``shrink`` as large."""
+    """A camera and the boxes that count in its recordings, of the first of its ``labelled`` classes; frames are
+    1/``shrink`` as large.
+    """
 
     height: int
     width: int
     names: tuple[str, ...]
     keep: BoxFilter
+    labelled: int
     shrink: int = 1
 
 
 SENSORS = {
-    "gen1": Sensor(240, 304, ("car", "pedestrian"), GEN1),
-    # of seven labelled classes the first three are evaluated
-    "1mpx": Sensor(720, 1280, ("pedestrian", "two-wheeler", "car"), MEGAPIXEL, shrink=2),
+    "gen1": Sensor(240, 304, ("car", "pedestrian"), GEN1, labelled=2),
+    # the others are truck, bus, sign and light
+    "1mpx": Sensor(720, 1280, ("pedestrian", "two-wheeler", "car"), MEGAPIXEL, labelled=7, shrink=2),
 }
 
 
@@ -276,7 +279,13 @@ class Prophesee(DetectionData):
         moments, boxes, outside = [], [], 0
         for recording, (path, labels) in enumerate(partners.items()):
             open_events(path)  # cut files are found before anything is made of others
-            rows = self.counted(read_boxes(labels), train=split == "train")
+            rows = read_boxes(labels)
+            if len(rows) and rows["class_id"].max() >= self.sensor.labelled:
+                raise Fault(
+                    f"{labels} has a box of class {rows['class_id'].max()}, this camera has classes 0 to "
+                    f"{self.sensor.labelled - 1}"
+                )
+            rows = self.counted(rows, train=split == "train")
             inside = self.inside(rows)
             outside += int((~inside).sum())
             for time, part in self.at_times(rows[inside], every=split == "test"):

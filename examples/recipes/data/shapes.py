@@ -179,7 +179,7 @@ class MovingShapes(Prophesee):
         super().__init__(**common)
 
     def camera(self, name: str) -> Sensor:
-        return Sensor(CANVAS, CANVAS, ("disc", "square"), BoxFilter(0, 10, 5))
+        return Sensor(CANVAS, CANVAS, ("disc", "square"), BoxFilter(0, 10, 5), labelled=2)
 
     def fetch(self):
         for k, split in enumerate(("train", "val", "test")):
