@@ -47,6 +47,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "numba": Backend("msf_pmsn_plugins.backends.numba", "cpu", "numba", "cpu"),
     "cupy": Backend("msf_pmsn_plugins.backends.cupy", "cuda", "cupy", "cupy{cuda}"),
+    "triton": Backend("msf_pmsn_plugins.backends.triton", "cuda", "triton"),
     "torch": Backend("msf_pmsn_plugins.backends.torch", keeps_drive=True),
 }
 
