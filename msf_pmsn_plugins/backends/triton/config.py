@@ -50,3 +50,74 @@ def for_lanes(lanes: int, itemsize: int, device: Device) -> Config:
         block //= 2
     block = max(block, device.warp)
     return Config(block, min(WARPS, block // device.warp), STAGES if block == widest else FEW_STAGES)
+
+
+# A thread holds the modes of a lane in its registers, six numbers for each (ten and more in the gather); where they do
+# not fit, the threads of a warp share them.
+MODES_OF_THREAD = {4: 16, 8: 8}  # by bytes of a number
+MODES_OF_GATHERER = {4: 4, 8: 2}
+
+
+def for_modes(lanes: int, modes: int, itemsize: int, device: Device, gather: bool = False) -> Config:
+    """A lane a thread, or a few threads; ``itemsize`` of a number of the state, ``modes`` a power of two."""
+    held = (MODES_OF_GATHERER if gather else MODES_OF_THREAD)[itemsize]
+    if modes > held:  # a program is one warp: sums over modes do not leave it
+        return Config(device.warp * held // modes, 1, FEW_STAGES)
+    block = min(WARPS * device.warp, power_of_two(lanes))
+    while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
+        block //= 2
+    block = max(block, device.warp)
+    return Config(block, block // device.warp, STAGES if block == WARPS * device.warp else FEW_STAGES)
+
+
+# Time is cut into chunks where a processor would have few threads: into as many as bring it to THREADS_WANTED, each of
+# LEAST_STEPS at least. The second walk over the modes pays from LEAST_CHUNKS on.
+THREADS_WANTED = 512
+LEAST_STEPS = 64
+LEAST_CHUNKS = 12
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Time cut into ``count`` chunks of ``span`` steps; the last may be shorter."""
+
+    count: int
+    span: int
+
+
+def for_time(steps: int, lanes: int, modes: int, fixed: bool, device: Device) -> Chunks:
+    """Where time is cut. A fixed-point residual promises the bits of one long walk."""
+    count = 1
+    if steps >= LEAST_STEPS * LEAST_CHUNKS and modes > 0 and not fixed:
+        count = min(steps // LEAST_STEPS, device.processors * THREADS_WANTED // lanes)
+    if count < LEAST_CHUNKS:
+        return Chunks(1, steps)
+    span = parts(steps, count)
+    return Chunks(parts(steps, span), span)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """How programs share the lanes [leads, columns]: ``across`` of ``wide`` columns by ``rows`` of ``high`` values of l."""
+
+    wide: int
+    high: int
+    across: int
+    rows: int
+    config: Config
+
+
+GATHERING = 2048  # threads of a processor that gather at once: more would leave more sums
+
+
+def for_gather(leads: int, columns: int, modes: int, itemsize: int, device: Device) -> Gather:
+    """Rows stop growing when the device is full: from there on a program takes several values of l, and the memory for
+    sums stays bounded.
+    """
+    config = for_modes(leads * columns, modes, itemsize, device, gather=True)
+    wide = min(config.block, power_of_two(columns))
+    high = config.block // wide
+    across = parts(columns, wide)
+    threads = config.warps * device.warp
+    rows = min(parts(leads, high), max(1, device.processors * GATHERING // (across * threads)))
+    return Gather(wide, high, across, rows, config)

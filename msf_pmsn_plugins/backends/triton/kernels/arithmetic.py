@@ -21,6 +21,25 @@ def divide(x, y):
 
 
 @triton.jit
+def rint(x):
+    """The nearest integer, of two the even one."""
+    # Beside 1.5 * 2**23 (2**52) float32 (float64) has integers only; a larger x is one already.
+    if x.dtype == tl.float64:
+        nearest = tl.where(tl.abs(x) < 2251799813685248.0, (x + 6755399441055744.0) - 6755399441055744.0, x)
+    else:
+        nearest = tl.where(tl.abs(x) < 4194304.0, (x + 12582912.0) - 12582912.0, x)
+    return nearest
+
+
+@triton.jit
+def remainder(x, y):
+    """What is left of ``x >= 0`` after all whole ``y > 0``."""
+    left = tl.fma(-tl.floor(divide(x, y)), y, x)
+    left = tl.where(left < 0.0, left + y, left)  # the quotient was rounded up to an integer
+    return tl.where(left >= y, left - y, left)
+
+
+@triton.jit
 def exp(x):
     """``e**x`` within two units of the last place; in float32 0 below the normal numbers."""
     if x.dtype == tl.float64:
@@ -29,7 +48,7 @@ def exp(x):
         # Comparisons, not min and max: NaN stays.
         x = tl.where(x > 89.0, 89.0, x)
         x = tl.where(x < -87.25, -128.0, x)
-        n = tl.floor(x * 1.44269504088896341 + 0.5)
+        n = rint(x * 1.44269504088896341)
         # log(2) in two parts: the first has so few bits that its products with n are exact.
         r = x - n * 0.693359375
         r = r + n * 2.12194440e-4
