@@ -52,17 +52,17 @@ def for_lanes(lanes: int, itemsize: int, device: Device) -> Config:
     return Config(block, min(WARPS, block // device.warp), STAGES if block == widest else FEW_STAGES)
 
 
-# A thread holds the modes of a lane in its registers, six numbers for each (ten and more in the gather); where they do
-# not fit, the threads of a warp share them.
-MODES_OF_THREAD = {4: 16, 8: 8}  # by bytes of a number
-MODES_OF_GATHERER = {4: 4, 8: 2}
+# The modes of a lane that one thread holds in its registers, by bytes of a number; where a lane has more, threads of a
+# warp share them. For each mode a walk holds six numbers, a carry as many and powers in double, a gather fourteen.
+WALK = {4: 16, 8: 8}
+CARRY = {4: 8, 8: 4}
+GATHER = {4: 4, 8: 2}
 
 
-def for_modes(lanes: int, modes: int, itemsize: int, device: Device, gather: bool = False) -> Config:
-    """A lane a thread, or a few threads; ``itemsize`` of a number of the state, ``modes`` a power of two."""
-    held = (MODES_OF_GATHERER if gather else MODES_OF_THREAD)[itemsize]
+def for_modes(lanes: int, modes: int, held: int, device: Device) -> Config:
+    """A lane a thread, or a few threads where ``modes``, a power of two, are more than one has ``held``."""
     if modes > held:  # a program is one warp: sums over modes do not leave it
-        return Config(device.warp * held // modes, 1, FEW_STAGES)
+        return Config(device.warp * held // modes, 1, STAGES)
     block = min(WARPS * device.warp, power_of_two(lanes))
     while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
         block //= 2
@@ -114,7 +114,7 @@ def for_gather(leads: int, columns: int, modes: int, itemsize: int, device: Devi
     """Rows stop growing when the device is full: from there on a program takes several values of l, and the memory for
     sums stays bounded.
     """
-    config = for_modes(leads * columns, modes, itemsize, device, gather=True)
+    config = for_modes(leads * columns, modes, GATHER[itemsize], device)
     wide = min(config.block, power_of_two(columns))
     high = config.block // wide
     across = parts(columns, wide)

@@ -18,7 +18,7 @@ from .config import Device
 from .kernels.probe import probe as probe_kernel
 
 OLDEST = (3, 2)  # Triton of the oldest torch that is supported
-INTERPRETED = Device(processors=132)
+INTERPRETED = Device(processors=1)
 
 
 def interpreted() -> bool:

@@ -12,7 +12,7 @@ from ...settings import PMSNSettings
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from . import launch
 from .arguments import Steps, as_laid_out, check, empty, plain, state_dtype, steps_of, table
-from .config import Chunks, Config, for_gather, for_modes, for_time, power_of_two
+from .config import CARRY, STAGES, WALK, Chunks, for_gather, for_modes, for_time, power_of_two
 from .kernels import soma, surrogates
 from .kernels.pmsn_adjoint import pmsn_adjoint
 from .kernels.pmsn_chunks import pmsn_carry, pmsn_chunk
@@ -181,9 +181,9 @@ class _Call:
     def each(self, kernel: Any, count: int, *args: Any, alone: bool = False, **settings: Any) -> None:
         """A thread, or several, for each of ``count`` lanes or chunks of lanes; ``alone``: the soma without modes."""
         r = self.state.r
-        rows = power_of_two(0 if alone else self.modes)
-        config = for_modes(count, rows, r.element_size(), launch.device_of(r))
-        settings |= {"BLOCK": config.block} if kernel is pmsn_carry else _shape(config)
+        rows, held = power_of_two(0 if alone else self.modes), CARRY if kernel is pmsn_carry else WALK
+        config = for_modes(count, rows, held[r.element_size()], launch.device_of(r))
+        settings |= {"BLOCK": config.block, "STAGES": config.stages}
         launch.run(kernel, r, config.programs(count), config.warps, *args, **settings)
 
     def forward(self, s_seq: Tensor, y_seq: Tensor | None, m_seq: Tensor | None, last: PMSNState) -> None:
@@ -228,10 +228,6 @@ class _Call:
         """From what each chunk ends with to what it begins with, in place; ``back``: as gradients go."""
         tensors = (chunk_ends, given, self.weights.e, self.lengths, end, lost)
         self.each(pmsn_carry, self.lanes, *tensors, *self.shape, *self.cut, **self.rows, BACK=back)
-
-
-def _shape(config: Config) -> dict[str, int]:
-    return {"BLOCK": config.block, "STAGES": config.stages}
 
 
 def _pairs(tensor: Tensor) -> Tensor:
@@ -351,7 +347,7 @@ class _Backward:
             CHUNKED=call.chunks.count > 1,
             HIGH=blocks.high,
             WIDE=blocks.wide,
-            STAGES=blocks.config.stages,
+            STAGES=STAGES,
         )
         return partial
 

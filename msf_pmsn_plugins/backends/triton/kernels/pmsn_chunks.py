@@ -134,6 +134,7 @@ def pmsn_carry(
     MODES: tl.constexpr,
     BACK: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """``parts``: what each chunk ends with if it begins with 0 -> what it begins with. The first begins with ``given``
     (None: 0), the last ends with ``end`` (may be None). BACK: against time and with conj(a), as gradients go.
@@ -161,7 +162,7 @@ def pmsn_carry(
     valid += lane * 0
     whole_r, whole_i = power(er, ei, (lane * 0 + span)[None, :])
     rest_r, rest_i = power(er, ei, (valid % span)[None, :])
-    for i in range(0, chunks):
+    for i in tl.range(0, chunks, num_stages=STAGES):
         g = tl.cast(i, tl.int64)
         if BACK:
             g = tl.cast(chunks - 1 - i, tl.int64)
