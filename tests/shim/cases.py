@@ -163,13 +163,13 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
-def check_msf(case: MSFCase, backend: str = "cupy") -> None:
+def check_msf(case: MSFCase, backend: str = "cupy", p: dict[str, Any] | None = None) -> None:
     """Raise unless the kernels' counts, membranes and gradients are those of the oracle.
 
     To the last bit, but for gradients through an exponential, sums over lanes, and half-precision outputs, which are
-    the float32 ones rounded.
+    the float32 ones rounded. ``p`` stands for the problem of the case: the same in views.
     """
-    p = msf_problem(case)
+    p = msf_problem(case) if p is None else p
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
     s, kept, v = msf_forward(backend, case, p)
     assert_same(s, s_ref.to(case.dtype))
@@ -329,13 +329,14 @@ def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], 
     return (s_seq, m_seq, *state), tuple(grads)
 
 
-def check_pmsn(case: PMSNCase, backend: str = "cupy") -> None:
+def check_pmsn(case: PMSNCase, backend: str = "cupy", p: dict[str, Any] | None = None) -> None:
     """Raise unless the kernels do what the oracle does.
 
     In float64 spikes are those of the oracle. In float32 they follow, to the last bit, from the kernel's own drive,
-    which is near the oracle's; gradients are those of the plain backend at that drive.
+    which is near the oracle's; gradients are those of the plain backend at that drive. ``p`` stands for the problem
+    of the case: the same in views.
     """
-    p = pmsn_problem(case)
+    p = pmsn_problem(case) if p is None else p
     double = {key: _double(value) for key, value in p.items()}
     s, y, m, r, z = pmsn_forward(backend, case, p)
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
