@@ -15,8 +15,8 @@ import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
-import torch
-from torch import Tensor
+# Not torch itself: once it is loaded, that name in here is the backend's package.
+from torch import Tensor, version
 
 __all__ = ["BACKENDS", "Backend", "load", "resolve"]
 
@@ -43,7 +43,7 @@ class Backend:
 
     def runs_on(self, device: str) -> bool:
         """Whether it has kernels for devices of this type."""
-        return self.device in ("", device) and (self.rocm or torch.version.hip is None)
+        return self.device in ("", device) and (self.rocm or version.hip is None)
 
     def installed(self) -> bool:
         """Whether the module that it needs can be found; nothing is imported."""
@@ -157,8 +157,10 @@ def _require(name: str, device: str) -> None:
             f"backend {name!r} runs on NVIDIA's devices, this torch is built for ROCm: set backend='auto'"
         )
     if not backend.installed():
-        extra = backend.extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
+        extra = backend.extra.format(cuda=(version.cuda or "13").split(".")[0])
         wanted = f'"msf-pmsn-plugins[{extra}]"' if extra else backend.needs
-        raise ImportError(f"backend {name!r} needs {backend.needs}: pip install {wanted}, or set backend='auto'")
+        raise ImportError(
+            f"backend {name!r} needs {backend.needs}: pip install {wanted}, or set backend='auto'"
+        )
     if reason := unusable(name):
         raise ImportError(f"backend {name!r} does not work here, {reason}; or set backend='auto'")

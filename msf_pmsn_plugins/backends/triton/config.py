@@ -62,7 +62,7 @@ GATHER = {4: 4, 8: 2}
 def for_modes(lanes: int, modes: int, held: int, device: Device) -> Config:
     """A lane a thread, or a few threads where ``modes``, a power of two, are more than one has ``held``."""
     if modes > held:  # a program is one warp: sums over modes do not leave it
-        return Config(device.warp * held // modes, 1, STAGES)
+        return Config(max(1, device.warp * held // modes), 1, STAGES)
     block = min(WARPS * device.warp, power_of_two(lanes))
     while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
         block //= 2
@@ -98,7 +98,7 @@ def for_time(steps: int, lanes: int, modes: int, fixed: bool, device: Device) ->
 
 @dataclass(frozen=True)
 class Gather:
-    """How programs share the lanes [leads, columns]: ``across`` of ``wide`` columns by ``rows`` of ``high`` values of l."""
+    """How programs share lanes [leads, columns]: ``across`` of ``wide`` columns by ``rows`` of ``high`` values of l."""
 
     wide: int
     high: int

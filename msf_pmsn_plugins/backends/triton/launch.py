@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from .config import Device
 from .kernels.probe import probe as probe_kernel
+
+Settings = Mapping[str, str | int | bool]
 
 OLDEST = (3, 2)  # Triton of the oldest torch that is supported
 INTERPRETED = Device(processors=1)
@@ -46,12 +49,13 @@ def _device(index: int) -> Device:
     return Device(found.multi_processor_count, getattr(found, "warp_size", 32))
 
 
-def run(kernel: Any, where: Tensor, programs: int | tuple[int, ...], warps: int, *args: Any, **settings: Any) -> None:
+def run(
+    kernel: Any, where: Tensor, grid: tuple[int, ...], warps: int, args: Iterable[Any], settings: Settings
+) -> None:
     """Run ``kernel`` on the device of ``where``, in the order of torch's work there.
 
-    The bits are those of the text: what is fused is written so.
+    ``settings`` are what it is compiled for. The bits are those of the text: what is fused is written so.
     """
-    grid = programs if isinstance(programs, tuple) else (programs,)
     options = {"num_warps": warps, "enable_fp_fusion": False}
     if not where.is_cuda:
         kernel[grid](*args, **settings, **options)
@@ -72,7 +76,7 @@ def probe() -> None:
         return
     one = torch.zeros(1, device="cuda")
     try:
-        run(probe_kernel, one, 1, 1, one)
+        run(probe_kernel, one, (1,), 1, (one,), {})
     except Exception as error:  # a compiler's exit status, an assertion, an OSError
         raise RuntimeError(f"{advice(error)} ({type(error).__name__}: {error})") from error
 
@@ -91,6 +95,4 @@ def advice(error: Exception) -> str:
 
 
 def _compilers() -> Sequence[str]:
-    import os
-
     return [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name]

@@ -13,7 +13,7 @@ from ...settings import MSFSettings
 from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
 from . import launch
 from .arguments import Steps, as_laid_out, check, empty, plain, state_dtype, steps_of, table
-from .config import for_lanes
+from .config import Config, for_lanes
 from .kernels import charges, resets, surrogates
 from .kernels.msf_backward import msf_backward as backward_kernel
 from .kernels.msf_forward import msf_forward as forward_kernel
@@ -47,14 +47,12 @@ def msf_forward(
         x, v0 = steps_of(x_seq), plain(v)
         numbers = _numbers(parameters, settings, v0)
         config = for_lanes(v0.numel(), x_seq.element_size(), launch.device_of(v0))
-        launch.run(
-            *(forward_kernel, v0, config.programs(v0.numel()), config.warps),
-            *(x.seq, v0, plain(lengths), *numbers.tensors, s_seq, None if keep == "none" else kept, v_last),
-            *(len(x_seq), v0.numel(), _sample(v0), x.distance),
-            **_settings(settings, numbers),
-            BLOCK=config.block,
-            STAGES=config.stages,
-        )
+        written = (s_seq, None if keep == "none" else kept, v_last)
+        tensors = (x.seq, v0, plain(lengths), *numbers.tensors, *written)
+        counts = (len(x_seq), v0.numel(), _sample(v0), x.distance)
+        compiled = _settings(settings, numbers, config)
+        grid = (config.programs(v0.numel()),)
+        launch.run(forward_kernel, v0, grid, config.warps, (*tensors, *counts), compiled)
     return (
         as_laid_out(s_seq, x_seq),
         kept if keep == "none" else as_laid_out(kept, x_seq),
@@ -93,16 +91,14 @@ def msf_backward(
     numbers = _numbers(parameters, settings, v)
     config = for_lanes(v.numel(), gx_seq.element_size(), launch.device_of(v))
     gs, gm, *others = (steps.seq for steps in walked)
-    launch.run(
-        *(backward_kernel, v, config.programs(v.numel()), config.warps),
-        *(gs, gm, plain(grads.v), *others, plain(kept), v, plain(lengths), *numbers.tensors),
-        *(gx_seq, gv0, *sums, len(kept), v.numel(), _sample(v), *(steps.distance for steps in walked)),
-        **_settings(settings, numbers),
-        SURROGATE=settings.surrogate or "rectangular",
-        DETACH=settings.detach_reset,
-        BLOCK=config.block,
-        STAGES=config.stages,
-    )
+    given = (gs, gm, plain(grads.v), *others, plain(kept), v, plain(lengths), *numbers.tensors)
+    counts = (len(kept), v.numel(), _sample(v), *(steps.distance for steps in walked))
+    compiled = _settings(settings, numbers, config) | {
+        "SURROGATE": settings.surrogate or "rectangular",
+        "DETACH": settings.detach_reset,
+    }
+    grid = (config.programs(v.numel()),)
+    launch.run(backward_kernel, v, grid, config.warps, (*given, gx_seq, gv0, *sums, *counts), compiled)
     learned = any(p is not None for p in parameters) and kept.is_floating_point()
     gradients = of_parameters(sums, parameters, kept.amax(0) if learned else None)
     return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), gradients
@@ -153,7 +149,7 @@ def _constants(settings: MSFSettings, v: Tensor) -> Tensor:
     return table((*numbers, *settings.thresholds, *missing), v.dtype, v.device)
 
 
-def _settings(settings: MSFSettings, numbers: _Numbers) -> dict[str, str | int | bool]:
+def _settings(settings: MSFSettings, numbers: _Numbers, config: Config) -> dict[str, str | int | bool]:
     """What both directions are compiled for."""
     rate, first, reset = numbers.steps
     return {
@@ -165,6 +161,8 @@ def _settings(settings: MSFSettings, numbers: _Numbers) -> dict[str, str | int |
         "RATE_STEP": rate,
         "FIRST_STEP": first,
         "RESET_STEP": reset,
+        "BLOCK": config.block,
+        "STAGES": config.stages,
     }
 
 

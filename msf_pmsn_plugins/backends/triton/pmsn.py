@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,6 @@ KNOWS = frozenset(
         "membranes out",
     ]
 )
-MOST_MODES = 16  # that the kernels keep in registers without spills
 ADDING = 256  # sums that a program adds at once
 
 
@@ -98,12 +98,8 @@ def pmsn_backward(
     chunked = call.chunks.count > 1
     backward.adjoint(backward.gx_seq, pieces.gz_ends, gz0 if state_grad and not chunked else None)
     channels, sums = call.channels, partial.shape[1]
-    launch.run(
-        *(pmsn_weights, x_seq, (channels, sums), 4, partial, *map(_pairs, weights_grad)),
-        *(len(partial), channels, call.positions),
-        COUNT=call.modes,
-        BLOCK=ADDING,
-    )
+    args = (partial, *map(_pairs, weights_grad), len(partial), channels, call.positions)
+    launch.run(pmsn_weights, x_seq, (channels, sums), 4, args, {"COUNT": call.modes, "BLOCK": ADDING})
     return as_laid_out(backward.gx_seq, x_seq), PMSNState(gr0, gz0), weights_grad
 
 
@@ -126,14 +122,15 @@ class _Call:
 
     @classmethod
     def of(
-        cls, x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
+        cls,
+        x_seq: Tensor,
+        state: PMSNState,
+        weights: PMSNWeights,
+        lengths: Tensor | None,
+        settings: PMSNSettings,
     ) -> _Call:
-        """The call for an input ``x_seq`` [T, L, C, K]; raises where no kernel does what the settings ask for."""
+        """The call for an input ``x_seq`` [T, L, C, K]."""
         modes, reset = state.z.shape[-1], settings.reset_mode
-        if modes > MOST_MODES:
-            raise ValueError(
-                f"backend 'triton' has kernels for up to {MOST_MODES} modes, this PMSN has {modes}: set backend='torch'"
-            )
         if settings.fixed and reset != "floor":
             raise ValueError(f"a fixed-point residual needs reset_mode 'floor', got {reset!r}")
         p, q = surrogates.CONSTANTS[settings.surrogate or "rectangular"](settings.width)
@@ -178,30 +175,31 @@ class _Call:
     def soma(self) -> dict[str, str]:
         return {"RESET": self.reset, "BURST": self.burst}
 
-    def each(self, kernel: Any, count: int, *args: Any, alone: bool = False, **settings: Any) -> None:
+    def each(
+        self, kernel: Any, count: int, args: Iterable[Any], settings: launch.Settings, alone: bool = False
+    ) -> None:
         """A thread, or several, for each of ``count`` lanes or chunks of lanes; ``alone``: the soma without modes."""
         r = self.state.r
         rows, held = power_of_two(0 if alone else self.modes), CARRY if kernel is pmsn_carry else WALK
         config = for_modes(count, rows, held[r.element_size()], launch.device_of(r))
-        settings |= {"BLOCK": config.block, "STAGES": config.stages}
-        launch.run(kernel, r, config.programs(count), config.warps, *args, **settings)
+        shape = {"BLOCK": config.block, "STAGES": config.stages}
+        launch.run(kernel, r, (config.programs(count),), config.warps, args, {**settings, **shape})
 
     def forward(self, s_seq: Tensor, y_seq: Tensor | None, m_seq: Tensor | None, last: PMSNState) -> None:
         tensors = (self.x.seq, *self.state, *self.weights, self.lengths, self.numbers, s_seq, y_seq, m_seq)
         ends = (last.r, _pairs(last.z))
-        self.each(forward_kernel, self.lanes, *tensors, *ends, *self.shape, self.x.distance, **self.rows, **self.soma)
+        args = (*tensors, *ends, *self.shape, self.x.distance)
+        self.each(forward_kernel, self.lanes, args, {**self.rows, **self.soma})
 
-    def forward_in_chunks(
-        self, s_seq: Tensor, drives: Tensor, m_seq: Tensor | None, last: PMSNState
-    ) -> None:
+    def forward_in_chunks(self, s_seq: Tensor, drives: Tensor, m_seq: Tensor | None, last: PMSNState) -> None:
         z = self.state.z
         starts = empty((self.chunks.count, *z.shape), z)
         self.walk(None, ends=starts)
         self.carry(starts, z, end=_pairs(last.z))
         self.walk(starts, drives=drives)
         tensors = (drives, self.state.r, self.lengths, self.numbers, s_seq, m_seq, last.r)
-        columns = self.channels * self.positions
-        self.each(pmsn_soma, self.lanes, *tensors, self.steps, self.lanes, columns, alone=True, **self.soma)
+        counts = (self.steps, self.lanes, self.channels * self.positions)
+        self.each(pmsn_soma, self.lanes, (*tensors, *counts), self.soma, alone=True)
 
     def walk(
         self,
@@ -215,7 +213,7 @@ class _Call:
         tensors = (self.x.seq, starts, *self.weights, self.lengths, ends, p_ends, lost, drives)
         counts = (*self.shape, self.x.distance, *self.cut)
         count = self.lanes * self.chunks.count
-        self.each(pmsn_chunk, count, *tensors, *counts, **self.rows, BACKWARD=lost is not None)
+        self.each(pmsn_chunk, count, (*tensors, *counts), {**self.rows, "BACKWARD": lost is not None})
 
     def carry(
         self,
@@ -227,7 +225,8 @@ class _Call:
     ) -> None:
         """From what each chunk ends with to what it begins with, in place; ``back``: as gradients go."""
         tensors = (chunk_ends, given, self.weights.e, self.lengths, end, lost)
-        self.each(pmsn_carry, self.lanes, *tensors, *self.shape, *self.cut, **self.rows, BACK=back)
+        args = (*tensors, *self.shape, *self.cut)
+        self.each(pmsn_carry, self.lanes, args, {**self.rows, "BACK": back})
 
 
 def _pairs(tensor: Tensor) -> Tensor:
@@ -306,14 +305,14 @@ class _Backward:
     def _drive(self, gr0: Tensor, chunked: bool) -> None:
         call = self.call
         inputs = (*self.given, self.gr, call.x.seq, *call.state, *call.weights, call.lengths, call.numbers)
-        call.each(
-            *(pmsn_drive, call.lanes, *inputs, self.g_seq, gr0, *call.shape, *self.distances),
-            alone=chunked,
+        args = (*inputs, self.g_seq, gr0, *call.shape, *self.distances)
+        settings: launch.Settings = {
             **call.rows,
             **call.soma,
-            SURROGATE=self.surrogate,
-            CHUNKED=chunked,
-        )
+            "SURROGATE": self.surrogate,
+            "CHUNKED": chunked,
+        }
+        call.each(pmsn_drive, call.lanes, args, settings, alone=chunked)
 
     def _chunks(self, gr0: Tensor, gz0: Tensor | None) -> _Pieces:
         call, z = self.call, self.call.state.z
@@ -335,20 +334,38 @@ class _Backward:
         r = call.state.r
         blocks = for_gather(leads, columns, call.rows["MODES"], r.element_size(), launch.device_of(r))
         partial = empty((blocks.rows, 4 * call.modes + 1, call.channels, call.positions), r)
-        inputs = (*self.given, self.gz, call.x.seq, r, pieces.starts, *call.weights, call.lengths, call.numbers)
-        counts = (call.steps, call.leads, call.channels, call.positions, *self.distances, blocks.rows, *call.cut)
-        launch.run(
-            *(pmsn_gather, r, (blocks.across, blocks.rows), blocks.config.warps),
-            *(*inputs, pieces.p_starts, pieces.lost, self.g_seq, partial, *counts),
+        inputs = (
+            *self.given,
+            self.gz,
+            call.x.seq,
+            r,
+            pieces.starts,
+            *call.weights,
+            call.lengths,
+            call.numbers,
+        )
+        counts = (
+            call.steps,
+            call.leads,
+            call.channels,
+            call.positions,
+            *self.distances,
+            blocks.rows,
+            *call.cut,
+        )
+        tensors = (*inputs, pieces.p_starts, pieces.lost, self.g_seq, partial)
+        settings: launch.Settings = {
             **call.rows,
             **call.soma,
-            SURROGATE=self.surrogate,
-            FUSED=self.fused,
-            CHUNKED=call.chunks.count > 1,
-            HIGH=blocks.high,
-            WIDE=blocks.wide,
-            STAGES=STAGES,
-        )
+            "SURROGATE": self.surrogate,
+            "FUSED": self.fused,
+            "CHUNKED": call.chunks.count > 1,
+            "HIGH": blocks.high,
+            "WIDE": blocks.wide,
+            "STAGES": STAGES,
+        }
+        grid = (blocks.across, blocks.rows)
+        launch.run(pmsn_gather, r, grid, blocks.config.warps, (*tensors, *counts), settings)
         return partial
 
     def adjoint(self, gx_seq: Tensor | None, gz_ends: Tensor | None, gz0: Tensor | None) -> None:
@@ -357,4 +374,5 @@ class _Backward:
         starts = None if gz0 is None else _pairs(gz0)
         tensors = (self.g_seq, gz_ends, *call.weights, call.lengths, gx_seq, starts)
         count, chunked = call.lanes * call.chunks.count, call.chunks.count > 1
-        call.each(pmsn_adjoint, count, *tensors, *call.shape, *call.cut, **call.rows, CHUNKED=chunked)
+        args = (*tensors, *call.shape, *call.cut)
+        call.each(pmsn_adjoint, count, args, {**call.rows, "CHUNKED": chunked})

@@ -7,6 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="torch's wheels bring Triton on Linux only")
 
+from triton_targets import AMD, ARCHITECTURES, NVIDIA, binary, recorded
+
 from msf_pmsn_plugins.backends.triton import config
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.resets import RESETS
@@ -21,7 +23,6 @@ from shim.cases import (
     pmsn_forward,
     pmsn_problem,
 )
-from triton_targets import AMD, ARCHITECTURES, NVIDIA, binary, recorded
 
 pytestmark = pytest.mark.kernels
 
@@ -65,8 +66,10 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize("processors", [1, 132])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "processors"),
+    [*((architecture, 1) for architecture in ARCHITECTURES), (90, 132), ("gfx942", 132)],
+)
 def test_published_settings(monkeypatch, architecture, processors):
     for case in PUBLISHED:
         for one in launched(monkeypatch, architecture, case, processors):
@@ -138,7 +141,9 @@ def test_msf_is_rounded_as_written_by_amd(monkeypatch, architecture):
             divisions = found.count(r"v_div_fixup_f32")
             assert bool(divisions) == divides(case, one), one.constants
             # The only fused ones are the five of each division.
-            assert found.count(r"v_(pk_)?(fma|fmac|mac|mad|fmaak|fmamk)_(legacy_)?f") == 5 * divisions, one.constants
+            assert found.count(r"v_(pk_)?(fma|fmac|mac|mad|fmaak|fmamk)_(legacy_)?f") == 5 * divisions, (
+                one.constants
+            )
             assert not found.count(r"v_exp_f|v_log_f|v_sqrt_f"), one.constants
             assert found.count(r"v_rcp_f") == divisions
     (forward, backward) = launched(monkeypatch, architecture, MSFCase("decay", dtype=F64))

@@ -35,7 +35,7 @@ class Launch:
     """What the backend asked for, as Triton would specialise it."""
 
     kernel: Any
-    programs: tuple[int, ...]
+    grid: tuple[int, ...]
     warps: int
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
@@ -52,7 +52,9 @@ class Recorder:
     def __init__(self) -> None:
         self.seen: list[Launch] = []
 
-    def __call__(self, kernel: Any, where: Any, programs: Any, warps: int, *args: Any, **settings: Any) -> None:
+    def __call__(
+        self, kernel: Any, where: Any, grid: Any, warps: int, args: Any, settings: launch.Settings
+    ) -> None:
         signature, constants, aligned = {}, dict(settings), []
         fixed = {param.name for param in kernel.params if param.do_not_specialize}
         names = [param.name for param in kernel.params if not param.is_constexpr]
@@ -70,11 +72,8 @@ class Recorder:
         known = {param.name for param in kernel.params}
         assert set(constants) <= known, f"{kernel.fn.__name__} has no {set(constants) - known}"
         assert known == {*signature, *constants}
-        grid = programs if isinstance(programs, tuple) else (programs,)
         self.seen.append(
-            Launch(
-                *(kernel, grid, warps, tuple(signature.items()), tuple(constants.items()), tuple(aligned))
-            )
+            Launch(*(kernel, grid, warps, tuple(signature.items()), tuple(constants.items()), tuple(aligned)))
         )
 
 
@@ -93,7 +92,11 @@ class Binary:
 
 
 def target_of(architecture: int | str) -> GPUTarget:
-    return GPUTarget("cuda", architecture, 32) if isinstance(architecture, int) else GPUTarget("hip", architecture, 64)
+    return (
+        GPUTarget("cuda", architecture, 32)
+        if isinstance(architecture, int)
+        else GPUTarget("hip", architecture, 64)
+    )
 
 
 @functools.cache
@@ -121,7 +124,9 @@ def _nvidia(made: Any) -> Binary:
         usage = subprocess.run(
             [TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True
         ).stdout
-        code = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
+        code = subprocess.run(
+            [TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found, usage
     registers, stack, local = map(int, found.groups())

@@ -130,7 +130,9 @@ def msf_backward(
             fired = m >= theta0
             if total_seq is not None:
                 total = tl.load(total_seq + t * tl.cast(total_step, tl.int64) + lane, mask=inside, other=0)
-                at_first = tl.load(first_seq + t * tl.cast(first_slope_step, tl.int64) + lane, mask=inside, other=0)
+                at_first = tl.load(
+                    first_seq + t * tl.cast(first_slope_step, tl.int64) + lane, mask=inside, other=0
+                )
             else:
                 at_first, total = summed_slope(
                     SURROGATE, m, theta0, theta1, theta2, theta3, numbers, first, p, q, LEVELS
@@ -164,9 +166,10 @@ def msf_backward(
             g_first -= tl.where(runs, spikes, 0.0)
         if greset is not None:
             if DELAY:
-                g_reset -= tl.where(runs, count(before, theta0, theta1, theta2, theta3, numbers, first, LEVELS) * gm, 0.0)
+                subtracted = count(before, theta0, theta1, theta2, theta3, numbers, first, LEVELS) * gm
             else:
-                g_reset -= tl.where(runs, count(m, theta0, theta1, theta2, theta3, numbers, first, LEVELS) * g, 0.0)
+                subtracted = count(m, theta0, theta1, theta2, theta3, numbers, first, LEVELS) * g
+            g_reset -= tl.where(runs, subtracted, 0.0)
 
         gx, g_before = charge_backward(CHARGE, gm, rate, scale)
         if DELAY:

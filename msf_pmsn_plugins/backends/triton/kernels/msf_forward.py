@@ -62,7 +62,9 @@ def msf_forward(
     theta0, theta1, theta2, theta3 = thresholds(numbers, first)
 
     v = tl.load(v0 + lane, mask=inside, other=0)
-    last = count(v, theta0, theta1, theta2, theta3, numbers, first, LEVELS)  # of the step before, for a delayed reset
+    last = count(
+        v, theta0, theta1, theta2, theta3, numbers, first, LEVELS
+    )  # of the step before, for a delayed reset
     for t in tl.range(0, steps, num_stages=STAGES):
         x = tl.load(x_seq + t * x_step + lane, mask=inside, other=0).to(v.dtype)
         before = v

@@ -43,8 +43,8 @@ def pmsn_chunk(
     """Without ``starts``: ``x_seq`` -> ``ends``, the state that each chunk ends with if it begins with 0. With them:
     -> ``y_seq``.
 
-    BACKWARD also asks for p = dz/de, with ``starts`` -> ``p_ends``, and reads x cleaned of NaN and inf: without them the
-    step of the first loss of each chunk -> ``lost``, or ``steps``; with them ``lost`` holds that of each lane.
+    BACKWARD also asks for p = dz/de, with ``starts`` -> ``p_ends``, and reads x cleaned of NaN and inf: without them
+    the step of the first loss of each chunk -> ``lost``, or ``steps``; with them ``lost`` holds that of each lane.
     """
     v = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lanes = tl.cast(lanes, tl.int64)
@@ -139,8 +139,8 @@ def pmsn_carry(
     """``parts``: what each chunk ends with if it begins with 0 -> what it begins with. The first begins with ``given``
     (None: 0), the last ends with ``end`` (may be None). BACK: against time and with conj(a), as gradients go.
 
-    ``lost`` (may be None) of each chunk -> of each lane, at the places of the first chunk; a state ``given`` that is lost
-    loses the lane at once.
+    ``lost`` (may be None) of each chunk -> of each lane, at the places of the first chunk; a state ``given`` that is
+    lost loses the lane at once.
     """
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lanes = tl.cast(lanes, tl.int64)
@@ -154,7 +154,7 @@ def pmsn_carry(
     if lost is not None:
         zr, zi, poison = clean_state(zr, zi)
         first_lost = tl.where(poison == 0.0, lane * 0 + steps, 0)
-        for g in range(0, chunks):
+        for g in range(chunks):
             first_lost = tl.minimum(first_lost, tl.load(lost + g * lanes + lane, mask=inside, other=0))
         tl.store(lost + lane, first_lost, mask=inside)
     # Chunks are whole, or the last that a lane has, or empty.

@@ -20,7 +20,7 @@ def accumulate(g_seq, gy_seq, gr, gr0, lane, inside, own, steps, lanes, gy_step,
     later = tl.zeros_like(theta + lane.to(theta.dtype))
     if gr is not None:
         later = divide(tl.load(gr + lane, mask=inside, other=0), theta)
-    for i in range(0, steps):
+    for i in range(steps):
         t = tl.cast(steps - 1 - i, tl.int64)
         runs = inside & (t < own)
         later += tl.load(g_seq + t * tl.cast(lanes, tl.int64) + lane, mask=runs, other=0)

@@ -16,12 +16,22 @@ COUNTS += ["rows", "span", "chunks"]
 
 
 @triton.jit
-def store_sums(partial, first, column, inside, sums, COUNT: tl.constexpr, MODES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, columns):
-    """Add a tile [MODES, HIGH * WIDE] over HIGH, into rows ``first`` and on of ``partial`` [.., columns]."""
+def store_sums(
+    partial,
+    row,
+    column,
+    columns,
+    sums,
+    COUNT: tl.constexpr,
+    MODES: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Add a tile [MODES, HIGH * WIDE] over HIGH, into ``row`` and on of ``partial`` [.., columns]."""
     mode = tl.arange(0, MODES)[:, None]
     total = tl.sum(tl.reshape(sums, (MODES, HIGH, WIDE)), axis=1)
-    at = partial + (first + mode) * tl.cast(columns, tl.int64) + column[None, :]
-    tl.store(at, total, mask=(mode < COUNT) & inside[None, :])
+    at = partial + (row + mode) * tl.cast(columns, tl.int64) + column[None, :]
+    tl.store(at, total, mask=(mode < COUNT) & (column < columns)[None, :])
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -68,8 +78,8 @@ def pmsn_gather(
 
     A program takes WIDE columns (c, k) by HIGH values of l, and goes on to the next HIGH until ``rows`` programs have
     shared all l: what it adds is in ``partial`` [rows, 4 * COUNT + 1, C*K] (de re, im, dw re, im of each mode; dd), in
-    an order that depends on the shape alone. With CHUNKED a chunk of an l is an l of its own: ``z0`` and ``p0`` are what
-    the chunks begin with, ``lost`` the step from which on a lane is NaN.
+    an order that depends on the shape alone. With CHUNKED a chunk of an l is an l of its own: ``z0`` and ``p0`` are
+    what the chunks begin with, ``lost`` the step from which on a lane is NaN.
     """
     columns = channels * positions
     lanes = leads * tl.cast(columns, tl.int64)
@@ -153,14 +163,13 @@ def pmsn_gather(
     ger += wr * gpr - wi * gpi
     gei -= wr * gpi + wi * gpr
     wide = tl.program_id(0).to(tl.int64) * WIDE + tl.arange(0, WIDE)
-    real = wide < columns
     first = row * (4 * COUNT + 1)
     if COUNT > 0:
-        store_sums(partial, first, wide, real, ger, COUNT, MODES, HIGH, WIDE, columns)
-        store_sums(partial, first + COUNT, wide, real, gei, COUNT, MODES, HIGH, WIDE, columns)
-        store_sums(partial, first + 2 * COUNT, wide, real, gzr, COUNT, MODES, HIGH, WIDE, columns)
-        store_sums(partial, first + 3 * COUNT, wide, real, -gzi, COUNT, MODES, HIGH, WIDE, columns)
-    store_sums(partial, first + 4 * COUNT, wide, real, gx[None, :], 1, 1, HIGH, WIDE, columns)
+        store_sums(partial, first, wide, columns, ger, COUNT, MODES, HIGH, WIDE)
+        store_sums(partial, first + COUNT, wide, columns, gei, COUNT, MODES, HIGH, WIDE)
+        store_sums(partial, first + 2 * COUNT, wide, columns, gzr, COUNT, MODES, HIGH, WIDE)
+        store_sums(partial, first + 3 * COUNT, wide, columns, -gzi, COUNT, MODES, HIGH, WIDE)
+    store_sums(partial, first + 4 * COUNT, wide, columns, gx[None, :], 1, 1, HIGH, WIDE)
 
 
 @triton.jit(do_not_specialize=["rows", "channels", "positions"])

@@ -1,7 +1,8 @@
 """The resets of ``msf_pmsn_plugins.resets``, by the same names.
 
 ``fired`` is the firing at the first threshold, ``s`` the count, ``r`` the reset potential, ``q`` what a soft reset
-subtracts per spike. A delayed reset acts on the charged membrane where it is soft, else on the one left by the last step.
+subtracts per spike. A delayed reset acts on the charged membrane where it is soft, else on the one left by the
+last step.
 """
 
 from __future__ import annotations

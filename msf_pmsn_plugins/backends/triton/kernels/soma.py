@@ -1,7 +1,7 @@
 """The soma of PMSN: one step of charge, fire and reset, and where its surrogate is read.
 
-The membrane ``v`` and the residual ``r`` are in units of the threshold ``theta``, drives ``y`` in volts. NaN never fires
-and stays NaN.
+The membrane ``v`` and the residual ``r`` are in units of the threshold ``theta``, drives ``y`` in volts. NaN never
+fires and stays NaN.
 """
 
 from __future__ import annotations

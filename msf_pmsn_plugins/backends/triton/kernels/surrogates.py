@@ -1,4 +1,4 @@
-"""The surrogate derivatives of ``msf_pmsn_plugins.surrogate``, by the same names and in the same order of operations."""
+"""The surrogate derivatives of ``msf_pmsn_plugins.surrogate``: the same names, the same order of operations."""
 
 from __future__ import annotations
 

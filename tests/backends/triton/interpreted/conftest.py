@@ -1,5 +1,5 @@
 """Triton's interpreter in the place of a device. It is chosen when Triton is imported, so these files run in a process
-of their own: ``test_triton_interpreter.py`` starts it, or ``TRITON_INTERPRET=1 pytest tests/backends/triton/interpreted``.
+of their own: ``test_triton_interpreter.py`` starts it, or ``TRITON_INTERPRET=1 pytest`` on this folder.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def launches(monkeypatch):
     """Every launch, each of whose tensors lies between two fences that nobody may touch."""
     seen = []
 
-    def run(kernel, where, programs, warps, *args, **settings):
-        seen.append((kernel.fn.__name__, programs, warps, args, settings))
+    def run(kernel, where, grid, warps, args, settings):
+        seen.append((kernel.fn.__name__, grid, warps, args, settings))
         fenced = {}
         for arg in args:
             if torch.is_tensor(arg):
                 fenced.setdefault(arg.data_ptr(), Fenced(arg))
         inside = [fenced[a.data_ptr()].within(a) if torch.is_tensor(a) else a for a in args]
-        real(kernel, where, programs, warps, *inside, **settings)
+        real(kernel, where, grid, warps, inside, settings)
         for fence in fenced.values():
             fence.give_back()
 
@@ -80,7 +80,9 @@ class Fenced:
         # .data: autograd must not take the copies for changes
         whole = torch.as_strided(tensor.data, (reach if tensor.numel() else 0,), (1,))
         self.bytes = whole.view(torch.uint8)
-        self.all = torch.full((self.bytes.numel() + 2 * self.FENCE,), 0xFF, dtype=torch.uint8)  # NaN in every float
+        self.all = torch.full(
+            (self.bytes.numel() + 2 * self.FENCE,), 0xFF, dtype=torch.uint8
+        )  # NaN in every float
         self.all[self.FENCE : self.FENCE + self.bytes.numel()] = self.bytes
 
     def within(self, tensor):

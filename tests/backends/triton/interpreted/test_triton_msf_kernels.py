@@ -130,7 +130,7 @@ def test_the_shape_of_a_launch_changes_no_bit(monkeypatch, processors, launches)
     monkeypatch.setattr(launch, "INTERPRETED", config.Device(processors))
     case = MSFCase("plif", "soft", "atan", learned="one", lengths=True, shape=(3, 200))
     check_msf(case, "triton")
-    (_, programs, warps, args, settings), *_ = launches
+    (_, (programs,), warps, args, settings), *_ = launches
     assert settings["BLOCK"] == {1: 128, 4: 32, 132: 32}[processors]
     assert (programs - 1) * settings["BLOCK"] < 600 <= programs * settings["BLOCK"]
     assert 600 in [arg for arg in args if type(arg) is int]
