@@ -56,6 +56,20 @@ def test_pmsn_in_chunks():
 
 
 @pytest.mark.usefixtures("chosen")
+def test_under_torch_compile(launches):
+    """The ops are opaque to the compiler, which plans around them."""
+    neuron, x_seq = MSF(backend="triton"), torch.randn(4, 2, 8, requires_grad=True)
+    compiled = torch.compile(lambda x: neuron(x)[0], backend="aot_eager", fullgraph=True)
+    expected = neuron(x_seq)[0]
+    (g_expected,) = torch.autograd.grad(expected.sum(), x_seq)
+    launches.clear()
+    s_seq = compiled(x_seq)
+    assert_same(s_seq, expected)
+    assert_same(torch.autograd.grad(s_seq.sum(), x_seq)[0], g_expected)
+    assert [name for name, *_ in launches] == ["msf_forward", "msf_backward"]
+
+
+@pytest.mark.usefixtures("chosen")
 @pytest.mark.parametrize("make", [MSF, lambda **how: PMSN(6, **how)], ids=["MSF", "PMSN"])
 def test_a_neuron_trains(make):
     x_seq = torch.randn(5, 3, 6, 2).mul(4).movedim(2, -1).contiguous().movedim(-1, 2)
