@@ -182,7 +182,9 @@ class _Call:
         r = self.state.r
         rows, held = power_of_two(0 if alone else self.modes), CARRY if kernel is pmsn_carry else WALK
         config = for_modes(count, rows, held[r.element_size()], launch.device_of(r))
-        shape = {"BLOCK": config.block, "STAGES": config.stages}
+        shape = {"BLOCK": config.block}
+        if kernel is not pmsn_carry:
+            shape["STAGES"] = config.stages
         launch.run(kernel, r, (config.programs(count),), config.warps, args, {**settings, **shape})
 
     def forward(self, s_seq: Tensor, y_seq: Tensor | None, m_seq: Tensor | None, last: PMSNState) -> None:

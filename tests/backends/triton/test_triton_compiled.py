@@ -204,7 +204,7 @@ def test_msf_moves_128_bits_at_a_time(monkeypatch, architecture, dtype):
 @pytest.mark.parametrize("architecture", [80, 90, 100, 120])
 def test_steps_are_read_ahead(monkeypatch, architecture):
     """From sm_80 on the loads of later steps go to shared memory while one step is computed."""
-    for case in (MSFCase(levels=4, shape=WIDE), PMSNCase(4, lanes=(8, 128, 1), grad_drive=False)):
+    for case in (*PUBLISHED[:2], PUBLISHED[-2]):
         for one in launched(monkeypatch, architecture, case):
             if one.name != "pmsn_weights":
                 assert binary(one, architecture).count("cp.async") > 2, one.name

@@ -34,8 +34,12 @@ def height(code, q, LEVELS: tl.constexpr):
     """The rectangle's height ``q`` for each window of a kept byte, added one by one: the bits of the sum above."""
     inside = code & 127
     total = tl.where(inside > 0, q, 0.0)
-    for d in range(1, LEVELS):
-        total += tl.where(inside > d, q, 0.0)
+    if LEVELS <= 8:  # without a loop inside, the loop over time reads ahead
+        for d in tl.static_range(1, LEVELS):
+            total += tl.where(inside > d, q, 0.0)
+    else:
+        for d in range(1, LEVELS):
+            total += tl.where(inside > d, q, 0.0)
     return total
 
 

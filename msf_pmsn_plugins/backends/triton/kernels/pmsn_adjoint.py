@@ -35,6 +35,7 @@ def pmsn_adjoint(
     """
     v = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lanes = tl.cast(lanes, tl.int64)
+    channels = tl.cast(channels, tl.int64)  # products beyond 2**31
     inside = v < lanes * chunks
     lane, begin, own = piece(v, inside, lengths, steps, lanes, channels * positions, span, CHUNKED)
     c = lane // positions % channels

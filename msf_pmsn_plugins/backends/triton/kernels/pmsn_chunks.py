@@ -48,6 +48,7 @@ def pmsn_chunk(
     """
     v = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lanes = tl.cast(lanes, tl.int64)
+    channels = tl.cast(channels, tl.int64)  # products beyond 2**31
     inside = v < lanes * chunks
     lane, begin, own = piece(v, inside, lengths, steps, lanes, channels * positions, span, True)
     c = lane // positions % channels
@@ -134,7 +135,6 @@ def pmsn_carry(
     MODES: tl.constexpr,
     BACK: tl.constexpr,
     BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """``parts``: what each chunk ends with if it begins with 0 -> what it begins with. The first begins with ``given``
     (None: 0), the last ends with ``end`` (may be None). BACK: against time and with conj(a), as gradients go.
@@ -144,6 +144,7 @@ def pmsn_carry(
     """
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lanes = tl.cast(lanes, tl.int64)
+    channels = tl.cast(channels, tl.int64)  # products beyond 2**31
     inside = lane < lanes
     columns = channels * positions
     er, ei = pairs(e, lane // positions % channels, inside, -1.0, COUNT, MODES)
@@ -162,7 +163,7 @@ def pmsn_carry(
     valid += lane * 0
     whole_r, whole_i = power(er, ei, (lane * 0 + span)[None, :])
     rest_r, rest_i = power(er, ei, (valid % span)[None, :])
-    for i in tl.range(0, chunks, num_stages=STAGES):
+    for i in range(chunks):
         g = tl.cast(i, tl.int64)
         if BACK:
             g = tl.cast(chunks - 1 - i, tl.int64)
@@ -175,6 +176,7 @@ def pmsn_carry(
             ai = -ai
         v = g * lanes + lane
         part_r, part_i = pairs(parts, v, inside, 0.0, COUNT, MODES)
+        tl.debug_barrier()  # another thread may write where one reads
         save_pairs(parts, v, inside, zr, zi, COUNT, MODES)
         zr, zi = advance(zr, zi, ar, ai, part_r, part_i)
     if end is not None:

@@ -71,6 +71,7 @@ def pmsn_drive(
     """
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < lanes
+    channels = tl.cast(channels, tl.int64)  # products beyond 2**31
     c = lane // positions % channels
     lane, _, own = piece(lane, inside, lengths, steps, lanes, channels * positions, steps, False)
     theta = tl.load(numbers + THETA)
@@ -104,4 +105,5 @@ def pmsn_drive(
         g, r = drive_gradient(RESET, BURST, SURROGATE, gs, gm, gy, y, r, theta, p, q)
         tl.store(at, g, mask=runs)
     if RESET == "cumulative":
+        tl.debug_barrier()  # another thread may read what one has written
         accumulate(g_seq, gy_seq, gr, gr0, lane, inside, own, steps, lanes, gy_step, theta)

@@ -44,6 +44,7 @@ def pmsn_forward(
     """
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < lanes
+    channels = tl.cast(channels, tl.int64)  # products beyond 2**31
     c = lane // positions % channels
     lane, _, own = piece(lane, inside, lengths, steps, lanes, channels * positions, steps, False)
     er, ei = pairs(e, c, inside, -1.0, COUNT, MODES)

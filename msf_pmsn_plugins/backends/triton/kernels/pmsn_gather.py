@@ -30,7 +30,7 @@ def store_sums(
     """Add a tile [MODES, HIGH * WIDE] over HIGH, into ``row`` and on of ``partial`` [.., columns]."""
     mode = tl.arange(0, MODES)[:, None]
     total = tl.sum(tl.reshape(sums, (MODES, HIGH, WIDE)), axis=1)
-    at = partial + (row + mode) * tl.cast(columns, tl.int64) + column[None, :]
+    at = partial + (row + mode) * columns + column[None, :]
     tl.store(at, total, mask=(mode < COUNT) & (column < columns)[None, :])
 
 
@@ -81,8 +81,8 @@ def pmsn_gather(
     an order that depends on the shape alone. With CHUNKED a chunk of an l is an l of its own: ``z0`` and ``p0`` are
     what the chunks begin with, ``lost`` the step from which on a lane is NaN.
     """
-    columns = channels * positions
-    lanes = leads * tl.cast(columns, tl.int64)
+    columns = tl.cast(channels, tl.int64) * positions  # products beyond 2**31
+    lanes = leads * columns
     row = tl.program_id(1)
     place = tl.arange(0, HIGH * WIDE)
     column = tl.program_id(0).to(tl.int64) * WIDE + place % WIDE
@@ -179,10 +179,11 @@ def pmsn_weights(partial, ge, gw, gd, rows, channels, positions, COUNT: tl.const
     """
     c = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1)
+    positions = tl.cast(positions, tl.int64)
     total = tl.zeros([BLOCK], tl.float64)
     for start in range(0, rows * positions, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        at = ((i // positions).to(tl.int64) * (4 * COUNT + 1) + n) * channels + c
+        at = (i // positions * (4 * COUNT + 1) + n) * channels + c
         sums = tl.load(partial + at * positions + i % positions, mask=i < rows * positions, other=0)
         total += sums.to(tl.float64)
     value = tl.sum(total, axis=0).to(gd.dtype.element_ty)
