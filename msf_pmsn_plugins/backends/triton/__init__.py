@@ -7,7 +7,7 @@ later ones can be captured in a CUDA graph.
 
 
 def unusable() -> str:
-    """Why Triton cannot work here, ``""`` if it can: it is imported, and a small kernel compiled and run."""
+    """Why Triton cannot work here, ``""`` if it can: it is imported, and a small kernel compiled and loaded."""
     from . import launch
 
     try:

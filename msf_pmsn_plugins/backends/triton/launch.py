@@ -65,7 +65,10 @@ def run(
 
 
 def probe() -> None:
-    """Compile and run the smallest kernel on torch's current device; raise RuntimeError with what to do."""
+    """Compile the smallest kernel and load it onto torch's current device; raise RuntimeError with what to do.
+
+    Without a tensor: torch may be tracing with ones that have no memory.
+    """
     version = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2])
     if version < OLDEST:
         raise RuntimeError(
@@ -74,9 +77,8 @@ def probe() -> None:
         )
     if interpreted():
         return
-    one = torch.zeros(1, device="cuda")
     try:
-        run(probe_kernel, one, (1,), 1, (one,), {})
+        _launcher = probe_kernel.warmup(torch.float32, grid=(1,)).run  # what loads it is the attribute
     except Exception as error:  # a compiler's exit status, an assertion, an OSError
         raise RuntimeError(f"{advice(error)} ({type(error).__name__}: {error})") from error
 
@@ -87,6 +89,8 @@ def advice(error: Exception) -> str:
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if re.search(r"libcuda|libamdhip", text) and "cannot" in text:
         return "Triton does not find the library of the driver: sudo ldconfig, or set TRITON_LIBCUDA_PATH to its folder"
+    if "active drivers" in text:
+        return "Triton finds no driver of a GPU: see what nvidia-smi or rocm-smi says"
     if not any(map(shutil.which, _compilers())):
         return "Triton needs a C compiler: apt install gcc, or set CC"
     if not headers.exists():

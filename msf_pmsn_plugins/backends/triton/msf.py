@@ -75,6 +75,7 @@ def msf_backward(
     ``x_seq`` is read for a learned rate only; otherwise the gradient takes the dtype of ``v0``, or of a ``x_seq`` in
     half precision.
     """
+    v0 = v0.to(state_dtype(v0.dtype))  # where nobody needs it, it has but the shape
     check(v0, v0.dtype, gm_seq=grads.m, gv=grads.v, lengths=lengths, **parameters._asdict())
     check(v0, gs_seq=grads.s, x_seq=x_seq, kept=kept)
     if parameters.rate is not None and CHARGES[settings.charge].rate_grad is None:

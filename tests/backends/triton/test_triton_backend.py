@@ -170,18 +170,19 @@ def test_a_triton_that_is_too_old(monkeypatch):
             True,
             "sudo ldconfig, or set TRITON_LIBCUDA_PATH",
         ),
+        (RuntimeError("0 active drivers ([])."), True, True, "finds no driver of a GPU: see what nvidia-smi"),
         (RuntimeError("Failed to find C compiler."), False, True, "needs a C compiler: apt install gcc"),
         (OSError("gcc: exit status 1"), True, False, "Python.h is missing: apt install python3-dev"),
         (OSError("ptxas died"), True, True, "please report it with this text"),
     ],
 )
 def test_what_is_missing_is_named(monkeypatch, tmp_path, error, compiler, headers, advice):
-    def fail(*args, **settings):
+    def warmup(*args, grid):
         raise error
 
     installed(monkeypatch, cupy=False)
-    monkeypatch.setattr(launch, "run", fail)
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(launch, "probe_kernel", SimpleNamespace(warmup=warmup))
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
     monkeypatch.setattr(launch.shutil, "which", lambda name: "/usr/bin/cc" if compiler else None)
     (tmp_path / "Python.h").touch()
     include = tmp_path if headers else tmp_path / "none"

@@ -155,8 +155,8 @@ def pmsn_carry(
     if lost is not None:
         zr, zi, poison = clean_state(zr, zi)
         first_lost = tl.where(poison == 0.0, lane * 0 + steps, 0)
-        for g in range(chunks):
-            first_lost = tl.minimum(first_lost, tl.load(lost + g * lanes + lane, mask=inside, other=0))
+        for other in range(chunks):
+            first_lost = tl.minimum(first_lost, tl.load(lost + other * lanes + lane, mask=inside, other=0))
         tl.store(lost + lane, first_lost, mask=inside)
     # Chunks are whole, or the last that a lane has, or empty.
     _, _, valid = piece(lane, inside, lengths, steps, lanes, columns, steps, False)
