@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import sysconfig
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -110,6 +112,15 @@ def test_the_kernels_have_every_name():
     assert set(soma.BURSTS) == set(BURSTS.values())
     assert set(surrogates.CONSTANTS) == set(SURROGATES)
     assert all(f"surrogate {name!r}" in module.KNOWS for name in SURROGATES for module in (msf, pmsn))
+
+
+def test_the_texts_keep_to_the_oldest_triton():
+    """Triton 3.2 takes no chain of more than two conditions."""
+    files = sorted(Path(charges.__file__).parent.glob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        chains = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.BoolOp)]
+        assert all(len(node.values) == 2 for node in chains), file.name
 
 
 @pytest.mark.parametrize("neuron", [MSF(backend="triton"), PMSN(6, backend="triton")], ids=["MSF", "PMSN"])

@@ -73,7 +73,7 @@ def charge_backward(CHARGE: tl.constexpr, g, k, b):
         gv = k * g
     elif CHARGE == "lif" or CHARGE == "simple_lif":
         gv = g - divide(g, k)
-    elif CHARGE == "lif_decay_input" or CHARGE == "simple_lif_decay_input":
+    elif CHARGE == "lif_decay_input" or CHARGE == "simple_lif_decay_input":  # noqa: SIM114  # Triton 3.2: two at most
         gx = divide(g, k)
         gv = g - gx
     elif CHARGE == "lif_rest_zero_decay_input":
