@@ -193,7 +193,7 @@ def test_the_gate_for_spills_can_close(monkeypatch):
 @pytest.mark.parametrize("architecture", NVIDIA)
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 def test_msf_moves_128_bits_at_a_time(monkeypatch, architecture, dtype):
-    for one in launched(monkeypatch, architecture, MSFCase(levels=4, dtype=dtype, keep="code", shape=WIDE)):
+    for one in launched(monkeypatch, architecture, MSFCase(levels=4, dtype=dtype, shape=WIDE)):
         found = binary(one, architecture)
         counts = "s_seq" if one.name == "msf_forward" else "gx_seq"
         assert counts in dict(one.signature)
