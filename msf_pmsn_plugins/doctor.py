@@ -23,6 +23,7 @@ PACKAGES = (
     "numba",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "triton",
     "timm",
     "nir",
     "nirtorch",
@@ -96,10 +97,9 @@ def _backends() -> dict[str, str]:
 def _cases() -> Iterator[tuple[str, Any, torch.Tensor]]:
     for name, text in _backends().items():
         if text.startswith("runs"):
-            device = "cuda" if name == "cupy" else "cpu"
-            x = (torch.randint(-64, 65, (8, 2, 6), generator=torch.Generator().manual_seed(0)) / 16).to(
-                device
-            )
+            device = backends.BACKENDS[name].device or "cpu"
+            generator = torch.Generator().manual_seed(0)
+            x = (torch.randint(-64, 65, (8, 2, 6), generator=generator) / 16).to(device)
             torch.manual_seed(0)
             for neuron in (MSF(D=4, backend=name), PMSN(6, compartments=3, backend=name)):
                 yield name, neuron.to(device), x

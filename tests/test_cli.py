@@ -213,10 +213,11 @@ def test_recipes_are_listed_and_described(run):
 def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkeypatch):
     status, out, _ = run("doctor")
     assert status == 0
-    assert "torch  runs on any device" in out
+    assert "torch   runs on any device" in out
     assert "a swap at D = 1 leaves every spike as it was" in out
     if not torch.cuda.is_available():
-        assert "cupy   missing: torch sees no CUDA device" in out
+        assert "cupy    missing: torch sees no CUDA device" in out
+        assert "triton  missing: torch sees no CUDA device" in out
 
     def fails():
         raise AssertionError("other spikes")

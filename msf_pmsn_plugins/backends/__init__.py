@@ -15,8 +15,8 @@ import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
-import torch
-from torch import Tensor
+# Not torch itself: once it is loaded, that name in here is the backend's package.
+from torch import Tensor, version
 
 __all__ = ["BACKENDS", "Backend", "load", "resolve"]
 
@@ -29,7 +29,8 @@ class Backend:
         package: the dotted name of its package.
         device: the type of device it runs on, ``""`` for any.
         needs: the module that must be importable.
-        extra: the extra of this package that installs it; ``{cuda}`` is torch's version of CUDA.
+        extra: the extra of this package that installs it; ``{cuda}`` is torch's version of CUDA. ``""``: none does.
+        rocm: it runs on AMD's devices too, whose type torch also calls ``"cuda"``.
         keeps_drive: its backward of PMSN reads the drive that the forward keeps, instead of walking forward again.
     """
 
@@ -37,16 +38,23 @@ class Backend:
     device: str = ""
     needs: str = ""
     extra: str = ""
+    rocm: bool = True
     keeps_drive: bool = False
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it has kernels for devices of this type."""
+        return self.device in ("", device) and (self.rocm or version.hip is None)
 
     def installed(self) -> bool:
         """Whether the module that it needs can be found; nothing is imported."""
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
+# The order is that in which "auto" asks. Triton comes with torch's wheels: who installed CuPy beside it wants CuPy.
 BACKENDS: dict[str, Backend] = {
     "numba": Backend("msf_pmsn_plugins.backends.numba", "cpu", "numba", "cpu"),
-    "cupy": Backend("msf_pmsn_plugins.backends.cupy", "cuda", "cupy", "cupy{cuda}"),
+    "cupy": Backend("msf_pmsn_plugins.backends.cupy", "cuda", "cupy", "cupy{cuda}", rocm=False),
+    "triton": Backend("msf_pmsn_plugins.backends.triton", "cuda", "triton"),
     "torch": Backend("msf_pmsn_plugins.backends.torch", keeps_drive=True),
 }
 
@@ -128,7 +136,7 @@ def _choose(name: str, device: str, neuron: str, words: tuple[str, ...]) -> str:
             raise ValueError(f"backend {name!r} has no {word}: set backend='auto'")
         return name
     for candidate, backend in BACKENDS.items():
-        if backend.device not in ("", device) or not backend.installed():
+        if not backend.runs_on(device) or not backend.installed():
             continue
         if reason := unusable(candidate):
             _warn_unusable(candidate, reason)
@@ -144,11 +152,15 @@ def _require(name: str, device: str) -> None:
             f"backend {name!r} runs on {backend.device!r} tensors, this input is on {device!r}: move it, or set "
             "backend='auto'"
         )
+    if not backend.runs_on(device):
+        raise ValueError(
+            f"backend {name!r} runs on NVIDIA's devices, this torch is built for ROCm: set backend='auto'"
+        )
     if not backend.installed():
-        extra = backend.extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
+        extra = backend.extra.format(cuda=(version.cuda or "13").split(".")[0])
+        wanted = f'"msf-pmsn-plugins[{extra}]"' if extra else backend.needs
         raise ImportError(
-            f'backend {name!r} needs {backend.needs}: pip install "msf-pmsn-plugins[{extra}]", '
-            "or set backend='auto'"
+            f"backend {name!r} needs {backend.needs}: pip install {wanted}, or set backend='auto'"
         )
     if reason := unusable(name):
         raise ImportError(f"backend {name!r} does not work here, {reason}; or set backend='auto'")

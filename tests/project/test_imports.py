@@ -67,6 +67,8 @@ EXTERNAL = {
     "backends.cupy.arguments": {"numpy"},
     "backends.cupy.msf": {"numpy"},
     "backends.cupy.pmsn": {"numpy"},
+    "backends.triton.launch": {"triton"},
+    "backends.triton.kernels": {"triton"},
     # one module imports NIR's packages; nir/__init__.py imports none of these when it is loaded
     "nir.libraries": {"nir", "nirtorch"},
     **{f"nir.{name}": {"numpy"} for name in ("nodes", "numbers", "exporter", "builder", "hosts")},
@@ -175,6 +177,7 @@ def test_imports_point_left_and_only_a_host_knows_its_framework(module: str, pat
         ("swap", "from .spikingjelly import MSFNode"),
         ("swap", "import importlib\nimportlib.import_module('spikingjelly.activation_based')"),
         ("backends.torch", "import numba"),
+        ("backends.triton.msf", "import triton"),
         ("adapters.spikformer", "import spikingjelly"),
         ("adapters.spikformer", "import adapters.sew_resnet"),
         ("adapters.spikformer", "from msf_pmsn_plugins.adapters.sew_resnet import RECIPE"),
@@ -204,7 +207,7 @@ import torch
 before = set(sys.modules)
 import {PACKAGE}, {PACKAGE}.neurons, {PACKAGE}.adapters, {PACKAGE}.swap, {PACKAGE}.optim
 import {PACKAGE}.energy, {PACKAGE}.export, {PACKAGE}.nir, {PACKAGE}.plot
-heavy = {{"spikingjelly", "snntorch", "cupy", "numba", "matplotlib", "nir", "scipy", "pandas"}}
+heavy = {{"spikingjelly", "snntorch", "cupy", "numba", "triton", "matplotlib", "nir", "scipy", "pandas"}}
 print(*sorted(heavy & {{name.split(".")[0] for name in sys.modules}}))
 """
     assert python(code, tmp_path).split() == []

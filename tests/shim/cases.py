@@ -163,24 +163,24 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
-def check_msf(case: MSFCase) -> None:
+def check_msf(case: MSFCase, backend: str = "cupy", p: dict[str, Any] | None = None) -> None:
     """Raise unless the kernels' counts, membranes and gradients are those of the oracle.
 
     To the last bit, but for gradients through an exponential, sums over lanes, and half-precision outputs, which are
-    the float32 ones rounded.
+    the float32 ones rounded. ``p`` stands for the problem of the case: the same in views.
     """
-    p = msf_problem(case)
+    p = msf_problem(case) if p is None else p
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
-    s, kept, v = msf_forward("cupy", case, p)
+    s, kept, v = msf_forward(backend, case, p)
     assert_same(s, s_ref.to(case.dtype))
     assert_same(v, v_ref)
     if case.keep == "membrane":
         assert_same(kept, m_ref)
-    bare = msf_forward("cupy", case, p, "none")
+    bare = msf_forward(backend, case, p, "none")
     assert bare[1].numel() == 0
     assert_same(bare[0], s)
     assert_same(bare[2], v)
-    grads = msf_backward("cupy", case, p, kept)
+    grads = msf_backward(backend, case, p, kept)
     for grad, ref in zip(grads, grads_ref, strict=True):
         if case.dtype in (torch.float16, torch.bfloat16) and grad.dtype == case.dtype:
             torch.testing.assert_close(grad, ref.to(case.dtype), rtol=0.01, atol=1e-6)
@@ -329,26 +329,27 @@ def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], 
     return (s_seq, m_seq, *state), tuple(grads)
 
 
-def check_pmsn(case: PMSNCase) -> None:
+def check_pmsn(case: PMSNCase, backend: str = "cupy", p: dict[str, Any] | None = None) -> None:
     """Raise unless the kernels do what the oracle does.
 
     In float64 spikes are those of the oracle. In float32 they follow, to the last bit, from the kernel's own drive,
-    which is near the oracle's; gradients are those of the plain backend at that drive.
+    which is near the oracle's; gradients are those of the plain backend at that drive. ``p`` stands for the problem
+    of the case: the same in views.
     """
-    p = pmsn_problem(case)
+    p = pmsn_problem(case) if p is None else p
     double = {key: _double(value) for key, value in p.items()}
-    s, y, m, r, z = pmsn_forward("cupy", case, p)
+    s, y, m, r, z = pmsn_forward(backend, case, p)
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
     assert_close(y, y_ref, "drive", case.dtype)
     assert_close(z, z_ref, "drive", case.dtype)
     for one, other in zip((s, m, r), soma_loop(case, p, y), strict=True):
         assert_same(one, other)
     assert s.any() or s.numel() < 50
-    bare = pmsn_forward("cupy", case, p, keep=False)
+    bare = pmsn_forward(backend, case, p, keep=False)
     assert bare[1].numel() == bare[2].numel() == 0
     for one, other in zip((bare[0], *bare[3:]), (s, r, z), strict=True):
         assert_same(one, other)
-    grads = pmsn_backward("cupy", case, p, y.new_empty(0))
+    grads = pmsn_backward(backend, case, p, y.new_empty(0))
     for grad, ref in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
         assert_close(grad, ref, "pmsn_adjoint", case.dtype)
     if case.dtype == torch.float64:
@@ -357,7 +358,7 @@ def check_pmsn(case: PMSNCase) -> None:
         assert_same(s, s_ref)
         for one, other in ((m, m_ref), (r, r_ref), (z, z_ref)):
             assert_close(one, other, "residual")
-        grads = pmsn_backward("cupy", without, {**p, "gy_seq": None}, y)
+        grads = pmsn_backward(backend, without, {**p, "gy_seq": None}, y)
         for grad, ref in zip(grads, grads_ref, strict=True):
             assert_close(grad, ref, "pmsn_adjoint")
 

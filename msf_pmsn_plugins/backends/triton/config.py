@@ -1,0 +1,123 @@
+"""How lanes and steps are shared out: pure functions of sizes and of the device, never of a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WARPS = 4  # in a program that is full
+WIDE = 16  # bytes of the widest access
+STAGES = 3  # steps that are read ahead where lanes alone fill the device
+FEW_STAGES = 8  # the same where they do not: memory answers late, and little else runs meanwhile
+PROGRAMS = 4  # that a processor should have
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a configuration asks of a device."""
+
+    processors: int
+    warp: int = 32  # threads that run together: 64 on some
+
+
+@dataclass(frozen=True)
+class Config:
+    """One program takes ``block`` lanes with ``warps`` warps and reads ``stages`` steps ahead."""
+
+    block: int
+    warps: int
+    stages: int
+
+    def programs(self, lanes: int) -> int:
+        """How many programs take all lanes."""
+        return parts(lanes, self.block)
+
+
+def parts(count: int, size: int) -> int:
+    """How many parts of ``size`` hold ``count``."""
+    return -(-count // size)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is not less than ``count``; 1 for 0."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def for_lanes(lanes: int, itemsize: int, device: Device) -> Config:
+    """Wide accesses where lanes fill the device; with fewer, narrower blocks down to a warp with one lane a thread."""
+    widest = WARPS * device.warp * (WIDE // itemsize)
+    block = min(widest, power_of_two(lanes))
+    while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
+        block //= 2
+    block = max(block, device.warp)
+    return Config(block, min(WARPS, block // device.warp), STAGES if block == widest else FEW_STAGES)
+
+
+# The modes of a lane that one thread holds in its registers, by bytes of a number; where a lane has more, threads of a
+# warp share them. For each mode a walk holds six numbers, a carry as many and powers in double, a gather fourteen.
+WALK = {4: 16, 8: 8}
+CARRY = {4: 8, 8: 4}
+GATHER = {4: 4, 8: 2}
+
+
+def for_modes(lanes: int, modes: int, held: int, device: Device) -> Config:
+    """A lane a thread, or a few threads where ``modes``, a power of two, are more than one has ``held``."""
+    if modes > held:  # a program is one warp: sums over modes do not leave it
+        return Config(max(1, device.warp * held // modes), 1, STAGES)
+    block = min(WARPS * device.warp, power_of_two(lanes))
+    while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
+        block //= 2
+    block = max(block, device.warp)
+    return Config(block, block // device.warp, STAGES if block == WARPS * device.warp else FEW_STAGES)
+
+
+# Time is cut into chunks where a processor would have few threads: into as many as bring it to THREADS_WANTED, each of
+# LEAST_STEPS at least. The second walk over the modes pays from LEAST_CHUNKS on.
+THREADS_WANTED = 512
+LEAST_STEPS = 64
+LEAST_CHUNKS = 12
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Time cut into ``count`` chunks of ``span`` steps; the last may be shorter."""
+
+    count: int
+    span: int
+
+
+def for_time(steps: int, lanes: int, modes: int, fixed: bool, device: Device) -> Chunks:
+    """Where time is cut. A fixed-point residual promises the bits of one long walk."""
+    count = 1
+    if steps >= LEAST_STEPS * LEAST_CHUNKS and modes > 0 and not fixed:
+        count = min(steps // LEAST_STEPS, device.processors * THREADS_WANTED // lanes)
+    if count < LEAST_CHUNKS:
+        return Chunks(1, steps)
+    span = parts(steps, count)
+    return Chunks(parts(steps, span), span)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """How programs share lanes [leads, columns]: ``across`` of ``wide`` columns by ``rows`` of ``high`` values of l."""
+
+    wide: int
+    high: int
+    across: int
+    rows: int
+    config: Config
+
+
+GATHERING = 2048  # threads of a processor that gather at once: more would leave more sums
+
+
+def for_gather(leads: int, columns: int, modes: int, itemsize: int, device: Device) -> Gather:
+    """Rows stop growing when the device is full: from there on a program takes several values of l, and the memory for
+    sums stays bounded.
+    """
+    config = for_modes(leads * columns, modes, GATHER[itemsize], device)
+    wide = min(config.block, power_of_two(columns))
+    high = config.block // wide
+    across = parts(columns, wide)
+    threads = config.warps * device.warp
+    rows = min(parts(leads, high), max(1, device.processors * GATHERING // (across * threads)))
+    return Gather(wide, high, across, rows, config)

@@ -1,0 +1,203 @@
+"""The Triton text of PMSN under the interpreter against the oracle: its axes crossed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from covering import label, pairwise
+from msf_pmsn_plugins.backends.triton import config, launch
+from msf_pmsn_plugins.surrogate import SURROGATES
+from shim.cases import PMSNCase, check_pmsn, pmsn_backward, pmsn_forward, pmsn_problem, views
+from tolerances import assert_close, assert_same
+
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned", "launches")]
+
+LANES = {"small": (5, 3, 2), "inner": (2, 3, 17), "one": (1, 1, 1)}
+FACTORS = {
+    "modes": ["0", "1", "2", "3", "5", "8", "16"],
+    "reset": ["floor", "fixed", "serial", "none", "cumulative"],
+    "burst": ["", "nearest", "sawtooth"],
+    "surrogate": list(SURROGATES),
+    "dtype": ["f32", "f64"],
+    "lengths": ["whole", "lengths"],
+    "gy": ["", "gy"],
+    "gm": ["", "gm"],
+    "slopes": ["named", "given"],
+    "lanes": list(LANES),
+    "view": ["plain", "odd", "gap", "turned", "repeated"],
+    "time": ["whole", "chunks"],
+}
+
+
+def possible(case):
+    # The saw jumps at every threshold: a rounding there is a threshold of its width.
+    if case["burst"] == "sawtooth" and case["dtype"] == "f32":
+        return False
+    return case["time"] == "whole" or (case["modes"] != "0" and case["reset"] != "fixed")
+
+
+@pytest.mark.parametrize("case", pairwise(FACTORS, possible), ids=label)
+def test_crossed(case, monkeypatch, launches):
+    fixed = case["reset"] == "fixed"
+    made = PMSNCase(
+        int(case["modes"]),
+        "floor" if fixed else case["reset"],
+        burst=case["burst"],
+        fixed=fixed,
+        surrogate=case["surrogate"],
+        dtype=torch.float64 if case["dtype"] == "f64" else torch.float32,
+        lengths=case["lengths"] == "lengths",
+        grad_drive=bool(case["gy"]),
+        grad_membrane=bool(case["gm"]),
+        slopes=case["slopes"] == "given",
+        threshold=0.75,
+        lanes=LANES[case["lanes"]],
+    )
+    if case["time"] == "chunks":
+        monkeypatch.setattr(config, "LEAST_STEPS", 2)
+        monkeypatch.setattr(config, "LEAST_CHUNKS", 2)
+        monkeypatch.setattr(launch, "INTERPRETED", config.Device(processors=132))
+    p = pmsn_problem(made)
+    if case["view"] != "plain":
+        for key in ("x_seq", "gs_seq", "gy_seq", "gm_seq"):
+            p[key] = p[key] if p[key] is None else views(p[key])[case["view"]]
+        p["e"], p["gz"] = p["e"].conj().resolve_conj().conj(), p["gz"].conj().resolve_conj().conj()
+        p["w"], p["d"] = p["w"].t().contiguous().t(), p["d"][:1].expand(p["d"].shape)
+    if case["modes"] == "0":  # a soma alone that gets one drive again and again must reach the threshold
+        p["d"] = torch.ones_like(p["d"])
+    check_pmsn(made, "triton", p)
+    assert any(name == "pmsn_carry" for name, *_ in launches) == (case["time"] == "chunks")
+
+
+@pytest.mark.parametrize(
+    ("lanes", "steps"), [((1, 3, 1), 1), ((3, 130, 1), 4), ((1, 1, 70), 8), ((150, 1, 1), 3), ((33, 5, 2), 2)]
+)
+@pytest.mark.parametrize("modes", [1, 6])
+def test_any_shape_of_pmsn(lanes, steps, modes):
+    check_pmsn(PMSNCase(modes, lanes=lanes, steps=steps, seed=sum(lanes)), "triton")
+
+
+@pytest.mark.parametrize("modes", [17, 70])
+def test_more_modes_than_registers(modes):
+    """They share more threads: there is no most."""
+    check_pmsn(PMSNCase(modes, lanes=(2, 1, 2), steps=3), "triton")
+
+
+def test_few_rows_take_many_lanes(monkeypatch, launches):
+    monkeypatch.setattr(config, "GATHERING", 256)
+    check_pmsn(PMSNCase(lanes=(90, 3, 2), steps=4), "triton")
+    gathers = [(grid, settings) for name, grid, _, _, settings in launches if name == "pmsn_gather"]
+    assert [(grid, settings["HIGH"], settings["WIDE"]) for grid, settings in gathers] == [((1, 2), 16, 8)]
+
+
+def test_sums_for_the_parameters_keep_their_digits():
+    check_pmsn(PMSNCase(modes=2, lanes=(64, 2, 8), steps=64), "triton")
+
+
+def test_few_lanes_and_many_steps_are_cut(monkeypatch, launches):
+    """By the rule, on a device of 132 processors: 800 steps are twelve chunks of 67, the last one shorter."""
+    device = config.Device(processors=132)
+    monkeypatch.setattr(launch, "INTERPRETED", device)
+    assert config.for_time(800, 6, 4, False, device) == config.Chunks(12, 67)
+    check_pmsn(PMSNCase(1, steps=800, lanes=(2, 3, 1)), "triton")
+    assert any(name == "pmsn_carry" for name, *_ in launches)
+
+
+@pytest.mark.parametrize("modes", [2, 6])
+@pytest.mark.parametrize("reset_mode", ["floor", "serial"])
+@pytest.mark.parametrize("time", ["whole", "chunks"])
+def test_a_lost_lane_of_pmsn_spoils_no_other(request, modes, reset_mode, time):
+    if time == "chunks":
+        request.getfixturevalue("chunked")
+    case = PMSNCase(modes, reset_mode, grad_drive=False)
+    p = pmsn_problem(case)
+    lost = {**p, "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
+    lost["x_seq"][4, 0], lost["z"][1, 0] = torch.inf, torch.nan
+    s, y, m, r, z = pmsn_forward("triton", case, lost)
+    s_ref, y_ref, m_ref, r_ref, z_ref = pmsn_forward("torch", case, lost)
+    assert_same(s, s_ref)
+    for one, two in ((y, y_ref), (m, m_ref), (r, r_ref), (z.real, z_ref.real)):
+        assert_same(one.isnan(), two.isnan())
+    assert y[4:, 0].isnan().all()
+    assert torch.isfinite(y[:, 2:]).all()
+    grads = pmsn_backward("triton", case, lost, y)
+    # What the parameters get is what the other lanes, and the steps before, give.
+    live = {**p, "gs_seq": p["gs_seq"].clone(), "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
+    live["gs_seq"][4:, 0], live["gs_seq"][:, 1, 0] = 0, 0
+    live["x_seq"][4, 0], live["z"][1, 0] = 0, 0
+    ref = pmsn_backward("triton", case, live, y)
+    for one, two in zip(grads[3:], ref[3:], strict=True):
+        assert_same(one, two)
+    assert_same(grads[0][:, 2:], ref[0][:, 2:])
+
+
+@pytest.mark.parametrize("modes", [0, 3])
+def test_an_infinite_gradient_stays_one(modes):
+    """Rows of a tile that stand for no mode must not make NaN of it."""
+    case = PMSNCase(modes)
+    p = pmsn_problem(case)
+    p["gy_seq"][2, 0] = torch.inf
+    p["w"], p["d"] = torch.ones_like(p["w"]), p["d"].abs()
+    assert (pmsn_backward("triton", case, p, p["x_seq"])[0][2, 0] == torch.inf).all()
+
+
+def test_lengths_out_of_range_stay_in_memory():
+    # On a device nobody looks at their values.
+    case = PMSNCase(lengths=True)
+    p = pmsn_problem(case)
+    results = []
+    for low, high in ((-7, 10**9), (0, case.steps)):
+        given = {**p, "lengths": torch.tensor([low, high, 3, low, high])}
+        forward = pmsn_forward("triton", case, given)
+        results.append((*forward, *pmsn_backward("triton", case, given, forward[1])))
+    for one, two in zip(*results, strict=True):
+        assert_same(one, two)
+
+
+def test_fixed_point_chunks_have_equal_bits():
+    case = PMSNCase(fixed=True, steps=12, threshold=0.7)
+    p = pmsn_problem(case)
+    whole = pmsn_forward("triton", case, p)
+    parts, state = [], p
+    for piece in p["x_seq"].split([1, 5, 6]):
+        s, y, _, r, z = pmsn_forward("triton", case, {**state, "x_seq": piece})
+        parts.append((s, y))
+        state = {**state, "r": r, "z": z}
+    assert_same(torch.cat([s for s, _ in parts]), whole[0])
+    assert_same(torch.cat([y for _, y in parts]), whole[1])
+    assert_same(state["r"], whole[3])
+    assert_same(state["z"], whole[4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("time", ["whole", "chunks"])
+@pytest.mark.parametrize("reset", ["floor", "cumulative"])
+def test_half_precision_is_float32_rounded_once(request, dtype, time, reset):
+    """Sequences in half precision beside a float32 state: in and out as they are, inside in float32."""
+    if time == "chunks":
+        request.getfixturevalue("chunked")
+    case = PMSNCase(5, reset, lengths=True)
+    p = pmsn_problem(case)
+    half = {**p, **{key: p[key].to(dtype) for key in ("x_seq", "gs_seq")}}
+    wide = {**half, **{key: half[key].float() for key in ("x_seq", "gs_seq")}}
+    forwards = [pmsn_forward("triton", case, q) for q in (half, wide)]
+    assert_same(forwards[0][0], forwards[1][0].to(dtype))
+    backwards = [pmsn_backward("triton", case, q, q["x_seq"]) for q in (half, wide)]
+    assert_same(backwards[0][0], backwards[1][0].to(dtype))
+    for one, two in zip(forwards[0][1:] + backwards[0][1:], forwards[1][1:] + backwards[1][1:], strict=True):
+        assert_same(one, two)
+
+
+def test_the_shape_of_a_launch_changes_rounding_alone(monkeypatch):
+    case = PMSNCase(4, lanes=(40, 3, 2))
+    p = pmsn_problem(case)
+    results = []
+    for processors in (1, 132):
+        monkeypatch.setattr(launch, "INTERPRETED", config.Device(processors))
+        forward = pmsn_forward("triton", case, p)
+        results.append((*forward, *pmsn_backward("triton", case, p, forward[1])))
+    for one, two in zip(*(result[:8] for result in results), strict=True):
+        assert_same(one, two)
+    for one, two in zip(*(result[8:] for result in results), strict=True):
+        assert_close(one, two, "pmsn_adjoint")
