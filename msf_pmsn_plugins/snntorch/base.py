@@ -27,6 +27,7 @@ __all__ = ["Mem", "SnnTorchNeuron"]
 Mem = Tensor | tuple[Tensor, ...]
 
 REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
+PASS_ON = "pass what the neuron returned for an input of that shape, or reset_mem()'s"  # of a mem by hand
 RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
 # snnTorch's word -> what the held neuron may call a tensor of them, learned or not
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
@@ -297,7 +298,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 raise TypeError(
                     f"this mem was returned by another neuron than {name}: pass on what {name} returned"
                 )
-            return self.neuron.check_state(x, tuple(map(usable, mem.state)), REMEDY)
+            return self._fitting(x, tuple(map(usable, mem.state)), passed)
         if self.carries and isinstance(mem, Tensor) and mem.shape != (0,):
             raise ValueError(
                 f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the "
@@ -308,17 +309,27 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
         if parts[0].shape == (0,) != x.shape:
             return self.neuron.initial_state(x)
-        if passed and parts[0].shape != x.shape:
-            parts = (self._broadcast(parts[0], x), *parts[1:])
-        return self._to_state(self.neuron.check_state(x, parts, REMEDY))
+        return self._to_state(self._fitting(x, parts, passed))
 
-    def _broadcast(self, mem: Tensor, x: Tensor) -> Tensor:
+    def _fitting(self, x: Tensor, parts: State, passed: bool) -> State:
+        """``parts`` as the state for ``x``: a passed one is broadcast, one that was stored belongs to its batch."""
+        if not passed:
+            return self.neuron.check_state(x, parts, REMEDY)
+        spec = self.neuron.state_spec(x)
+        if len(parts) == len(spec):
+            parts = tuple(self._broadcast(part, shape) for part, (shape, _) in zip(parts, spec, strict=True))
+        return self.neuron.check_state(x, parts, PASS_ON)
+
+    def _broadcast(self, part: Tensor, shape: torch.Size) -> Tensor:
+        short = part
+        while short.dim() > len(shape) and short.shape[0] == 1:  # one number for a single neuron, say
+            short = short[0]
         try:
-            return mem.expand(x.shape)
+            return short.expand(shape)
         except RuntimeError as error:
             raise ValueError(
-                f"mem of {type(self).__name__} has shape {tuple(mem.shape)}, which does not broadcast to the input's "
-                f"{tuple(x.shape)}: pass what the neuron returned for an input of that shape, or reset_mem()'s"
+                f"mem of {type(self).__name__} has shape {tuple(part.shape)}, which does not broadcast to the input's "
+                f"{tuple(shape)}: {PASS_ON}"
             ) from error
 
     @property
@@ -375,9 +386,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
         if not isinstance(x_seq, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
-        if x_seq.dim() < 2:
+        if x_seq.dim() == 0:
             raise ValueError(
-                f"sequence=True takes [T, B, *], time first; got shape {tuple(x_seq.shape)}. "
+                "sequence=True takes [T, B, *], time first; got a tensor without axes. "
                 "For single steps set sequence=False"
             )
         if len(x_seq) == 0:  # nothing happens, but what is wrong is still said

@@ -202,7 +202,7 @@ class MSF(SnnTorchNeuron):
         if lengths is not None:
             live_seq = valid_steps(x_seq, lengths)
         for x, live in zip(x_seq.unbind(0), live_seq, strict=True):
-            live = live.reshape(-1, *[1] * (x.dim() - 1))
+            live = live.reshape([*live.shape, *[1] * (x.dim() - live.dim())])
             s, after, m = self._one(torch.where(live, x, 0.0), state, True)
             state = (torch.where(live, after[0], state[0]),)
             s_seq.append(torch.where(live, s, 0.0))

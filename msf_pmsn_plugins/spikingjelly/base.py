@@ -280,9 +280,9 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]; ``lengths`` [N] or mask [T, N]."""
         self._check_tensor(x_seq)
         lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
-        if x_seq.dim() < 2:
+        if x_seq.dim() == 0:
             raise ValueError(
-                f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
+                "step_mode='m' takes a sequence [T, N, *], time first; got a tensor without axes. "
                 "For single steps use step_mode='s'"
             )
         if self._stored():
