@@ -125,6 +125,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     lengths: Lengths | None = None
     padding: Lengths | None = None  # as lengths, for the length of state.padded()
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
+    kept: tuple[str, ...] | None = None  # after a swap: the words taken over from the neuron that stood here
 
     def __init__(
         self,
@@ -473,6 +474,17 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         )
         if prefix + "graded_spikes_factor" in missing_keys and "graded_spikes_factor" in self._buffers:
             missing_keys.remove(prefix + "graded_spikes_factor")
+
+    def stock_entries(self) -> dict[str, tuple[str, ...]]:
+        """Entries of a stock neuron's state dict that belong here too, each with those of ours that it settles.
+
+        After a swap only what was taken over then: the order of swapping and loading makes no difference.
+        """
+        known = {name: TENSORS.get(name, ()) for name in self.host_numbers}
+        if isinstance(self.neuron, neurons.MSF):  # the others reset in their own way
+            known["reset_mechanism_val"] = ()
+        words = {name: name.removesuffix("_val") for name in known}
+        return {name: own for name, own in known.items() if self.kept is None or words[name] in self.kept}
 
     def extra_repr(self) -> str:
         return f"init_hidden={self.init_hidden}, output={self.output}, sequence={self.sequence}"
