@@ -1,7 +1,8 @@
 """Whose defaults: a neuron in the place of the frameworks' own LIF, and nothing else changed.
 
-The digits as still images, 64-64-10, ten steps of the same image, 200 steps of Adam at 5e-3 with batches of 128. The loss
-is the cross-entropy of the counts, or, as in snnTorch's tutorials, of the membranes in every step; the counts decide.
+The digits as still images, 64-64-10, ten steps of the same image, 200 steps of Adam at 5e-3 with batches of 128. The
+loss is the cross-entropy of the counts, or, as in snnTorch's tutorials, of the membranes in every step; the counts
+decide.
 
     python examples/experiments/defaults.py
 """

@@ -6,8 +6,8 @@
     python examples/experiments/run.py --page                        only write the pages anew from their files
 
 Every experiment writes <out>/<name>.json. Those of docs/experiments, of which the tables of docs/experiments.md and
-docs/defaults.md are made, come from ``make results``, which says what they measured. An experiment whose data cannot be loaded is named and
-left out.
+docs/defaults.md are made, come from ``make results``, which says what they measured. An experiment whose data cannot be
+loaded is named and left out.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..lengths import Lengths, check_lengths, live_steps, without_batch
 from ..surrogate import Surrogate, gives_slopes
-from .autograd import transformed
+from .autograd import guarded, transformed
 from .layout import gradient_laid_out
 
 __all__ = [
@@ -379,4 +379,4 @@ class Neuron(PropertiesFirst, nn.Module):
             m_empty = torch.empty_like(x_seq, dtype=state_dtype(x_seq.dtype))
             state = tuple(part.contiguous() for part in state)
             return torch.empty_like(x_seq), state, m_empty if membrane else None
-        return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
+        return guarded(torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None)

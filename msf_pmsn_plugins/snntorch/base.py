@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import neurons
 from ..lengths import Lengths, valid_steps
-from ..neurons.autograd import recomputing, usable
+from ..neurons.autograd import Recomputation, recomputation, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -125,6 +125,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     lengths: Lengths | None = None
     padding: Lengths | None = None  # as lengths, for the length of state.padded()
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
+    _left_by: Recomputation | None = None  # in which the state was left, if in one
     kept: tuple[str, ...] | None = None  # after a swap: the words taken over from the neuron that stood here
 
     def __init__(
@@ -363,7 +364,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)
-        if not passed and self.carried is not None and recomputing():
+        again = recomputation()
+        if not passed and again is not self._left_by and self.carried is not None and again is not None:
             raise RuntimeError(
                 f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
                 "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) "
@@ -377,6 +379,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             spk = spk.detach()
         spk = spk * self.graded_spikes_factor.to(spk.dtype)
         self.mem = after
+        if again is not self._left_by:
+            self._left_by = again
         return spk if self.init_hidden and not self.output else (spk, after)
 
     def _step(self, x: Tensor, mem: Mem, passed: bool) -> tuple[Tensor, Mem]:
@@ -429,7 +433,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "mem": detached(self.mem)}  # a copy or a file has no graph
+        state = {**self.__dict__, "mem": detached(self.mem)}  # a copy or a file has no graph
+        state.pop("_left_by", None)
+        return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

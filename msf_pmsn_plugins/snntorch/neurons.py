@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import neurons as neutral
 from ..lengths import Lengths, valid_steps
+from ..neurons.autograd import guarded
 from ..neurons.base import State
 from ..neurons.msf import msf_step
 from ..settings import MSFValues
@@ -184,7 +185,7 @@ class MSF(SnnTorchNeuron):
             v = m
         elif taken is not None:
             v = m - (s - taken) * self._first(m)
-        return s.to(x.dtype), (v,), m
+        return guarded(s.to(x.dtype), (v,), m)
 
     def _first(self, m: Tensor) -> float | Tensor:
         """The first threshold, against membranes ``m`` [B, *]."""

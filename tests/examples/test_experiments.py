@@ -431,7 +431,7 @@ def test_a_changed_number_changes_the_page(tmp_path):
 
 
 def test_a_neuron_in_the_place_of_the_hosts_learns_as_it_does():
-    """What docs/defaults.md says: within three points with the hosts' defaults, and not so with the paper's constants."""
+    """As docs/defaults.md says: within three points with the hosts' defaults, far below with the paper's constants."""
     rows = json.loads((run.OUT / "defaults.json").read_text())["rows"]
     for kind in ("counts", "membranes"):
         by_name = {}
