@@ -143,3 +143,22 @@ def test_an_entry_that_does_not_fit_changes_nothing():
         swap.load_published(net, wrong)
     for name, value in net.state_dict().items():
         assert_same(value, before[name])
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_calibration_keeps_their_ratios(learned):
+    net = swap.msf(net_of((8,), (False, learned)), torch.rand(3, 6), D=2)
+    before = net[1].threshold.detach().clone()
+    batches = [3 * randn(16, 6, seed=seed, dtype=F32) for seed in range(3)]
+    rates = swap.calibrate.firing_rates(net, batches, ["1"])
+    (row,) = swap.calibrate.match_rates(net, batches, {"1": 0.6 * rates["1"]})
+    ratios = net[1].threshold.detach() / before
+    assert ratios.min() > 1
+    assert_close(ratios, ratios[:1].expand(8), "slope")
+    assert row.threshold == pytest.approx(float(net[1].threshold.mean()), rel=1e-5)
+    swap.calibrate.set_thresholds(net, "1", scale=2.0)
+    assert_close(net[1].threshold / before, 2 * ratios, "slope")
+    now = net[1].threshold.detach().clone()
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        swap.calibrate.set_thresholds(net, "1", scale=2.0, threshold_step=-1.0)
+    assert_same(net[1].threshold.detach(), now)  # all or nothing
