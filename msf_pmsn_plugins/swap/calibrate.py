@@ -132,7 +132,8 @@ def match_rates(
             progress(number, len(rates), path)
         module, node = model.get_submodule(path), nodes[path]
         calls = _inputs(model, batches, module)
-        first, shares = _copied(_get(node, "v_threshold")), 1.0
+        shares: Any = 1.0
+        first = _copied(_get(node, "v_threshold"))
         if isinstance(first, Tensor) and first.numel() > 1:
             first, shares = first.mean(), first / first.mean()
         start = float(first)
