@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Lengths", "check_lengths", "live_steps", "valid_steps"]
+__all__ = ["Lengths", "check_lengths", "live_steps", "valid_steps", "without_batch"]
 
 Lengths = Tensor | Sequence[int]
+
+
+def without_batch(x_seq: Tensor) -> ValueError:
+    """The error for lengths of an ``x_seq`` whose steps have no batch axis."""
+    return ValueError(
+        f"lengths are a number for each sample, but one step of this input, {tuple(x_seq.shape[1:])}, has no batch "
+        "axis: give it one, or cut the sequence"
+    )
 
 
 def check_lengths(x_seq: Tensor, lengths: Lengths) -> Tensor:
@@ -17,6 +25,8 @@ def check_lengths(x_seq: Tensor, lengths: Lengths) -> Tensor:
 
     Values are checked where that costs no synchronisation: lists and CPU tensors.
     """
+    if x_seq.dim() < 2:
+        raise without_batch(x_seq)
     steps, batch = x_seq.shape[:2]
     given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
     if given.numel() == 0 and not isinstance(lengths, Tensor):

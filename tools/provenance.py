@@ -53,6 +53,7 @@ SOURCES = {
     "experiments/events": experiment("events", SEQUENCE, DIGITS, *BOTH),
     "experiments/depth": experiment("depth", DIGITS, *MSF),
     "experiments/steps": experiment("steps", "examples/experiments/depth.py", DIGITS, *MSF),
+    "experiments/defaults": experiment("defaults", DIGITS, f"{PACKAGE}/snntorch/*.py", *MSF),
     "experiments/sweep": experiment("sweep", SEQUENCE, DIGITS, f"{PACKAGE}/energy/*.py", *BOTH),
     "quickstart": ("examples/quickstart.py", f"{PACKAGE}/swap/*.py", *BOTH),
     "benchmarks": ("benchmarks/*.py", f"{PACKAGE}/backends/numba/*.py", f"{PACKAGE}/snntorch/*.py", *BOTH),

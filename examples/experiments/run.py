@@ -3,11 +3,11 @@
     python examples/experiments/run.py --out /tmp/x                  everything: about 40 minutes of one quiet core
     python examples/experiments/run.py --out /tmp/x digits sine      only these
     python examples/experiments/run.py --fast --out /tmp/x           everything at toy size
-    python examples/experiments/run.py --page                        only write docs/experiments.md anew from its files
+    python examples/experiments/run.py --page                        only write the pages anew from their files
 
-Every experiment writes <out>/<name>.json. Those of docs/experiments, of which the tables of docs/experiments.md are
-made, come from ``make results``, which says what they measured. An experiment whose data cannot be loaded is named and
-left out.
+Every experiment writes <out>/<name>.json. Those of docs/experiments, of which the tables of docs/experiments.md and
+docs/defaults.md are made, come from ``make results``, which says what they measured. An experiment whose data cannot be
+loaded is named and left out.
 """
 
 import argparse
@@ -26,18 +26,11 @@ import provenance  # noqa: E402
 
 OUT = ROOT / "docs" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
+ELSEWHERE = {"defaults": ROOT / "docs" / "defaults.md"}  # experiments whose table stands on another page
 NAMES = (
-    "sine",
-    "digits",
-    "mnist_1d",
-    "series",
-    "images",
-    "recall",
-    "events",
-    "depth",
-    "steps",
-    "sweep",
+    *("sine", "digits", "mnist_1d", "series", "images", "recall", "events", "depth", "steps", "sweep"),
     "detection",
+    *ELSEWHERE,
 )
 
 
@@ -57,17 +50,19 @@ def section(name: str, done: dict) -> str:
     return f"{common.table(experiment, done['rows'])}\n\n{notes}"
 
 
-def with_tables(page: str, folder: Path) -> str:
-    """``page`` with the table of every file between the markers of its experiment."""
+def with_tables(page: str, folder: Path, of: Path = PAGE) -> str:
+    """``page``, the text of the page ``of``, with the table of every file of it between the markers."""
     for path in sorted(folder.glob("*.json")):
         name = path.stem
+        if ELSEWHERE.get(name, PAGE) != of:
+            continue
         begin, end = f"<!-- {name}: written by examples/experiments/run.py -->", f"<!-- end of {name} -->"
         text = f"{begin}\n\n{section(name, json.loads(path.read_text()))}\n\n{end}"
         page, count = re.subn(
             f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, t=text: t, page, flags=re.DOTALL
         )
         if count != 1:
-            raise SystemExit(f"{PAGE.name}: expected one pair of markers for {name}, found {count}")
+            raise SystemExit(f"{of.name}: expected one pair of markers for {name}, found {count}")
     return page
 
 
@@ -114,9 +109,10 @@ def main():
         for line in missing:
             print(f"left out: {line}")
     if args.out == OUT:
-        PAGE.write_text(with_tables(PAGE.read_text(), OUT))
+        for page in (PAGE, *ELSEWHERE.values()):
+            page.write_text(with_tables(page.read_text(), OUT, page))
+            print(f"tables written into {page.relative_to(ROOT)}")
         draw(OUT)
-        print(f"tables written into {PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

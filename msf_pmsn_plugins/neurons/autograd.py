@@ -11,10 +11,12 @@ from torch import Tensor
 
 __all__ = [
     "NoSecondDerivative",
+    "Recomputation",
+    "guarded",
     "loop_vmap",
     "no_autograd",
     "no_dispatch",
-    "recomputing",
+    "recomputation",
     "saved_tensors",
     "transformed",
     "usable",
@@ -55,20 +57,55 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
         ) from error
 
 
-def recomputing(exact: str = "") -> bool:
-    """True in a forward pass that ``torch.utils.checkpoint`` makes again during a backward pass.
+class _Guarded(torch.autograd.Function):
+    """The identity of all that a call returns, which knows whether a backward pass has freed what lies behind it."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(tensors[0])
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.clone() for tensor in tensors)  # views could not be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        saved_tensors(ctx)
+        return grads
+
+
+def guarded(s: Tensor, state: tuple[Tensor, ...], m: Tensor | None) -> Any:
+    """Spikes, state and membranes of a loop of torch's own operations, behind which a forgotten reset is named.
+
+    Backends name it themselves.
+    """
+    if transformed() or not any(part.requires_grad for part in state):
+        return s, state, m
+    given = (*state, s) if m is None else (*state, s, m)
+    parts = _Guarded.apply(*given)
+    n = len(state)
+    return parts[n], parts[:n], None if m is None else parts[n + 1]
+
+
+class Recomputation:
+    """One forward pass that ``torch.utils.checkpoint`` makes again; it is told from others by identity."""
+
+
+def recomputation(exact: str = "") -> Recomputation | None:
+    """The forward pass that ``torch.utils.checkpoint`` makes again during this backward pass, or None.
 
     ``exact`` names a module that, between it and us, brings back the states that the first time started from.
     """
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-        return False
+        return None
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__")
-        if name in ("torch.utils.checkpoint", exact):
-            return name != exact
+        if name == exact:
+            return None
+        if name == "torch.utils.checkpoint":
+            # Kept in the frame and with it: an id of the frame would come back for another one.
+            return frame.f_locals.setdefault("_msf_pmsn_plugins_recomputation", Recomputation())
         frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return None
 
 
 def usable(value: Any) -> Any:

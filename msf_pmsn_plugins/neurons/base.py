@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..lengths import Lengths, check_lengths, live_steps
+from ..lengths import Lengths, check_lengths, live_steps, without_batch
 from ..surrogate import Surrogate, gives_slopes
-from .autograd import transformed
+from .autograd import guarded, transformed
 from .layout import gradient_laid_out
 
 __all__ = [
@@ -78,10 +78,17 @@ def first_step(x_seq: Tensor) -> Tensor:
 
 
 def channel_axes(channel_dim: int | Sequence[int], x: Tensor) -> tuple[int, ...]:
-    """The channel axes of one step ``x`` [N, *], non-negative, adjacent and ascending; raise ValueError otherwise."""
+    """The channel axes of one step ``x``, non-negative, adjacent and ascending; raise ValueError otherwise.
+
+    A step is [N, C, *]. One with no more axes than those of a sample up to its channels (or, where ``channel_dim`` is
+    negative, from them on) has no batch axis; one without axes is a single channel.
+    """
     dims = channel_dim if isinstance(channel_dim, Sequence) else (channel_dim,)
-    axes = tuple(d + x.dim() if d < 0 else d for d in dims)
-    if any(not 1 <= d < x.dim() for d in axes):
+    if x.dim() == 0:
+        return ()
+    batch = int(x.dim() > max([abs(d) for d in dims]))  # a list: torch.compile traces no generator here
+    axes = tuple([d + x.dim() if d < 0 else d - 1 + batch for d in dims])
+    if 0 in dims or min(axes) < batch or max(axes) >= x.dim():
         raise ValueError(
             f"channel_dim={channel_dim} counts in the per-step tensor [N, C, *], whose axis 0 is the batch; "
             f"one step of this input has shape {tuple(x.shape)}"
@@ -184,6 +191,13 @@ class Neuron(PropertiesFirst, nn.Module):
                 what the input holds there does not matter. Each sample's state is the one after its last valid step.
         """
         state = self._begin(x_seq, state)
+        if lengths is not None and not self._batched(first_step(x_seq)):
+            raise without_batch(x_seq)
+        if x_seq.dim() == 1:  # one neuron
+            one = tuple(part.unsqueeze(0) for part in state)
+            s_seq, one, m_seq = self._run(x_seq.unsqueeze(1), one, membrane, None)
+            state = tuple(part.squeeze(0) for part in one)
+            return s_seq.squeeze(1), state, None if m_seq is None else m_seq.squeeze(1)
         if lengths is None:
             return self._run(x_seq, state, membrane, None)
         lengths = check_lengths(x_seq, lengths)
@@ -259,14 +273,17 @@ class Neuron(PropertiesFirst, nn.Module):
                 )
         return tuple(tensor.to(dtype) for tensor, (_, dtype) in zip(state, spec, strict=True))
 
+    def _batched(self, x: Tensor) -> bool:
+        """Whether one step ``x`` has a batch axis, in front; override where a step tells."""
+        return x.dim() > 0
+
     def _begin(self, x_seq: Tensor, state: State | None) -> State:
         """Check a sequence and its state before anything is computed."""
         if not isinstance(x_seq, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
-        if x_seq.dim() < 2:
+        if x_seq.dim() == 0:
             raise ValueError(
-                f"a sequence is [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
-                "For a single step use step(x, state)"
+                "a sequence is [T, N, *], time first; got a tensor without axes. For a single step use step(x, state)"
             )
         x = first_step(x_seq)
         self.check_input(x)
@@ -362,4 +379,4 @@ class Neuron(PropertiesFirst, nn.Module):
             m_empty = torch.empty_like(x_seq, dtype=state_dtype(x_seq.dtype))
             state = tuple(part.contiguous() for part in state)
             return torch.empty_like(x_seq), state, m_empty if membrane else None
-        return torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None
+        return guarded(torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None)

@@ -398,7 +398,7 @@ class MSN(PerChannel):
         self.check_input(x)
         v, h = self.check_state(x, state)
         shape = channel_shape(self.channel_dim, x)
-        weights = Weights(*(w.reshape(*shape, *w.shape[1:]) for w in self.weights(v.dtype)))
+        weights = Weights(*(w.reshape([*shape, *w.shape[1:]]) for w in self.weights(v.dtype)))
         s, v, h, m = msn_step(x.to(v.dtype), v, h, weights, **self._settings())
         return s.to(x.dtype), (v, h), m
 

@@ -99,6 +99,7 @@ class PerChannel(Neuron):
         """Leading lanes, channels and positions of one step ``x``; raise if its channels are not ours."""
         axes, shape = channel_axes(self.channel_dim, x), x.shape
         width = math.prod([shape[d] for d in axes])  # a list: torch.compile traces no generator here
+        before, behind = (axes[0], axes[-1] + 1) if axes else (0, 0)
         if self.channels is None:
             if width == 0:
                 raise ValueError(
@@ -106,12 +107,26 @@ class PerChannel(Neuron):
                 )
             self.materialize(width)
         elif width != self.channels:
-            raise ValueError(
-                f"this {self.called.split()[-1]} has {self.channels} channels, but axis {self.channel_dim} of one "
-                f"step {tuple(shape)} has {width}: pass channels={width}, or the channel_dim that holds "
-                f"{self.channels}"
+            raise ValueError(self._other_channels(x, width, before))
+        return math.prod(shape[:before]), width, math.prod(shape[behind:])
+
+    def _other_channels(self, x: Tensor, width: int, before: int) -> str:
+        """What is wrong with a step ``x`` of ``width`` channels, that stand behind ``before`` axes."""
+        shape, own = tuple(x.shape), self.channels
+        text = (
+            f"this {self.called.split()[-1]} has {own} channels, but axis {self.channel_dim} of one "
+            f"step {shape} has {width}: pass channels={width}, or the channel_dim that holds {own}"
+        )
+        if before and x.dim() > 2 and shape[0] == own:  # told by the number of axes, or not at all
+            text += (
+                f". If this step has no batch axis, give it one, or count the channel axis from behind: "
+                f"channel_dim=-{x.dim()}"
             )
-        return math.prod(shape[: axes[0]]), width, math.prod(shape[axes[-1] + 1 :])
+        return text
+
+    def _batched(self, x: Tensor) -> bool:
+        axes = channel_axes(self.channel_dim, x)
+        return bool(axes) and axes[0] > 0
 
     def initial_state(self, x: Tensor) -> State:
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))

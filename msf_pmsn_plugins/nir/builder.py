@@ -81,38 +81,46 @@ class Builder:
 
     def lif(self, node: Any) -> nn.Module:
         wide = wide_type(self.dtype)
-        theta, v_reset = uniform("v_threshold", node.v_threshold), uniform("v_reset", node.v_reset)
-        r = uniform("r", node.r)
+        v_reset = uniform("v_reset", node.v_reset)
+        decay: Any
         if hasattr(node, "tau"):
-            tau, leak = uniform("tau", node.tau), uniform("v_leak", node.v_leak)
+            tau, leak = np.asarray(node.tau), uniform("v_leak", node.v_leak)
             if leak != v_reset:
                 raise ValueError(
                     f"MSF leaks to where it resets, this node leaks to {leak:g} and resets to {v_reset:g}"
                 )
-            if not tau >= self.dt:
+            if not (tau >= self.dt).all():
                 raise ValueError(
-                    f"tau={tau:g} s is shorter than the time step dt={self.dt:g} s: no decay in [0, 1]"
+                    f"tau={tau.min():g} s is shorter than the time step dt={self.dt:g} s: no decay in [0, 1]"
                 )
-            decay, scale = 1.0 - self.dt / tau, r * self.dt / tau
+            decay, scales = 1.0 - self.dt / tau, node.r * self.dt / tau
         else:
-            decay, scale = 1.0, r * self.dt
-        scale = 1.0 if wide(scale) == 1 or abs(scale - 1) <= 4 * np.finfo(np.float64).eps else scale
-        above = float(np.nextafter(wide(theta), wide(np.inf)))
-        held = MSF(D=1, decay=decay, input_scale=scale, v_threshold=above, v_reset=v_reset)
+            decay, scales = np.ones(()), node.r * self.dt
+        near = abs(scales - 1) <= 4 * np.finfo(np.float64).eps
+        scale = uniform("r*dt/tau", np.where((wide(scales) == 1) | near, 1.0, scales))
+        above = np.nextafter(wide(node.v_threshold), wide(np.inf))
+        held = MSF(
+            D=1,
+            decay=one_or_all(decay, wide),
+            input_scale=scale,
+            v_threshold=one_or_all(above, wide),
+            v_reset=v_reset,
+        )
         held.reset_delay = self.delays
         return self.wrap(held, None)
 
     def msf(self, node: Any) -> nn.Module:
-        rate, learned = float(node.rate[0]), torch.tensor(node.rate if node.learned == 2 else node.rate[0])
+        rate, theta = stored(node.rate, node.learned), stored(node.first_threshold, node.learned_threshold)
         decays, plif = node.charge == "decay", "plif" in node.charge
         spaced, detached = float(node.threshold_step), bool(node.detach_reset)
         held = MSF(
             D=len(node.thresholds),
-            decay=learned.sigmoid() if node.learned else rate if decays else 0.0,
+            decay=torch.sigmoid(rate) if node.learned else rate if decays else 0.0,
             learn_decay=bool(node.learned),
             input_scale=float(node.input_scale),
-            v_threshold=float(node.thresholds[0]),
+            v_threshold=float(node.thresholds[0]) if theta is None else theta,
             threshold_step=spaced or 1.0,
+            learn_threshold=bool(node.learned_threshold),
             thresholds=None if spaced else [float(theta) for theta in node.thresholds],
             v_reset=float(node.v_reset),
             reset_mode="soft" if node.reset == "subtract" else node.reset,
@@ -121,11 +129,11 @@ class Builder:
             surrogate=trained_with(node),
             charge=(node.train_charge, node.charge),
             tau=rate if "lif" in node.charge and not plif else None,
-            w=torch.tensor(node.rate[0]) if plif else None,
+            w=torch.as_tensor(rate) if plif else None,
             channel_dim=channel_dims(node.channel_dim),
         )
         if node.learned:  # to the bit
-            held.decay_logit = nn.Parameter(learned)
+            held.decay_logit = nn.Parameter(torch.as_tensor(rate))
         return self.wrap(held, node)
 
     def pmsn(self, node: Any) -> nn.Module:
@@ -153,6 +161,22 @@ class Builder:
         bursts: dict[str, Any] = {word or "none": value for value, word in BURSTS.items()}
         held = ParallelIF(float(node.v_threshold), trained_with(node), bursts[node.burst])
         return self.wrap(held, node)
+
+
+def stored(array: Any, learned: int) -> Any:
+    """A number, or a tensor where it is learned (1: one, 2: several) or differs between neurons; None for none."""
+    values = torch.tensor(np.atleast_1d(array))
+    if values.numel() == 0:
+        return None
+    if learned == 1:
+        return values.reshape(())
+    return float(values) if values.numel() == 1 and not learned else values
+
+
+def one_or_all(array: Any, wide: Any) -> float | torch.Tensor:
+    """The one value of an array, or all of them as a tensor."""
+    array = np.asarray(array)
+    return float(array.flat[0]) if (array == array.flat[0]).all() else torch.tensor(array.astype(wide))
 
 
 def trained_with(node: Any) -> Surrogate | None:

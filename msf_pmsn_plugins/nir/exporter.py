@@ -191,10 +191,6 @@ class Exporter:
         )
 
     def _msf(self, module: Any, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
-        if isinstance(held.v_threshold, nn.Parameter):
-            if held.v_threshold.dim():
-                raise ValueError("a threshold for each channel is not in the node")
-            warnings.warn("the learned threshold is exported as a number", stacklevel=2)
         delayed = getattr(module, "reset_delay", None)  # snnTorch's MSF alone has it, and its own subtraction
         train_charge, charge = held.charge
         if "decay" in (train_charge, charge) and train_charge != charge:
@@ -205,14 +201,20 @@ class Exporter:
         elif "w" in held._parameters:
             rate = array_of(held.w)
         else:
-            rate = np.float64(held.decay if held.charge[0] == "decay" or held.tau is None else held.tau)
+            rate = held.decay if held.charge[0] == "decay" or held.tau is None else held.tau
+            rate = array_of(rate) if isinstance(rate, Tensor) else np.float64(rate)
+        first, theta = np.zeros(0), held.v_threshold
+        if isinstance(theta, Tensor):
+            first = np.atleast_1d(array_of(theta))
         surrogate, width = surrogate_words(held.surrogate)
         return nodes.MSF(
             shape=shape,
-            thresholds=np.asarray(held.thresholds, dtype=np.float64),
+            thresholds=np.asarray(held.settings().thresholds, dtype=np.float64),
+            first_threshold=first,
+            learned_threshold=_learned(theta if isinstance(theta, nn.Parameter) else None),
             threshold_step=0.0 if held._list is not None else float(held.threshold_step),
             rate=np.atleast_1d(rate),
-            learned=int(learned) + int(learned and held.decay_logit.dim() > 0),
+            learned=_learned(held.decay_logit),
             input_scale=float(held.input_scale),
             v_reset=float(held.v_reset) if held.reset_mode == "hard" else 0.0,
             reset="subtract" if delayed is not None and held.reset_mode == "soft" else held.reset_mode,
@@ -262,25 +264,22 @@ class Exporter:
                 isinstance(held.surrogate, Soft) and held.surrogate.soft,
                 "a soft surrogate emits parts of spikes",
             ),
-            (isinstance(held.v_threshold, Tensor) and held.v_threshold.dim(), "a threshold for each channel"),
         ):
             if wrong:
                 raise ValueError(
                     f"standard=True cannot say this MSF: {why}. Export with standard=False, to a file that this "
                     "package reads"
                 )
-        decay = held.decay
-        if isinstance(decay, Tensor):
-            like = torch.empty((1, *shape))
-            decay = (
-                held.parameters_of(like, torch_type(wide)).rate.expand(like.shape)[0]
-                if decay.dim()
-                else decay
-            )
-            decay = array_of(decay)
+        like = torch.empty((1, *shape))
+        rate, first, _ = (
+            value if value is None else array_of(value.expand(like.shape)[0])
+            for value in held.parameters_of(like, torch_type(wide))
+        )
         # NIR fires above its threshold, MSF at it: the same, one number below.
-        below = np.nextafter(wide(held.thresholds[0]), wide(-np.inf))
-        return self._integrator(decay, shape, float(held.input_scale), below, wide(held.v_reset))
+        below = np.nextafter(np.asarray(held.thresholds[0] if first is None else first, wide), wide(-np.inf))
+        return self._integrator(
+            held.decay if rate is None else rate, shape, float(held.input_scale), below, wide(held.v_reset)
+        )
 
     def _leaky(self, module: Any, shape: tuple[int, ...]) -> Any:
         """snnTorch's Leaky as ``nir.LIF``; raise ValueError where NIR's neuron is another one."""
@@ -313,6 +312,11 @@ class Exporter:
             return nir.IF(r=np.full(shape, scale / self.dt), **full)
         tau = np.vectorize(lambda k: time_constant(k, self.dt, wide_type(self.dtype)))(decay)
         return nir.LIF(tau=tau, r=scale * tau / self.dt, v_leak=full["v_reset"].copy(), **full)
+
+
+def _learned(parameter: nn.Parameter | None) -> int:
+    """0 for what is not learned, 1 for one learned number, 2 for several."""
+    return 0 if parameter is None else 1 + int(parameter.dim() > 0)
 
 
 def surrogate_words(value: Any) -> tuple[str, float]:

@@ -115,6 +115,10 @@ def summed_slope(
         if getattr(held, "burst", False):
             raise ValueError("with burst spikes the slope repeats itself at every threshold: set burst=False")
         thresholds, surrogate = list(thresholds_of(held)), held.surrogate
+        if not thresholds:
+            raise ValueError(
+                "each neuron has thresholds of its own here: give the list of one, and a surrogate"
+            )
     assert surrogate is not None
     low, high = min(0.0, thresholds[0] - 1.5), thresholds[-1] + 1.5
     # between round numbers, where windows meet: there the rectangle is 0 at single points

@@ -276,6 +276,8 @@ def thresholds_of(module: Any) -> tuple[float, ...]:
     """All thresholds of a neuron, volts; none if it has one for each of its parts."""
     if held_by(module) is not None:
         held = held_neuron(module)
+        if isinstance(held.v_threshold, Tensor) and held.v_threshold.numel() > 1:
+            return ()
         return tuple(held.thresholds) if isinstance(held, MSF) else (float(held.v_threshold),)
     value = getattr(module, "v_threshold", getattr(module, "threshold", None))
     if isinstance(value, Tensor):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import neurons
 from ..lengths import Lengths, valid_steps
-from ..neurons.autograd import recomputing, usable
+from ..neurons.autograd import Recomputation, recomputation, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -27,6 +27,7 @@ __all__ = ["Mem", "SnnTorchNeuron"]
 Mem = Tensor | tuple[Tensor, ...]
 
 REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
+PASS_ON = "pass what the neuron returned for an input of that shape, or reset_mem()'s"  # of a mem by hand
 RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
 # snnTorch's word -> what the held neuron may call a tensor of them, learned or not
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
@@ -124,6 +125,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     lengths: Lengths | None = None
     padding: Lengths | None = None  # as lengths, for the length of state.padded()
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
+    _left_by: Recomputation | None = None  # in which the state was left, if in one
+    kept: tuple[str, ...] | None = None  # after a swap: the words taken over from the neuron that stood here
 
     def __init__(
         self,
@@ -297,7 +300,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 raise TypeError(
                     f"this mem was returned by another neuron than {name}: pass on what {name} returned"
                 )
-            return self.neuron.check_state(x, tuple(map(usable, mem.state)), REMEDY)
+            return self._fitting(x, tuple(map(usable, mem.state)), passed)
         if self.carries and isinstance(mem, Tensor) and mem.shape != (0,):
             raise ValueError(
                 f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the "
@@ -308,17 +311,27 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
         if parts[0].shape == (0,) != x.shape:
             return self.neuron.initial_state(x)
-        if passed and parts[0].shape != x.shape:
-            parts = (self._broadcast(parts[0], x), *parts[1:])
-        return self._to_state(self.neuron.check_state(x, parts, REMEDY))
+        return self._to_state(self._fitting(x, parts, passed))
 
-    def _broadcast(self, mem: Tensor, x: Tensor) -> Tensor:
+    def _fitting(self, x: Tensor, parts: State, passed: bool) -> State:
+        """``parts`` as the state for ``x``: a passed one is broadcast, one that was stored belongs to its batch."""
+        if not passed:
+            return self.neuron.check_state(x, parts, REMEDY)
+        spec = self.neuron.state_spec(x)
+        if len(parts) == len(spec):
+            parts = tuple(self._broadcast(part, shape) for part, (shape, _) in zip(parts, spec, strict=True))
+        return self.neuron.check_state(x, parts, PASS_ON)
+
+    def _broadcast(self, part: Tensor, shape: torch.Size) -> Tensor:
+        short = part
+        while short.dim() > len(shape) and short.shape[0] == 1:  # one number for a single neuron, say
+            short = short[0]
         try:
-            return mem.expand(x.shape)
+            return short.expand(shape)
         except RuntimeError as error:
             raise ValueError(
-                f"mem of {type(self).__name__} has shape {tuple(mem.shape)}, which does not broadcast to the input's "
-                f"{tuple(x.shape)}: pass what the neuron returned for an input of that shape, or reset_mem()'s"
+                f"mem of {type(self).__name__} has shape {tuple(part.shape)}, which does not broadcast to the input's "
+                f"{tuple(shape)}: {PASS_ON}"
             ) from error
 
     @property
@@ -351,7 +364,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)
-        if not passed and self.carried is not None and recomputing():
+        again = recomputation()
+        if not passed and again is not self._left_by and self.carried is not None and again is not None:
             raise RuntimeError(
                 f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
                 "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) "
@@ -365,6 +379,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             spk = spk.detach()
         spk = spk * self.graded_spikes_factor.to(spk.dtype)
         self.mem = after
+        if again is not self._left_by:
+            self._left_by = again
         return spk if self.init_hidden and not self.output else (spk, after)
 
     def _step(self, x: Tensor, mem: Mem, passed: bool) -> tuple[Tensor, Mem]:
@@ -375,9 +391,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
         if not isinstance(x_seq, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x_seq).__name__}")
-        if x_seq.dim() < 2:
+        if x_seq.dim() == 0:
             raise ValueError(
-                f"sequence=True takes [T, B, *], time first; got shape {tuple(x_seq.shape)}. "
+                "sequence=True takes [T, B, *], time first; got a tensor without axes. "
                 "For single steps set sequence=False"
             )
         if len(x_seq) == 0:  # nothing happens, but what is wrong is still said
@@ -417,7 +433,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "mem": detached(self.mem)}  # a copy or a file has no graph
+        state = {**self.__dict__, "mem": detached(self.mem)}  # a copy or a file has no graph
+        state.pop("_left_by", None)
+        return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -462,6 +480,17 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         )
         if prefix + "graded_spikes_factor" in missing_keys and "graded_spikes_factor" in self._buffers:
             missing_keys.remove(prefix + "graded_spikes_factor")
+
+    def stock_entries(self) -> dict[str, tuple[str, ...]]:
+        """Entries of a stock neuron's state dict that belong here too, each with those of ours that it settles.
+
+        After a swap only what was taken over then: the order of swapping and loading makes no difference.
+        """
+        known = {name: TENSORS.get(name, ()) for name in self.host_numbers}
+        if isinstance(self.neuron, neurons.MSF):  # the others reset in their own way
+            known["reset_mechanism_val"] = ()
+        words = {name: name.removesuffix("_val") for name in known}
+        return {name: own for name, own in known.items() if self.kept is None or words[name] in self.kept}
 
     def extra_repr(self) -> str:
         return f"init_hidden={self.init_hidden}, output={self.output}, sequence={self.sequence}"

@@ -87,21 +87,33 @@ def site_dynamics(
     site_charges(module)
     if charge is None and type(module) is not snn.Leaky:
         raise refused(module)
-    for name in ("beta", "threshold"):
-        value = getattr(module, name)
-        if isinstance(value, nn.Parameter) or value.numel() != 1:
-            raise ValueError(
-                f"its {name} is learned or differs between neurons, which MSF cannot keep: keep this site with "
-                "rules={path: swap.Keep()}"
-            )
     return {
         **site_settings(module),
-        "beta": float(module.beta.clamp(0, 1)),
+        **_numbers(module),
         # Leaky resets by what it was built with; its reset_mechanism may have been renamed since
         "reset_mechanism": RESETS[module.state_function.__name__],
         "spike_grad": None if module.surrogate_disable else module.spike_grad,
         "state_quant": module.state_quant,
         "reset_delay": module.reset_delay,
+    }
+
+
+def _numbers(module: Any) -> dict[str, Any]:
+    """Decay and threshold of a ``Leaky``: a number, or a tensor that broadcasts against one step; learned or not."""
+    beta, threshold = module.beta, module.threshold
+    learned = isinstance(beta, nn.Parameter)
+    if learned and not bool(((beta > 0) & (beta < 1)).all()):
+        raise ValueError(
+            "its learned beta has reached 0 or 1, between which MSF keeps a learned decay: keep this site with "
+            "rules={path: swap.Keep()}, or set beta to a number"
+        )
+    if bool(((beta < 0) | (beta > 1)).any()):
+        beta = beta.clamp(0, 1)  # as Leaky does in every step
+    return {
+        "beta": _number(beta),
+        "threshold": _number(threshold),
+        "learn_beta": learned,
+        "learn_threshold": isinstance(threshold, nn.Parameter),
     }
 
 
@@ -117,13 +129,11 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
     lost: list[str] = []
     own: dict[str, Any]
     if isinstance(node, MSF):
-        if held.decay_logit is not None:
-            lost.append("the learned beta becomes a constant")
-            if held.decay_logit.numel() != 1:
-                raise ValueError("a beta for each channel becomes no Leaky here: keep this site")
         if held.D > 1:
             lost.append(f"counts 0..{held.D} become 0 and 1")
-        own = {"beta": float(node.beta), "state_quant": node.state_quant}
+        learned = {"learn_beta": held.decay_logit, "learn_threshold": held.v_threshold}
+        own = {word: isinstance(value, nn.Parameter) for word, value in learned.items()}
+        own |= {"beta": _number(node.beta), "state_quant": node.state_quant}
         own |= {"reset_mechanism": node.reset_mechanism, "reset_delay": node.reset_delay}
     else:
         parameters = sum(p.numel() for p in node.parameters())
@@ -131,7 +141,7 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
         own = {"beta": 0.5, "reset_mechanism": "zero"}
     gradient: Any = node.spike_grad
     stock = snn.Leaky(
-        threshold=float(node.threshold),
+        threshold=_number(node.threshold.detach().clone()),
         spike_grad=gradient.function if isinstance(gradient, GradientOf) else gradient,
         surrogate_disable=node.surrogate_disable,
         init_hidden=node.init_hidden,
@@ -142,6 +152,11 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
         **own,
     )
     return stock, lost
+
+
+def _number(value: Tensor) -> float | Tensor:
+    """A tensor of one as that number; others, which may be the very ones of the old neuron, as they are."""
+    return float(value.detach()) if value.numel() == 1 else value
 
 
 def reset_net(model: nn.Module) -> None:

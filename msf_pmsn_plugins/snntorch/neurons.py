@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import neurons as neutral
 from ..lengths import Lengths, valid_steps
+from ..neurons.autograd import guarded
 from ..neurons.base import State
 from ..neurons.msf import msf_step
 from ..settings import MSFValues
@@ -184,7 +185,7 @@ class MSF(SnnTorchNeuron):
             v = m
         elif taken is not None:
             v = m - (s - taken) * self._first(m)
-        return s.to(x.dtype), (v,), m
+        return guarded(s.to(x.dtype), (v,), m)
 
     def _first(self, m: Tensor) -> float | Tensor:
         """The first threshold, against membranes ``m`` [B, *]."""
@@ -202,7 +203,7 @@ class MSF(SnnTorchNeuron):
         if lengths is not None:
             live_seq = valid_steps(x_seq, lengths)
         for x, live in zip(x_seq.unbind(0), live_seq, strict=True):
-            live = live.reshape(-1, *[1] * (x.dim() - 1))
+            live = live.reshape([*live.shape, *[1] * (x.dim() - live.dim())])
             s, after, m = self._one(torch.where(live, x, 0.0), state, True)
             state = (torch.where(live, after[0], state[0]),)
             s_seq.append(torch.where(live, s, 0.0))

@@ -32,6 +32,8 @@ def cut(module: nn.Module) -> None:
 def reset(net: nn.Module) -> None:
     """Bring every neuron of ``net`` to rest, ours and snnTorch's, nested and copied ones included.
 
+    Ours forget their ``lengths`` too, as those belong to a batch.
+
     ``snntorch.utils.reset`` does not reach neurons that it does not know, nested ones, or copies.
 
     Raises:
@@ -40,6 +42,7 @@ def reset(net: nn.Module) -> None:
     for name, module in net.named_modules():
         if callable(getattr(module, "reset_mem", None)):
             module.reset_mem()
+            vars(module).pop("lengths", None)  # ours alone have them: of the last batch
         elif isinstance(module, snn.SpikingNeuron) and getattr(module, "mem", None) is not None:
             raise TypeError(f"{type(module).__name__} at {name!r} keeps `mem` but has no reset_mem()")
 

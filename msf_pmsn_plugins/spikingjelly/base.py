@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..lengths import Lengths, valid_steps
 from ..neurons import Neuron
-from ..neurons.autograd import recomputing, transformed, usable
+from ..neurons.autograd import Recomputation, recomputation, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
@@ -52,6 +52,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     v_seq: Tensor | None
     lengths: Lengths | None = None
     padding: Lengths | None = None  # as lengths, for the length of state.padded()
+    _left_by: Recomputation | None = None  # in which the state was left, if in one
 
     def __init__(self, held: Neuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
         if not isinstance(held, self.kind):
@@ -253,7 +254,9 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     # Memories are fetched by name: 0.0.0.0.14 files v_seq among them.
     def _recall(self) -> tuple[Any, ...]:
         states = tuple(usable(self._memories[name]) for name in self.neuron.state_names)
-        if recomputing(exact=MEMOPT) and any(isinstance(state, Tensor) for state in states):
+        again = recomputation(exact=MEMOPT)
+        foreign = again is not None and again is not self._left_by
+        if foreign and any(isinstance(state, Tensor) for state in states):
             raise RuntimeError(
                 f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
                 "that the first time left: its gradients would be wrong. Call functional.reset_net(net) inside the "
@@ -262,6 +265,9 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         return states
 
     def _remember(self, states: State) -> None:
+        again = recomputation(exact=MEMOPT)
+        if again is not self._left_by:
+            self._left_by = again
         self._memories.update(zip(self.neuron.state_names, states, strict=True))
 
     def single_step_forward(self, x: Tensor) -> Tensor:
@@ -280,9 +286,9 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]; ``lengths`` [N] or mask [T, N]."""
         self._check_tensor(x_seq)
         lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
-        if x_seq.dim() < 2:
+        if x_seq.dim() == 0:
             raise ValueError(
-                f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
+                "step_mode='m' takes a sequence [T, N, *], time first; got a tensor without axes. "
                 "For single steps use step_mode='s'"
             )
         if self._stored():
@@ -333,7 +339,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a file has no graph.
-        return {name: _cut(value) for name, value in self.__dict__.items()} | {
+        return {name: _cut(value) for name, value in self.__dict__.items() if name != "_left_by"} | {
             "_memories": {name: _cut(value) for name, value in self._memories.items()}
         }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..charges import CHARGES
 from ..lengths import Lengths
 from ..neurons import MSF, PMSN, ParallelIF
-from ..neurons.autograd import transformed
+from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out
 from ..neurons.pmsn import pmsn_step
@@ -427,7 +427,10 @@ class PMSNNode(_ResidualNode):
         for x in inputs[0].unbind(0):
             s, states = self._step_with_margin(x, states)
             s_seq.append(s.to(x.dtype))
-        return (torch.stack(s_seq) if s_seq else torch.empty_like(inputs[0]),), states
+        if not s_seq:
+            return (torch.empty_like(inputs[0]),), states
+        out, states, _m = guarded(torch.stack(s_seq), states, None)
+        return (out,), states
 
     def _step_with_margin(self, x: Tensor, states: State) -> tuple[Tensor, State]:
         """One step with a threshold for each element: the settings of the kernels hold one number."""

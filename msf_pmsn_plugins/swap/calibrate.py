@@ -108,7 +108,8 @@ def match_rates(
     """Set the first threshold of swapped neurons so that their mean output is that of the neurons before them.
 
     One neuron after the other, in the order of the forward pass, each on what the ones before it now send: a pass over
-    the batches and a search for each. D and the spacing of thresholds stay.
+    the batches and a search for each. D and the spacing of thresholds stay. Where neurons of a layer have thresholds of
+    their own, their mean is searched and their ratios stay.
 
     Args:
         batches: inputs, the same as for :func:`firing_rates`.
@@ -131,12 +132,22 @@ def match_rates(
             progress(number, len(rates), path)
         module, node = model.get_submodule(path), nodes[path]
         calls = _inputs(model, batches, module)
+        shares: Any = 1.0
+        first = _copied(_get(node, "v_threshold"))
+        if isinstance(first, Tensor) and first.numel() > 1:
+            first, shares = first.mean(), first / first.mean()
+        start = float(first)
 
-        def rate(threshold: float, module: nn.Module = module, node: Any = node, calls: Any = calls) -> float:
-            _set(node, "v_threshold", threshold)
+        def rate(
+            threshold: float,
+            module: nn.Module = module,
+            node: Any = node,
+            calls: Any = calls,
+            shares: Any = shares,
+        ) -> float:
+            _set(node, "v_threshold", threshold * shares)
             return _replay(module, calls)
 
-        start = float(_get(node, "v_threshold"))
         before = rate(start)
         best = _search(rate, rates[path], start, before, largest_factor)
         rows.append(Rate(path, rates[path], before, rate(best), best))
@@ -208,7 +219,7 @@ def set_thresholds(model: nn.Module, where: str = "re:.*", **settings: Any) -> l
         why = "a PMSN has v_threshold and scale only" if nodes else "print the plan for the paths"
         raise SwapError(f"no swapped neuron matches {where!r} and has {', '.join(settings)}: {why}")
     old = [
-        (node, {name: _get(node, name) for name in has if name != "thresholds"})
+        (node, {name: _copied(_get(node, name)) for name in has if name != "thresholds"})
         for node, has in taking.values()
     ]
     lists = [(node, getattr(_held(node), "_list", None)) for node, _ in taking.values()]
@@ -216,7 +227,7 @@ def set_thresholds(model: nn.Module, where: str = "re:.*", **settings: Any) -> l
         for node, _ in taking.values():
             for name, value in settings.items():
                 if name == "scale":
-                    _set(node, "v_threshold", float(_get(node, "v_threshold")) * float(value))
+                    _set(node, "v_threshold", _copied(_get(node, "v_threshold")) * float(value))
                 else:
                     _set(node, name, value)
             if hasattr(node, "sync_settings"):
@@ -224,7 +235,7 @@ def set_thresholds(model: nn.Module, where: str = "re:.*", **settings: Any) -> l
             _held(node)._check()
     except Exception:
         for node, thresholds in lists:
-            if hasattr(_held(node), "_list"):
+            if getattr(_held(node), "_list", None) != thresholds:
                 _set(node, "thresholds", thresholds)
         for node, values in old:
             for name, value in values.items():
@@ -425,13 +436,18 @@ def _get(node: Any, name: str) -> Any:
     return getattr(_owner(node, name), name)
 
 
+def _copied(value: Any) -> Any:
+    """A number, or a tensor as it is now."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def _set(node: Any, name: str, value: Any) -> None:
     if name in ("D", "v_threshold") and getattr(_held(node), "_list", None) is not None:
         raise SwapError(f"this MSF has an explicit list of thresholds: give thresholds=[..], not {name}")
     owner = _owner(node, name)
     if isinstance(present := getattr(owner, name), Tensor):  # learned
         with torch.no_grad():
-            present.fill_(value)
+            present.copy_(torch.as_tensor(value))
     else:
         setattr(owner, name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import warnings
@@ -57,9 +58,10 @@ def load_published(
 ) -> Loaded:
     """Load a published checkpoint into ``model``, in place, and report; the neurons may be swapped already or not.
 
-    Convolutions, norms and linear layers keep their names in a swap, so either order gives the same weights. A learned
-    parameter of an old neuron goes to the one that keeps it (PLIF's ``w``) or is reported as gone; the parameters of a
-    new PMSN are in no published file and stay. Nothing in a file is executed (``weights_only=True``).
+    Convolutions, norms and linear layers keep their names in a swap, so either order gives the same weights. A number
+    of an old neuron, learned or not, goes to the one that keeps it (PLIF's ``w``; ``beta``, ``threshold`` and reset of
+    ``Leaky``, unless the swap gave others) or is reported as gone; the parameters of a new PMSN are in no published
+    file and stay. Nothing in a file is executed (``weights_only=True``).
 
     Args:
         model: a model with the published layout, or one that ``recipe`` translates to.
@@ -87,6 +89,7 @@ def load_published(
     owners = _neurons(model)
 
     places: dict[str, str] = {}
+    stock = _StockEntries(model, owners)
     unexpected, gone = [], []
     for published, name in renamed.items():
         place = _place(name, targets, owners, keys)
@@ -96,6 +99,8 @@ def load_published(
                     f"{places[place]} and {published} both belong to {place} of the model: rename one"
                 )
             places[place] = published
+        elif stock.takes(name, state[published]):
+            stock.published[name] = published
         elif _owner(name, owners) is not None:
             gone.append(published)
         else:
@@ -113,12 +118,15 @@ def load_published(
             converted.append(f"{ours}: {given.dtype} -> {expected.dtype}")
         if given.shape != expected.shape:
             reshaped.append(f"{ours}: {tuple(given.shape)} -> {tuple(expected.shape)}")
-    absent = [ours for ours in targets if ours not in places]
-    new = [ours for ours in absent if _is_new(ours, owners)]
+    for name, why in stock.misfits().items():
+        mismatched.append(checkpoints.Mismatch(stock.published.pop(name), name, why))
+    settled = stock.settled(targets)
+    absent = [ours for ours in targets if ours not in places and ours not in settled]
+    new = [ours for ours in absent if _owner(ours, owners) in stock.overruled or _is_new(ours, owners)]
     report = Loaded(
         source=getattr(recipe, "name", None) or recipe or "published weights",
         weights=path + (f" without the prefix {prefix!r}" if prefix else ""),
-        loaded=loaded,
+        loaded={**loaded, **{published: name for name, published in stock.published.items()}},
         missing={ours: ours for ours in absent if ours not in new},
         unexpected=tuple(unexpected),
         mismatched=tuple(mismatched),
@@ -135,14 +143,65 @@ def load_published(
         report = _without_missing(report, out)
     if strict and not report.ok:
         raise checkpoints.Incomplete(report)
-    if not loaded:
+    if not report.loaded:
         raise ValueError(f"no entry of the file has a place in the model.\n{report}")
     with torch.no_grad():
         for published, ours in loaded.items():
             targets[ours].copy_(state[published].reshape(targets[ours].shape))
+    stock.load()
     if not report.ok:
         warnings.warn(str(report), stacklevel=2)
     return report
+
+
+class _StockEntries:
+    """Entries of stock neurons that no tensor of the model has the name of: what our nodes take over of them."""
+
+    def __init__(self, model: nn.Module, owners: Mapping[str, nn.Module]) -> None:
+        self.nodes: dict[str, Any] = {}
+        self.entries: dict[str, dict[str, Tensor]] = {}  # by site, then by the name in the node
+        self.published: dict[str, str] = {}  # name in the model -> in the file
+        self.overruled: set[str] = set()  # sites with entries that the swap gave other values
+        for site, held in owners.items():
+            inner = model.get_submodule(site).modules()
+            node = next((m for m in inner if getattr(m, "neuron", None) is held), None)
+            if hasattr(node, "stock_entries"):
+                self.nodes[site] = node
+
+    def takes(self, name: str, value: Tensor) -> bool:
+        """Whether a node takes the entry ``name``; it is noted if so."""
+        site, _, own = name.rpartition(".")
+        if site not in self.nodes or own not in self.nodes[site].stock_entries():
+            self.overruled.add(site)
+            return False
+        self.entries.setdefault(site, {})[own] = value
+        return True
+
+    def misfits(self) -> dict[str, str]:
+        """Names that their node refuses, tried on a copy, and why; they are left out from here on."""
+        wrong = {}
+        for site, entries in self.entries.items():
+            for own in list(entries):
+                try:
+                    copy.deepcopy(self.nodes[site]).load_state_dict({own: entries[own]}, strict=False)
+                except RuntimeError as error:
+                    wrong[f"{site}.{own}"] = str(error).splitlines()[-1].strip()
+                    del entries[own]
+        return wrong
+
+    def settled(self, targets: Mapping[str, Tensor]) -> set[str]:
+        """Our own entries that are given their values by these."""
+        own = {
+            (site, ours)
+            for site, entries in self.entries.items()
+            for name in entries
+            for ours in self.nodes[site].stock_entries()[name]
+        }
+        return {t for t in targets if (_owner(t, self.nodes), t.rpartition(".")[2]) in own}
+
+    def load(self) -> None:
+        for site, entries in self.entries.items():
+            self.nodes[site].load_state_dict(entries, strict=False)
 
 
 def _without_missing(report: Loaded, names: set[str | None]) -> Loaded:

@@ -107,6 +107,7 @@ def build(site: Site) -> nn.Module:
         node: Any = site.host.NODES[name](**given)
         if amount is not None:
             node.neuron.reset_step = amount
+        node.kept = tuple(site.carried)
     except ValueError as error:
         raise SwapError(f"{site.name}: {error}") from error
     needed = around(site)

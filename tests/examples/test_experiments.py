@@ -413,9 +413,10 @@ def test_series_without_aeon_say_what_to_install(monkeypatch):
 # The page
 
 
-def test_the_page_is_made_of_the_files():
-    page = run.PAGE.read_text()
-    assert run.with_tables(page, run.OUT) == page
+def test_the_pages_are_made_of_the_files():
+    for path in (run.PAGE, *run.ELSEWHERE.values()):
+        page = path.read_text()
+        assert run.with_tables(page, run.OUT, path) == page
     assert {path.stem for path in run.OUT.glob("*.json")} <= set(run.NAMES)
 
 
@@ -427,6 +428,24 @@ def test_a_changed_number_changes_the_page(tmp_path):
     assert run.with_tables(page, tmp_path) != page
     with pytest.raises(SystemExit, match="expected one pair of markers for sine, found 0"):
         run.with_tables("# Experiments", tmp_path)
+
+
+def test_a_neuron_in_the_place_of_the_hosts_learns_as_it_does():
+    """As docs/defaults.md says: within three points with the hosts' defaults, far below with the paper's constants."""
+    rows = json.loads((run.OUT / "defaults.json").read_text())["rows"]
+    for kind in ("counts", "membranes"):
+        by_name = {}
+        for row in rows:
+            if kind in row:
+                by_name.setdefault(row["neuron"], []).append(row[kind])
+        mean = {name: sum(values) / len(values) for name, values in by_name.items()}
+        for host, ours in (("Leaky(0.9)", "MSF({}D={})"), ("LIFNode()", "MSFNode({}D={})")):
+            if host not in mean:
+                continue
+            for D in (1, 4):
+                name = ours.format("0.9, " if host.startswith("Leaky") else "", D)
+                assert mean[name] > mean[host] - 3
+            assert mean[ours.split("(")[0] + ".published(D=4)"] < mean[host] - 20
 
 
 def test_what_was_obtained_is_what_the_page_promises():

@@ -392,7 +392,7 @@ def test_bad_inputs():
     neuron = MSN(3)
     with pytest.raises(ValueError, match="this MSN has 3 channels, but axis 1 of one step .2, 4. has 4"):
         neuron(torch.zeros(5, 2, 4))
-    with pytest.raises(ValueError, match="channel_dim=1 counts in the per-step tensor"):
+    with pytest.raises(ValueError, match="this MSN has 3 channels, but axis 1 of one step .2,. has 2"):
         neuron(torch.zeros(5, 2))
     with pytest.raises(TypeError, match="floating-point"):
         neuron(torch.zeros(5, 2, 3, dtype=torch.int64))

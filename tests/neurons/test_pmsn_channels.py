@@ -68,14 +68,14 @@ def test_two_axes_count_as_one(channel_dim, shape, way):
         (1, (4, 2, 5), "this PMSN has 6 channels, but axis 1 .* has 5: pass channels=5, or the channel_dim"),
         (-1, (4, 2, 6, 5), "this PMSN has 6 channels"),
         ((1, 2), (4, 2, 2, 6), "this PMSN has 6 channels"),
-        (2, (4, 2, 6), "channel_dim=2 counts in the per-step tensor"),
+        (2, (4, 6), "channel_dim=2 counts in the per-step tensor"),
         (-3, (4, 2, 6), "channel_dim=-3 counts in the per-step tensor"),
-        (1, (4, 6), "channel_dim=1 counts in the per-step tensor"),  # the time axis is missing
+        (1, (4, 5), "this PMSN has 6 channels, but axis 1 .* has 5"),  # steps without a batch
         ((2, 1), (4, 2, 2, 3), "adjacent axes in ascending order"),
         ((1, 3), (4, 2, 2, 1, 3), "adjacent axes in ascending order"),
         ((1, 1), (4, 2, 6), "adjacent axes in ascending order"),
         (0, (4, 6, 2), "axis 0 is the batch"),
-        (-2, (4, 6, 2), "axis 0 is the batch"),
+        (-2, (4, 6), "axis 0 is the batch"),
     ],
 )
 def test_wrong_channel_axis(channel_dim, shape, message):

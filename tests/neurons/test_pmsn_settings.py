@@ -77,6 +77,8 @@ def test_input_must_be_a_tensor_with_a_time_axis():
     with pytest.raises(TypeError, match="takes a torch.Tensor, got list"):
         build_pmsn(3)([[1.0]])
     with pytest.raises(ValueError, match="time first"):
+        build_pmsn(3)(torch.tensor(5.0))
+    with pytest.raises(ValueError, match="3 channels.*has 1"):  # five steps of one neuron
         build_pmsn(3)(torch.zeros(5))
 
 

@@ -188,6 +188,14 @@ VARIANTS = {
     "msf-graded": lambda: MSF.published(D=2, graded_spikes_factor=0.5, **HIDDEN),
     "msf-learned": lambda: MSF.published(0.3, D=2, learn_beta=True, **HIDDEN),
     "msf-channels": lambda: MSF.published(torch.tensor([0.1, 0.5, 0.9]), D=2, learn_beta=True, **HIDDEN),
+    "msf-thresholds": lambda: MSF(0.3, torch.tensor([0.4, 0.7, 1.3]), D=2, **HIDDEN),
+    "msf-learned-threshold": lambda: MSF(0.3, 0.4, D=3, threshold_step=0.7, learn_threshold=True, **HIDDEN),
+    "msf-learned-thresholds": lambda: MSF(
+        torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.4, 0.7, 1.3]), learn_threshold=True, D=2, **HIDDEN
+    ),
+    "msf-each-neuron": lambda: MSF(
+        0.2 + torch.rand(4, 3) / 2, torch.rand(4, 3) + 0.4, learn_beta=True, learn_threshold=True, **HIDDEN
+    ),
     "node": lambda: MSFNode.published(tau=3.0),
     "node-decay-input": lambda: MSFNode.published(tau=3.0, decay_input=True),
     "node-soft": lambda: MSFNode.published(tau=2.0, v_reset=None),
@@ -229,7 +237,13 @@ def test_every_setting_comes_back(make, tmp_path):
         {k: v for k, v in vars(n.neuron).items() if not k.startswith("_") or k == "_list"}
         for n in (node, twin)
     ]
-    differing = {k for k in settings[0] if settings[0][k] != settings[1][k]}
+    differing = {
+        k
+        for k in settings[0]
+        if not isinstance(settings[0][k], torch.Tensor) and settings[0][k] != settings[1][k]
+    }
+    for own, other in zip(node.neuron.buffers(), twin.neuron.buffers(), strict=True):
+        assert_same(other, own)
     assert differing == set()
     assert twin.neuron.surrogate == node.neuron.surrogate
     results = []

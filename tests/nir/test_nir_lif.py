@@ -98,14 +98,35 @@ def test_leaky_goes_in_as_lif_only_where_it_is_one():
     node = export_to_nir(many, torch.zeros(2, 3)).nodes["_0"]
     assert_same(torch.tensor(node.v_threshold), many.threshold)
     assert_same(1 - torch.tensor(1e-4 / node.tau).float(), many.beta)
-    with pytest.raises(ValueError, match="v_threshold differs"):
-        import_from_nir(nir.NIRGraph.from_list(node), "snntorch")
+    copied = import_from_nir(nir.NIRGraph.from_list(node), "snntorch")
+    assert_same(steps(copied, x)[0], steps(many, x)[0])
     for kwargs, message in (
         ({}, "'zero' alone"),
         ({"reset_mechanism": "zero", "graded_spikes_factor": 2.0}, "graded_spikes_factor"),
     ):
         with pytest.raises(ValueError, match=message):
             export_to_nir(snn.Leaky(0.9, **kwargs, **HIDDEN), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (3, 4)])
+@pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
+def test_numbers_of_each_neuron_as_lif_and_back(host, shape, learned):
+    generator = torch.Generator().manual_seed(0)
+    beta, threshold = (0.2 + torch.rand(shape, generator=generator) / 2 for _ in range(2))
+    net = MSF.published(beta, threshold, D=1, learn_beta=learned, learn_threshold=learned, **HIDDEN)
+    x = randn(STEPS, BATCH, *shape)
+    graph = export_to_nir(net, x[0], standard=True)
+    node = graph.nodes["_0"]
+    assert type(node) is nir.LIF
+    assert node.v_threshold.shape == node.tau.shape == shape
+    back = import_from_nir(graph, host)
+    (twin,) = [m for m in back.modules() if hasattr(m, "neuron")]
+    assert_same(twin.neuron.decay, net.beta)
+    assert_same(twin.neuron.v_threshold, threshold)
+    spikes = steps(net, x)[0]
+    assert 0 < float(spikes.mean()) < 1
+    assert_same(steps(back, x)[0], spikes)
 
 
 @pytest.mark.parametrize(

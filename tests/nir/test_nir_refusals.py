@@ -114,11 +114,6 @@ class Scaled(nn.Linear):
         (lambda: [PMSN(**HIDDEN)], (2, 3), "not known"),
         (lambda: [MSF.published(state_quant=torch.round, **HIDDEN)], (2, 3), "state_quant"),
         (lambda: [MSF.published(spike_grad=Soft("atan"), **HIDDEN)], (2, 3), "soft surrogate"),
-        (
-            lambda: [MSF.published(learn_threshold=True, threshold=torch.ones(3), **HIDDEN)],
-            (2, 3),
-            "each channel",
-        ),
         (lambda: [neurons.MSN(3)], (4, 2, 3), "MSN has no node"),
         (lambda: [Louder(**HIDDEN)], (2, 3), "'0' .Louder.: Louder has no node"),
         (lambda: [SnnTorchNeuron(Leaking(), **HIDDEN)], (2, 3), "Leaking has no node"),
@@ -136,7 +131,6 @@ class Scaled(nn.Linear):
         "lazy",
         "quantised",
         "soft",
-        "thresholds",
         "msn",
         "own-node",
         "own-neuron",
@@ -155,8 +149,8 @@ def test_inhibition_is_refused():
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"learn_threshold": True}, {"learn_graded_spikes_factor": True}, {"spike_grad": Custom(torch.sigmoid)}],
-    ids=["threshold", "graded", "surrogate"],
+    [{"learn_graded_spikes_factor": True}, {"spike_grad": Custom(torch.sigmoid)}],
+    ids=["graded", "surrogate"],
 )
 def test_what_is_lost_for_training_is_said(kwargs):
     with pytest.warns(UserWarning, match="exported as a number|trains with its default"):

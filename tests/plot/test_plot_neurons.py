@@ -236,3 +236,12 @@ def test_summed_slopes_of_every_neuron_and_what_is_refused():
         plot.summed_slope([1.0])
     with pytest.raises(ValueError, match="of its own"):
         plot.summed_slope(MSF(), "atan")
+
+
+def test_thresholds_of_each_neuron_are_drawn_by_none():
+    """There is no one line for them; all else is drawn."""
+    neuron = MSF(D=2, decay=0.5, v_threshold=torch.linspace(0.5, 1.5, X_SEQ.shape[2]))
+    for draw in (plot.raster, plot.traces, plot.activity, plot.histogram):
+        draw(neuron, X_SEQ)
+    with pytest.raises(ValueError, match="thresholds of its own"):
+        plot.summed_slope(neuron)

@@ -282,7 +282,7 @@ def test_bad_input(make):
     with pytest.raises(TypeError, match="torch.Tensor"):
         make(sequence=True)([1.0])
     with pytest.raises(ValueError, match=r"\[T, B, \*\]"):
-        make(sequence=True)(torch.zeros(6))
+        make(sequence=True)(torch.tensor(6.0))
     with pytest.raises(TypeError, match="tuple of tensors"):
         make()(torch.zeros(2, 6), (1.0, 2.0))
     with pytest.raises(TypeError, match="torch.Tensor"):

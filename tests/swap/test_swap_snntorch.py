@@ -205,12 +205,17 @@ def test_published_dynamics(x_seq):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda **k: snn.Leaky(learn_beta=True, **k), "its beta is learned"),
-        (lambda **k: snn.Leaky(learn_threshold=True, **k), "its threshold is learned"),
-        (lambda beta: snn.Leaky(torch.full((10,), beta)), "its beta is learned or differs"),
+        (
+            lambda beta: snn.Leaky(torch.tensor([beta] * 9 + [1.5]), learn_beta=True),
+            "its learned beta has reached 0 or 1",
+        ),
+        (
+            lambda beta: snn.Leaky(beta, threshold=-1.0, learn_threshold=True),
+            "a learned threshold starts positive",
+        ),
         (lambda beta: snn.Lapicque(beta=beta), "Lapicque has dynamics of its own"),
     ],
-    ids=["learned_beta", "learned_threshold", "beta_each", "lapicque"],
+    ids=["beta_above_1", "negative_threshold", "lapicque"],
 )
 def test_what_msf_cannot_keep_is_refused(make, why, x_seq):
     net = Tutorial(make, first="reset_mem")

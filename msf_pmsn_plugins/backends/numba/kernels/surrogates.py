@@ -27,7 +27,7 @@ def exact_inverse(number: float) -> float:
 
 
 def _exp(x: Value) -> Value:
-    """``exp(x)`` to about one unit in the last place; overflows to inf, underflows gradually, keeps NaN.
+    """``exp(x)``, all but always correctly rounded; overflows to inf, underflows gradually, keeps NaN.
 
     ``2**n exp(r)`` with ``n = rint(x/ln 2)``: a Taylor series of ``exp(r)``, ``|r| < 0.35``, and the power of two in
     two halves, each of which is a normal number. A call of the C library would not be vectorised.
@@ -43,10 +43,15 @@ def _exp(x: Value) -> Value:
     near = where(x >= low, x, low)  # NaN becomes a bound, and NaN again at the end
     near = where(near <= high, near, high)
     n = (near * (1 / math.log(2))).rint()
-    r = fnma(n, x.constant(fine), fnma(n, x.constant(coarse), near))
+    whole = fnma(n, x.constant(coarse), near)
+    r = fnma(n, x.constant(fine), whole)
+    rest = fnma(n, x.constant(fine), whole - r)  # what r was rounded by
     series = x.constant(1 / math.factorial(order))
-    for k in range(order - 1, -1, -1):
+    for k in range(order - 1, 1, -1):
         series = fma(series, r, x.constant(1 / math.factorial(k)))
+    # 1 + r + .., with one rounding: near 1 the slope of a sigmoid has all its digits from the last one here
+    head = 1.0 + r
+    series = head + ((r - (head - 1.0)) + fma(series, r * r, rest))
     power = x.b.fptosi(n.value, ir.VectorType(INT, x.count))
     power = x.make(power if single else x.b.sext(power, words))
     half = x.make(x.b.ashr(power.value, x.constant(1, word).value))
