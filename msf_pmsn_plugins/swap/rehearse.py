@@ -43,7 +43,9 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
         todo[-1].refuse(
             "not finite", "after the swap the model's output is NaN or infinite, and before it was not"
         )
-    plan.new_parameters = sum(p.numel() for node in {*built.values()} for p in node.parameters())
+    old = {id(p) for p in plan.model.parameters()}
+    new = {id(p): p for node in built.values() for p in node.parameters() if p.requires_grad}
+    plan.new_parameters = sum(p.numel() for key, p in new.items() if key not in old)
 
 
 @contextmanager
