@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import ROOT
 from msf_pmsn_plugins import snntorch, swap
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 
 NODES = {
     "IFNode": lambda **k: neuron.IFNode(**k),
@@ -89,7 +89,7 @@ def pair(node, reset, layout, mode, steps, step_mode):
 
 def passes(node, mode):
     """Whether the host passes a gradient: the older one's compiled functions for evaluation do not."""
-    return face.FUNCTIONAL or mode == "train" or node.startswith("Parametric")
+    return framework.FUNCTIONAL or mode == "train" or node.startswith("Parametric")
 
 
 def rounding(reset):
@@ -155,7 +155,7 @@ def gradient_strides(call, inputs, grads):
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_gradients_lie_as_those_of_the_old_node(step_mode, steps, before, behind):
     old = NODES["LIFNode"](surrogate_function=surrogate.ATan(), step_mode=step_mode)
-    new = face.MSFNode(1.7, surrogate_function=surrogate.ATan(), step_mode=step_mode, D=1)
+    new = framework.MSFNode(1.7, surrogate_function=surrogate.ATan(), step_mode=step_mode, D=1)
 
     def strides(node):
         inputs = [in_order(torch.rand(2, 3, 4, 5), before) for _ in range(steps)]
@@ -208,7 +208,7 @@ def table():
             (_, grads), (_, new) = pair(node, reset, "contiguous", "train", 3, "m")
             equal = all(torch.equal(a, b) for a, b in zip(grads, new, strict=True))
             cells.append("bits" if equal else "rounding")
-        cells.append(EVALUATION[node] if face.FUNCTIONAL else in_evaluation(node))
+        cells.append(EVALUATION[node] if framework.FUNCTIONAL else in_evaluation(node))
         lines.append(f"| `{node}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
