@@ -82,4 +82,4 @@ def loadable() -> list[Recipe]:
 def recognise(model: nn.Module) -> Recipe | None:
     """The recipe that built ``model``, or None. Of several that fit, the one that says most about its modules."""
     fitting = [recipe for recipe in loadable() if recipe.fits(model)]
-    return max(fitting, key=lambda recipe: len(recipe.paths) + len(recipe.holds), default=None)
+    return max(fitting, key=lambda recipe: recipe.demands, default=None)

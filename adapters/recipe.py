@@ -48,6 +48,7 @@ class Recipe:
         classes: names of the model's class, or of one of its parents, by which it is recognised.
         paths: regular expressions; each must match the whole path of some module, or it is another recipe.
         holds: class names; some module must be of each, or it is another recipe.
+        has: attributes; some module must have all of them, and so must every neuron that ``readings`` is for.
         pmsn_rules: rules that hold where the target is a PMSN; they go before ``rules``.
         readings: how to read neurons of the recipe's own, by class name.
         keys: published checkpoint entry -> entry of another construction of the same network, as regular expression
@@ -65,6 +66,7 @@ class Recipe:
     classes: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     holds: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
     pmsn_rules: Mapping[Any, SiteRule] = field(default_factory=dict)
     readings: Mapping[str, Reading] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -72,18 +74,26 @@ class Recipe:
     calibration: str = ""
     legacy: str | None = None
 
+    @property
+    def demands(self) -> int:
+        """How much it says about the modules of a model."""
+        return len(self.paths) + len(self.holds) + len(self.has)
+
     def fits(self, model: nn.Module) -> bool:
-        """Whether ``model`` is built by this recipe: the name of its class, all of ``paths``, all of ``holds``."""
+        """Whether ``model`` is built by this recipe: its class, all of ``paths``, of ``holds`` and of ``has``."""
         if not {cls.__name__ for cls in type(model).__mro__} & set(self.classes):
             return False
         names = [name for name, _ in model.named_modules()]
         held = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
         matched = all(any(re.fullmatch(path, name) for name in names) for path in self.paths)
-        return matched and set(self.holds) <= held
+        return matched and set(self.holds) <= held and any(map(self._has_all, model.modules()))
+
+    def _has_all(self, module: nn.Module) -> bool:
+        return all(hasattr(module, name) for name in self.has)
 
     def classes_in(self, model: nn.Module) -> dict[type, Reading]:
         """The recipe's own neuron classes in ``model``, and how to read them."""
-        kinds = {type(module) for module in model.modules()}
+        kinds = {type(module) for module in model.modules() if self._has_all(module)}
         return {cls: self.readings[cls.__name__] for cls in kinds if cls.__name__ in self.readings}
 
     def rules_for(

@@ -1,4 +1,7 @@
-"""STEP's spiking transformers: the neuron is an argument, ``node=``, and takes time and batch on one axis."""
+"""Networks on BrainCog's neurons, STEP's spiking transformers among them: time and batch lie on one axis.
+
+The neurons of a built network are read; where it is built, ``node=`` takes ours.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,43 @@ from msf_pmsn_plugins.adapters.recipe import ATTENTION, RATES, Recipe
 from torch import Tensor, nn
 
 from msf_pmsn_plugins.surrogate import Surrogate
-from msf_pmsn_plugins.swap.spec import MSF, PMSN
+from msf_pmsn_plugins.swap.spec import MSF, PMSN, Read, Rule
+
+
+def _dynamics(node: Any) -> dict[str, Any]:
+    """What the three plain neurons compute: charge, fire by ``act_fun``, reset to 0 by a detached spike."""
+    if getattr(node.threshold, "requires_grad", False) or getattr(node, "sigmoid_thres", False):
+        raise ValueError(
+            "its threshold is learned, and MSF would hold it fixed: keep this site with swap.Keep()"
+        )
+    charges: dict[str, dict[str, Any]] = {
+        "IFNode": {"charge": "if"},
+        "LIFNode": {"charge": "lif_rest_zero_decay_input", "tau": getattr(node, "tau", 2.0)},
+        "PLIFNode": {"charge": "plif_decay_input", "w": getattr(node, "w", None)},
+    }
+    return {
+        **charges[type(node).__name__],
+        "v_reset": 0.0,
+        "detach_reset": True,
+        "surrogate_function": node.act_fun,
+    }
+
+
+_READ = Read(v_threshold=lambda node: float(node.threshold), dynamics=_dynamics)
 
 RECIPE = Recipe(
     name="step",
-    source="Shen et al., STEP: A Unified Spiking Transformer Evaluation Platform, 2025; github.com/Fancyssc/STEP",
-    advice="Give msf_pmsn_plugins.adapters.step.node(swap.MSF(D=4)) as its node=: replacing the built neurons would "
-    "have to know T, which they alone hold. " + ATTENTION,
+    source="Shen et al., STEP: A Unified Spiking Transformer Evaluation Platform, 2025; github.com/Fancyssc/STEP; and "
+    "Zeng et al., BrainCog, Patterns 2023; github.com/BrainCog-X/Brain-Cog",
+    classes=("BaseModule",),
+    has=("n_reset", "act_fun", "threshold"),
+    # one number a head and token, [B, heads, 1, tokens]: no channels, so one set of parameters a head
+    pmsn_rules={r"re:.*\.tssa\.attn_lif": Rule(channel_dim=1, folded="fix", reset="n_reset")},
+    rules={"re:.*": Rule(folded="fix", reset="n_reset")},
+    readings=dict.fromkeys(("IFNode", "LIFNode", "PLIFNode"), _READ),
+    advice="A new neuron unfolds [T*B, ..] by the T that the old one had: give a network of another T new neurons. "
+    "Where STEP builds the network, msf_pmsn_plugins.adapters.step.node(swap.MSF(D=4)) is its node=. "
+    + ATTENTION,
     calibration=RATES,
 )
 

@@ -10,7 +10,7 @@ from torch import nn
 from ..charges import CHARGES
 from ..surrogate import Surrogate
 from .experiments import same
-from .quantisers import levels
+from .quantisers import levels, window
 from .saving import plain
 from .site import Site, build
 from .spec import MSF, Keep, Read, SwapError
@@ -40,14 +40,14 @@ def arguments(site: Site, dynamics: str, memory: dict[Any, Any]) -> dict[str, An
     assert not isinstance(target, Keep)
     words = host.WORDS
     if site.role == "activation":
-        return _quantiser(site)
+        return _quantiser(site, memory)
     if isinstance(target, MSF):
         own = {"D": target.D, "threshold_step": target.threshold_step, "backend": target.backend}
         if dynamics == "site":
             arguments = _kept(site, own, memory)
-            own = {
-                key: value for key, value in own.items() if "reset_step" not in arguments or key == "backend"
-            }
+            if "D" in arguments:  # an integer neuron
+                own = {"backend": target.backend}
+                _say_levels(site, arguments["D"])
         else:
             arguments = {**host.NODES["msf"].PUBLISHED, **_settings(site)}
     else:
@@ -122,9 +122,6 @@ def _integer_lif(site: Site) -> list[dict[str, Any]]:
     if not any(cls.__name__ == "ILIFNode" for cls in type(module).__mro__):
         return []
     theta, D = float(module.v_threshold), int(function.max_spike_count)  # type: ignore[union-attr]
-    text = f"its {D} levels are kept, whatever D the target has"
-    if text not in site.warnings:
-        site.warnings.append(text)
     own = {
         "D": D,
         "v_threshold": theta / 2,
@@ -138,6 +135,13 @@ def _integer_lif(site: Site) -> list[dict[str, Any]]:
         "store_v_seq": getattr(module, "store_v_seq", False),
     }
     return [{**own, "charge": charge} for charge in ("lif", "lif_product")]
+
+
+def _say_levels(site: Site, D: int) -> None:
+    """Of an integer neuron, whose levels are not the target's to choose."""
+    assert isinstance(site.target, MSF)
+    if D != site.target.D:
+        site.warnings.append(f"its {D} levels are kept, whatever D the target has")
 
 
 def _first_same(
@@ -214,19 +218,27 @@ def _quantisers_in(site: Site) -> str:
     return ""
 
 
-def _quantiser(site: Site) -> dict[str, Any]:
+def _quantiser(site: Site, memory: dict[Any, Any]) -> dict[str, Any]:
     """An activation as MSF without memory."""
     target = site.target
     assert isinstance(target, MSF)
     if site.device.type == "meta":
         raise ValueError(f"{site.old} cannot be tried on the meta device")
-    thresholds, scale, divisor = levels(site.module, site.device)
+    key = ("quantiser", fingerprint(site.module))
+    if key not in memory:
+        read = levels(site.module, site.device)
+        memory[key] = read, window(site.module, *read, site.device) if read[0] else (None, "")
+    (thresholds, scale, divisor), (rectangle, difference) = memory[key]
     assert site.host is not None
     published = site.host.NODES["msf"].PUBLISHED
     common = {**published, "tau": 1.0, "step_mode": "s", "backend": target.backend}
     if thresholds:
         site.around |= {"scale": scale, "divisor": divisor}
         own: dict[str, Any] = {"thresholds": thresholds}
+        if rectangle is not None:
+            own["surrogate_function"] = rectangle
+        if difference and target.surrogate_function is None:
+            site.warnings.append(difference)
         site.warnings.append(
             f"the quantiser's {len(thresholds)} levels are kept, whatever D the target has: exact in float32"
         )

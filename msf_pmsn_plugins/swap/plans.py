@@ -134,13 +134,20 @@ class Plan:
         """The plan as plain data, fit for JSON and ``torch.load(weights_only=True)``: see :meth:`from_dict`."""
         return {
             "format": FORMAT,
-            "model": model_facts(self.model, self.keys if self.applied else None),
+            "model": self._facts(),
             "dynamics": self.dynamics,
             "input": plain(vars(self.layout)),
             "warnings": list(self.warnings),
             "new_parameters": self.new_parameters,
             "sites": [site_to_dict(s) for s in self.sites],
         }
+
+    def _facts(self) -> dict[str, Any]:
+        """Of the model as it was planned for: one that is itself a neuron was replaced whole."""
+        if not self.applied:
+            return model_facts(self.model)
+        root = next((s.module for s in self.sites if not s.path and s.verdict in SWAPPED), self.model)
+        return model_facts(root, self.keys)
 
     @classmethod
     def from_dict(

@@ -1,4 +1,4 @@
-"""Read a quantiser to the bit: the very floats at which it steps."""
+"""Read a quantiser to the bit: the very floats at which it steps, and the gradient that it passes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import struct
 import torch
 from torch import Tensor, nn
 
+from ..surrogate import Surrogate, summed_slope
 from .experiments import copy_at_rest, unit_of
 from .running import output_of
 
-__all__ = ["levels"]
+__all__ = ["levels", "window"]
 
 
 def _float(bits: int) -> float:
@@ -64,3 +65,42 @@ def levels(module: nn.Module, device: torch.device) -> tuple[list[float], float,
         if torch.equal(counts * scale / divisor, emitted):
             return thresholds, scale, divisor
     raise ValueError(f"{name} emits no exact multiples of {unit}")
+
+
+def window(
+    module: nn.Module, thresholds: list[float], scale: float, divisor: float, device: torch.device
+) -> tuple[Surrogate | None, str]:
+    """The rectangle at each threshold that passes the gradient of a quantiser, and what is not as it was.
+
+    Between its levels a quantiser usually passes the gradient as if it were not there: rectangles as wide as the
+    thresholds lie apart, side by side. None where they do not give what the quantiser passes.
+    """
+    n = len(thresholds)
+    gap = (thresholds[-1] - thresholds[0]) / (n - 1) if n > 1 else 2 * thresholds[0]
+    x = torch.rand(4096, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = ((n + 3) * gap * x - 1.5 * gap).float()  # random: off the edges
+    grads = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    inputs = x.to(device).unsqueeze(0).requires_grad_()
+    y = output_of(copy_at_rest(module).train()(inputs))
+    passed = None
+    if y.requires_grad:
+        (passed,) = torch.autograd.grad(y, inputs, grads.to(y).unsqueeze(0), allow_unused=True)
+    if passed is None:
+        return None, "the quantiser passes no gradient, and the new neuron does"
+    passed, best = passed.squeeze(0).cpu(), None
+    # The thresholds are off the even ones by a rounding: so is their distance.
+    for width in dict.fromkeys((_rounded(gap), _rounded(2 * thresholds[0]), gap)):
+        rectangle = Surrogate("rectangular", width / 2)
+        ours = grads * scale / divisor * summed_slope(x, thresholds, rectangle)
+        if torch.equal(ours, passed):
+            return rectangle, ""
+        if torch.allclose(ours, passed, 1e-3, 1e-5 * float(passed.abs().max())):
+            best = best or rectangle
+    if best is not None:
+        return best, ""
+    return None, "its gradient is that of MSF's surrogate, not what the quantiser passes"
+
+
+def _rounded(width: float) -> float:
+    """The number of few digits that ``width`` is meant to be."""
+    return float(f"{width:.6g}")

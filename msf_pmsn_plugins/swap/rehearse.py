@@ -41,9 +41,13 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
         _blame(todo, run, failure)
     elif run.outputs and seen.example.finite and not run.finite and not plan.unresolved:
         todo[-1].refuse(
-            "not finite", "after the swap the model's output is NaN or infinite, and before it was not"
+            "not finite",
+            "after the swap the model's output is NaN or infinite, and before it was not: take a smaller D, or keep "
+            "the neuron whose counts something behind it cannot take with rules={path: swap.Keep()}",
         )
-    plan.new_parameters = sum(p.numel() for node in {*built.values()} for p in node.parameters())
+    old = {id(p) for p in plan.model.parameters()}
+    new = {id(p): p for node in built.values() for p in node.parameters() if p.requires_grad}
+    plan.new_parameters = sum(p.numel() for key, p in new.items() if key not in old)
 
 
 @contextmanager

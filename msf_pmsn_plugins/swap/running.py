@@ -25,13 +25,17 @@ def output_of(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
+# Names that repositories give to the method that brings a neuron to rest, besides ``reset``, which others have too.
+RESETS = ("reset_mem", "n_reset", "reset_state", "reset_states", "reset_hidden")
+
+
 def rest(model: nn.Module) -> None:
     """Forget every state that the neurons of ``model`` carry, by their own means; inside :func:`undisturbed`."""
     for module in model.modules():
         memories = getattr(module, "_memories", None)
         if isinstance(memories, dict):
             memories.update(vars(module)["_memories_rv"])
-        elif takes_nothing(reset := getattr(module, "reset_mem", None)):
+        elif reset := next(filter(takes_nothing, (getattr(module, name, None) for name in RESETS)), None):
             reset()
         elif takes_nothing(reset := getattr(module, "reset", None)) and not module._parameters:
             reset()  # as the hosts' reset_net does with any module

@@ -378,13 +378,3 @@ def test_surrogates_of_ones_own_are_derived_as_before():
     assert set(s.unique().tolist()) <= {0.0, 1.0}
     assert x.grad.abs().sum() > 0
     assert surrogate.heaviside(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0.0, 1.0, 1.0]
-
-
-@pytest.mark.skipif(OLD, reason="this SpikingJelly has the originals")
-@pytest.mark.parametrize(
-    ("module", "name", "version"),
-    [("clock_driven.neuron", "MultiStepEIFNode", "0.0.0.0.14"), ("cext.neuron", "EIFNode", "0.0.0.0.12")],
-)
-def test_a_missing_name_points_to_a_version_that_has_it(module, name, version):
-    with legacy_imports(), pytest.raises(ImportError, match=f"use SpikingJelly {version}"):
-        getattr(importlib.import_module(f"spikingjelly.{module}"), name)

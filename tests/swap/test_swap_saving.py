@@ -114,6 +114,18 @@ def test_single_steps_of_snntorch_are_rebuilt():
     assert_same(again(x), plan.apply()(x))
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_model_that_is_itself_a_neuron_is_rebuilt(when):
+    x = 3 * torch.rand(4, 2, 6)
+    plan = swap.plan(neuron.LIFNode(step_mode="m"), x, swap.MSF(D=4))
+    stored = plan.to_dict()
+    new = plan.apply()
+    if when == "after":
+        assert plan.to_dict() == stored
+    again = swap.Plan.from_dict(neuron.LIFNode(step_mode="m"), plan.to_dict()).apply()
+    assert_same(again(x), new(x))
+
+
 def test_quantisers_are_rebuilt():
     def net():
         torch.manual_seed(0)

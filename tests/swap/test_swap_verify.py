@@ -422,6 +422,13 @@ def test_nodes_inside_a_verified_net_are_ours(x_seq):
     assert sum(isinstance(m, Neuron) for m in net.modules()) == 2
 
 
+@pytest.mark.parametrize("compartments", [2, 3, 5])
+def test_a_pmsn_of_any_size_holds(compartments, x_seq):
+    """One hidden compartment is real: nothing reaches its imaginary parts."""
+    report = swap.verify(swap.pmsn(Net(), x_seq, compartments=compartments), x_seq)
+    assert report.ok, str(report)
+
+
 # How often the model runs ---------------------------------------------------------------------------------------------
 
 

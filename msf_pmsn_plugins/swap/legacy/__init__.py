@@ -30,11 +30,12 @@ _active = threading.Lock()
 def legacy_imports(*, seq_to_ann: str = "module") -> Iterator[None]:
     """Let published model files import and build unchanged on SpikingJelly 2.0.0 and 0.0.0.0.14, without CuPy.
 
-    Inside the context these resolve: ``spikingjelly.clock_driven`` (neuron, layer, functional, surrogate, encoding),
-    ``spikingjelly.cext.neuron``, ``backend='cupy'`` on nodes and ``functional.set_backend`` (computed with torch where
-    CuPy cannot be had), ``timm.models.layers``, ``timm.models.registry``, ``timm.models.vision_transformer._cfg`` (the
-    installed timm at its present place, else the few functions that recipes take from it), and einops and torchinfo
-    where they are not installed, for files that import them without use.
+    Inside the context these resolve: ``spikingjelly.clock_driven`` (neuron, layer, functional, surrogate, encoding,
+    rnn, ann2snn, model, accelerating), ``spikingjelly.cext.neuron``, ``backend='cupy'`` on nodes and
+    ``functional.set_backend`` (computed with torch where CuPy cannot be had), ``timm.models.layers``,
+    ``timm.models.registry``, ``timm.models.vision_transformer._cfg`` (the installed timm at its present place, else the
+    few functions that recipes take from it), and einops and torchinfo where they are not installed, for files that
+    import them without use.
 
     On exit ``sys.modules`` and every changed attribute are as before, also after an exception. Models that were built
     inside stay usable: import and build inside, run where you like.

@@ -31,7 +31,7 @@ def timm(changes: ExitStack) -> None:
             "timm.models.vision_transformer": {"_cfg": _cfg},
         }
         for name, offers in parts.items():
-            install(changes, StandIn(name, offers, "For more: pip install timm"))
+            install(changes, StandIn(name, offers, lambda *_: "For more: pip install timm"))
         return
     for old, new in MOVED.items():
         with warnings.catch_warnings():
@@ -95,7 +95,10 @@ def unused(changes: ExitStack) -> None:
             parts = module.split(".")
             for n in range(1, len(parts) + 1):
                 offers = {name: _refused(package)} if n == len(parts) else {}
-                install(changes, StandIn(".".join(parts[:n]), offers, f"For more: pip install {package}"))
+                install(
+                    changes,
+                    StandIn(".".join(parts[:n]), offers, lambda *_, p=package: f"For more: pip install {p}"),
+                )
 
 
 def _refused(package: str) -> Callable[..., Any]:

@@ -16,13 +16,15 @@ from torch import nn
 from ... import hosts
 from .layers import LAYOUTS, containers, layers
 from .nodes import cext_nodes, check_backend, nodes
+from .originals import where
 from .stand_in import StandIn, exists, fails_to_import, install, set_until_exit
 from .surrogates import surrogate_bases
+from .zoo import ACCELERATING, MODELS, ann2snn, models, recurrent
 
 __all__ = ["old_spikingjelly"]
 
 OLD, CEXT = "spikingjelly.clock_driven", "spikingjelly.cext"
-PARTS = ("base", "surrogate", "neuron", "functional", "layer", "encoding")
+PARTS = ("base", "surrogate", "neuron", "functional", "layer", "encoding", "rnn", "ann2snn")
 
 # What 0.0.0.0.12 has under these names, and 2.0.0 too, with the same arguments and the same bits. PiecewiseLeakyReLU
 # is not among them: its derivative is another one in 2.0.0.
@@ -52,10 +54,6 @@ FUNCTIONS = (
     "kaiming_normal_conv_linear_weight",
 )
 
-# Who has the original, by part.
-NEWER = "For more use SpikingJelly 0.0.0.0.14, which has the original"
-OLDER = "For more use SpikingJelly 0.0.0.0.12, the last that has the original"
-
 
 def old_spikingjelly(changes: ExitStack, layout: str) -> None:
     """Make the old names of SpikingJelly resolve until ``changes`` ends."""
@@ -70,22 +68,25 @@ def old_spikingjelly(changes: ExitStack, layout: str) -> None:
             set_until_exit(changes, layer, name, container)
     else:
         parts = {part: _part(part, layout) for part in PARTS}
-        root = StandIn(OLD, dict(parts), NEWER)
+        zoo = {name: _model(name) for name in MODELS}
+        parts["model"] = StandIn(f"{OLD}.model", dict(zoo), where)
+        root = StandIn(OLD, dict(parts), where)
         install(changes, root)
-        for module in parts.values():
+        for module in [*parts.values(), *zoo.values()]:
             install(changes, module)
+    install(changes, StandIn(f"{OLD}.accelerating", dict(ACCELERATING), where))
     if not exists(f"{CEXT}.neuron") or fails_to_import(f"{CEXT}.neuron"):
         if CEXT not in sys.modules:
             if exists(CEXT):
                 importlib.import_module(CEXT)
             else:
-                install(changes, StandIn(CEXT, {}, OLDER))
+                install(changes, StandIn(CEXT, {}, where))
         install(
             changes,
             StandIn(
                 f"{CEXT}.neuron",
                 cext_nodes(sys.modules[f"{OLD}.neuron"], sys.modules[f"{OLD}.surrogate"]),
-                OLDER,
+                where,
             ),
         )
     _accept_backends(changes, host)
@@ -175,11 +176,20 @@ def _part(part: str, layout: str) -> StandIn:
         offers = {name: getattr(_new(part), name) for name in FUNCTIONS}
     elif part == "encoding":
         offers = {name: getattr(_new(part), name) for name in ENCODERS}
+    elif part == "rnn":
+        offers = recurrent(_new(part), f"{OLD}.{part}")
+    elif part == "ann2snn":
+        offers = ann2snn(_new(part), f"{OLD}.{part}")
     else:
         offers = layers(_new("layer"), layout)
     if part != "layer" and layout != LAYOUTS[0]:
         return _part(part, LAYOUTS[0])
-    return StandIn(f"{OLD}.{part}", offers, NEWER)
+    return StandIn(f"{OLD}.{part}", offers, where)
+
+
+@functools.cache
+def _model(name: str) -> StandIn:
+    return StandIn(f"{OLD}.model.{name}", models(_new(f"model.{name}"), _new("layer").BatchNorm2d), where)
 
 
 def _renamed(cls: type, module: str) -> type:

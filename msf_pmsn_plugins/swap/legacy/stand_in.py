@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
@@ -36,9 +37,13 @@ def install(changes: ExitStack, module: ModuleType, name: str | None = None) -> 
 
 
 class StandIn(ModuleType):
-    """A module that stands for another one and says what it offers when asked for more."""
+    """A module that stands for another one and says what it offers when asked for more.
 
-    def __init__(self, name: str, offers: dict[str, Any], hint: str) -> None:
+    Args:
+        hint: of this module and a name that it lacks: what to do.
+    """
+
+    def __init__(self, name: str, offers: dict[str, Any], hint: Callable[[str, str], str]) -> None:
         super().__init__(name, f"Stand-in for {name}.")
         self.__path__: list[str] = []  # a package: its parts are found in sys.modules
         self.__hint__ = hint
@@ -50,7 +55,8 @@ class StandIn(ModuleType):
             raise AttributeError(name)
         offered = ", ".join(self.__all__) or "nothing"
         raise ImportError(
-            f"{self.__name__} has no {name!r} under legacy_imports(); it offers {offered}. {self.__hint__}"
+            f"{self.__name__} has no {name!r} under legacy_imports(); it offers {offered}. "
+            f"{self.__hint__(self.__name__, name)}"
         )
 
 
