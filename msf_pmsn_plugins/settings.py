@@ -75,6 +75,7 @@ class PMSNSettings(_HashedOnce):
         surrogate, width: a key of :data:`~msf_pmsn_plugins.surrogate.SURROGATES` and its parameter; the name ``""``:
             the backward is given the slopes.
         keep_drive, keep_membrane: return the drive of the soma, its membrane before the reset.
+        keep_residual: return the residual after every step, [T, L, C, K], in place of the last one.
         state_grad: make the gradient of the hidden state, the largest tensor of short sequences.
     """
 
@@ -86,6 +87,7 @@ class PMSNSettings(_HashedOnce):
     width: float = 1.0
     keep_drive: bool = True
     keep_membrane: bool = False
+    keep_residual: bool = False
     state_grad: bool = True
 
     __hash__ = _HashedOnce.__hash__
@@ -133,8 +135,8 @@ def asks(settings: MSFSettings | PMSNSettings, parameters: tuple[Tensor | None, 
     if isinstance(settings, MSFSettings):
         words.append(f"charge {settings.charge!r}")
         words += ["delayed reset"] * settings.reset_delay
-    elif settings.keep_membrane:
-        words.append("membranes out")
+    else:
+        words += ["membranes out"] * settings.keep_membrane + ["residuals out"] * settings.keep_residual
     fields = getattr(parameters, "_fields", ())
     words += [f"tensor of {name}s" for name, p in zip(fields, parameters, strict=True) if p is not None]
     return tuple(words)

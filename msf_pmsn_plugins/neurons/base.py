@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..lengths import Lengths, check_lengths, live_steps
+from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps
 from ..surrogate import Surrogate, gives_slopes
 from .autograd import transformed
 from .layout import gradient_laid_out
@@ -189,15 +189,56 @@ class Neuron(PropertiesFirst, nn.Module):
         lengths = check_lengths(x_seq, lengths)
         if lengths.dtype != torch.bool:
             return self._run(x_seq, state, membrane, lengths)
-        # Valid steps first, in their order; then back to where they were.
-        count, order = lengths.sum(0), torch.argsort((~lengths).byte(), dim=0, stable=True)
-        order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
-        s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
+        valid = ValidFirst(x_seq, lengths)
+        s_seq, state, m_seq = self._run(valid.pack(x_seq), state, membrane, valid.count)
+        return valid.unpack(s_seq), state, None if m_seq is None else valid.unpack(m_seq)
 
-        def back(seq: Tensor) -> Tensor:
-            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)
+    def trajectory(
+        self,
+        x_seq: Tensor,
+        state: State | None = None,
+        lengths: Lengths | None = None,
+        names: Sequence[str] | None = None,
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """:meth:`sequence` with the state that each step left: spikes, last state, ``{name: [T, N, *]}``.
 
-        return back(s_seq), state, None if m_seq is None else back(m_seq)
+        Args:
+            x_seq, state, lengths: as in :meth:`sequence`; a step that is skipped leaves the state as it was.
+            names: which parts of the state are returned, of ``state_names``; None is all.
+        """
+        state = self._begin(x_seq, state)
+        names = self.state_names if names is None else names
+        if lengths is None:
+            s_seq, last, kept = self._trajectory(x_seq, state, None, names)
+            return s_seq, last, dict(zip(names, kept, strict=True))
+        valid = ValidFirst(x_seq, valid_steps(x_seq, lengths))
+        s_seq, last, kept = self._trajectory(valid.pack(x_seq), state, valid.count, names)
+        before = dict(zip(self.state_names, state, strict=True))
+        held = {name: valid.hold(before[name], seq) for name, seq in zip(names, kept, strict=True)}
+        return valid.unpack(s_seq), last, held
+
+    def _trajectory(
+        self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        """``trajectory`` after its checks, step by step; override with something fast. What is kept of padded steps,
+        those at the end, does not matter.
+        """
+        s_seq: list[Tensor] = []
+        kept: dict[str, list[Tensor]] = {name: [] for name in self.state_names}
+        for t, x in enumerate(x_seq.unbind(0)):
+            live = None if lengths is None else (lengths > t).long()
+            s, state, _m = self._run(x.unsqueeze(0), state, False, live)
+            s_seq.append(s.squeeze(0))
+            for seq, part in zip(kept.values(), state, strict=True):
+                seq.append(part)
+        if not s_seq:
+            empty = dict(zip(self.state_names, state, strict=True))
+            return (
+                torch.empty_like(x_seq),
+                state,
+                [empty[name].new_empty(0, *empty[name].shape) for name in names],
+            )
+        return torch.stack(s_seq), state, [torch.stack(kept[name]) for name in names]
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from ..lengths import Lengths, valid_steps
+from ..lengths import Lengths
 from ..neurons import Neuron
 from ..neurons.autograd import recomputing, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
@@ -236,11 +236,16 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "m")
-        (x_seq,) = inputs
-        if not (FUNCTIONAL or transformed()):  # 0.0.0.0.14 adds gradients up in a contiguous tensor
-            x_seq = gradient_laid_out(x_seq, torch.contiguous_format)
+        x_seq = self._gradient_laid_out(inputs[0])
         s_seq, states, _m = self.neuron.sequence(x_seq, states, lengths=lengths)
         return (s_seq,), states
+
+    def _gradient_laid_out(self, x_seq: Tensor) -> Tensor:
+        if FUNCTIONAL or transformed():
+            return x_seq
+        return gradient_laid_out(
+            x_seq, torch.contiguous_format
+        )  # 0.0.0.0.14 adds gradients up in such a tensor
 
     def functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **kwargs: Any
@@ -291,31 +296,30 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self._remember(states)
         return s_seq
 
-    def _stored(self) -> tuple[str, ...]:
-        """What is kept of every step: ``v`` in ``v_seq``, and so on."""
-        return ("v",) if self.store_v_seq else ()
+    def _stored(self) -> dict[str, str]:
+        """What is kept of every step, and the memory that it shows: of ``v`` in ``v_seq``, and so on."""
+        return {"v": "v"} if self.store_v_seq else {}
+
+    def _shown(self, name: str, memory: Tensor) -> Tensor:
+        """A memory as the attribute ``name`` shows it."""
+        return memory
 
     def _multi_step_stored(self, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
-        states = self.materialize_states((x_seq,), self._recall(), "m")
-        live_seq = None if lengths is None else valid_steps(x_seq, lengths)
-        s_seq: list[Tensor] = []
-        stored: dict[str, list[Tensor]] = {name: [] for name in self._stored()}
-        for t, x in enumerate(x_seq.unbind(0)):
-            if live_seq is None:
-                (s,), states = self.single_step_functional_forward((x,), states)
-            else:
-                one = (x.unsqueeze(0),)
-                (s,), states = self.multi_step_functional_forward(one, states, live_seq[t].long())
-                s = s.squeeze(0)
-            self._remember(states)
-            s_seq.append(s)
-            for name, values in stored.items():
-                values.append(getattr(self, name))
+        s_seq, states, kept = self._trajectory(x_seq, self._recall(), lengths)
         self._remember(states)
-        for name, values in stored.items():
-            last = getattr(self, name)
-            setattr(self, f"{name}_seq", torch.stack(values) if values else last.new_empty((0, *last.shape)))
-        return torch.stack(s_seq) if s_seq else torch.empty_like(x_seq)
+        for name, memory in self._stored().items():
+            setattr(self, f"{name}_seq", self._shown(name, kept[memory]))
+        return s_seq
+
+    @counted
+    def _trajectory(
+        self, x_seq: Tensor, states: State, lengths: Lengths | None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """:meth:`multi_step_functional_forward`, and what is stored of every step, by the names of the memories."""
+        self.sync_settings(x_seq.dtype)
+        states = self.materialize_states((x_seq,), states, "m")
+        names = tuple(self._stored().values())
+        return self.neuron.trajectory(self._gradient_laid_out(x_seq), states, lengths, names)
 
     def _check_tensor(self, x: Any) -> None:
         if isinstance(x, torch.fx.Proxy):

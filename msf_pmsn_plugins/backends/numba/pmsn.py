@@ -23,7 +23,12 @@ from .memory import Tensors, Walk, ceil, check, like, new, ready, walk
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 
 KNOWS = frozenset(
-    [*(f"reset {name!r}" for name in SOMAS), *(f"surrogate {name!r}" for name in SURROGATES), "membranes out"]
+    [
+        *(f"reset {name!r}" for name in SOMAS),
+        *(f"surrogate {name!r}" for name in SURROGATES),
+        "membranes out",
+        "residuals out",
+    ]
 )
 
 FAST_BYTES = 28 << 10  # of the first-level cache, for the scratch
@@ -146,7 +151,9 @@ def pmsn_forward(
     s_seq = like(x_seq)
     y_seq = like(x_seq) if settings.keep_drive else new((0,), dtype)
     m_seq = like(x_seq) if settings.keep_membrane else new((0,), dtype)
-    last = PMSNState(new(state.r.shape, dtype), new(state.z.shape, dtype.to_complex()))
+    every = settings.keep_residual
+    r_shape = (*x_seq.shape[:1], *state.r.shape) if every else state.r.shape
+    last = PMSNState(new(r_shape, dtype), new(state.z.shape, dtype.to_complex()))
     if x_seq.numel() == 0:
         return s_seq, y_seq, m_seq, PMSNState(last.r.copy_(state.r), last.z.copy_(state.z))
     x_seq, tensors = ready(x_seq, dtype), Tensors(dtype)
@@ -169,7 +176,8 @@ def pmsn_forward(
         s=tensors.steps_to(s_seq, call.walks["out"]),
         y=tensors.steps_to(y_seq, call.walks["out"]),
         m=tensors.steps_to(m_seq, call.walks["out"]),
-        r_last=tensors.to(last.r),
+        r_seq=tensors.to(last.r if every else None),
+        r_last=tensors.to(None if every else last.r),
         z_last=tensors.to(last.z),
         lengths=tensors.at(lengths, torch.int64),
     )

@@ -20,7 +20,7 @@ from ...settings import MSFSettings, MSFValues
 from ...surrogate import FireFunction, Surrogate, fire
 from ...tensors import MSFParameters
 
-__all__ = ["msf_step"]
+__all__ = ["after_reset", "msf_step"]
 
 
 def msf_step(
@@ -62,3 +62,22 @@ def msf_step(
     else:
         m = reset(charge(x, v, values.rate, r, settings.input_scale), *last)
     return firing(m)[1], m, m
+
+
+def after_reset(
+    m: Tensor,
+    s: Tensor,
+    settings: MSFSettings,
+    parameters: MSFParameters,
+    surrogate: Surrogate | FireFunction,
+) -> Tensor:
+    """Membranes after a reset that is not delayed, of those before it and their counts, all [T, N, *]; the surrogate
+    is a step.
+    """
+    values, rule = MSFValues(settings, parameters), RESETS[settings.reset_mode]
+    first = s
+    if settings.detach_reset:
+        first = s = s.detach()
+    elif settings.reset_mode == "hard" and len(values.thresholds) > 1:
+        first = fire(m - values.thresholds[0], surrogate)  # it looks at this threshold, and its slope, alone
+    return rule.forward(m, first, s, settings.v_reset, values.reset)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...lengths import last_valid
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights
@@ -19,7 +20,7 @@ from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
 from .op import plan, run
-from .reset import global_drive, parallel_reset
+from .reset import global_drive, hidden_states, parallel_reset
 from .step import BURSTS, RESET_MODES, pmsn_step
 from .weights import Weights
 
@@ -318,26 +319,63 @@ class PMSN(PerChannel):
         return state
 
     def _run(
-        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+        self,
+        x_seq: Tensor,
+        state: State,
+        membrane: bool,
+        lengths: Tensor | None,
+        residuals: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
         self.settings()  # first of all what is wrong with them
         kernel = self._has_kernel(self.surrogate)
         if self.context == "local" and not kernel:
             return self._loop(x_seq, state, membrane, lengths)
         if not (x_seq.requires_grad and torch.is_grad_enabled()) or transformed():
-            return self._run_lanes(x_seq, state, membrane, lengths)
+            return self._run_lanes(x_seq, state, membrane, lengths, residuals)
         layout = GradientLayout()
-        s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths)
+        s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths, residuals)
         return layout.output(s_seq), state, m_seq
 
+    def _trajectory(
+        self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        if self.context == "global":
+            raise ValueError(
+                "context='global' uses the mean input over all steps: no state is left by one of them. "
+                "Set context='local', or do not keep the states (store_v_seq, store_z_seq)"
+            )
+        self.settings()
+        if not self._has_kernel(self.surrogate):
+            return super()._trajectory(x_seq, state, lengths, names)
+        s_seq, (r_seq, z), _m = self._run(x_seq, state, False, lengths, residuals=True)
+        r = last_valid(state[0], r_seq, lengths)  # padded steps pass no gradient on
+        kept = [r_seq if name == "r" else self._hidden(x_seq, state, lengths) for name in names]
+        return s_seq, (r, z), kept
+
+    def _hidden(self, x_seq: Tensor, state: State, lengths: Tensor | None) -> Tensor:
+        """The hidden state after each step, complex [T, N, *, modes]."""
+        (r, z), lanes = state, self._lanes(first_step(x_seq))
+        z_seq = hidden_states(
+            x_seq.to(r.dtype).reshape(len(x_seq), *lanes),
+            z.reshape(*lanes, self.modes),
+            self._weights(r.dtype, state).e,
+            self._lane_lengths(x_seq, lengths),
+            self.backend,
+        )
+        return z_seq.reshape(*x_seq.shape, self.modes)
+
+    def _lane_lengths(self, x_seq: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """``lengths`` for each leading lane."""
+        if lengths is None or not len(lengths):
+            return None
+        return lengths.repeat_interleave(self._lanes(first_step(x_seq))[0] // len(lengths))
+
     def _run_lanes(
-        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None, residuals: bool
     ) -> tuple[Tensor, State, Tensor | None]:
         shape, dtype = x_seq.shape, state[0].dtype
         lanes = self._lanes(first_step(x_seq))
-        lane_lengths = None
-        if lengths is not None and shape[1]:
-            lane_lengths = lengths.repeat_interleave(lanes[0] // shape[1])
+        lane_lengths = self._lane_lengths(x_seq, lengths)
         weights = self._weights(dtype, state)
         x_lanes = x_seq.to(dtype).reshape(shape[0], *lanes)
         if self.context == "global":
@@ -354,14 +392,17 @@ class PMSN(PerChannel):
             return s_seq.to(x_seq.dtype), state, m_seq
         r, z = state
         call = self._remembered(
-            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
+            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane, residuals),
             lambda: plan(
-                x_seq, replace(self.settings(), keep_membrane=membrane), self.surrogate, self.backend
+                x_seq,
+                replace(self.settings(), keep_membrane=membrane, keep_residual=residuals),
+                self.surrogate,
+                self.backend,
             ),
         )
         before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
-        after = reshaped(last.r, r.shape), reshaped(last.z, z.shape)
+        after = reshaped(last.r, shape if residuals else r.shape), reshaped(last.z, z.shape)
         self._kept_weights.passed_on(after[1])
         s_seq = s_seq.reshape(shape).to(x_seq.dtype)
         return s_seq, after, m_seq.reshape(shape) if membrane else None

@@ -144,6 +144,7 @@ class PMSNForwardTensors(NamedTuple):
     s: int
     y: int
     m: int
+    r_seq: int
     r_last: int
     z_last: int
     lengths: int
