@@ -43,7 +43,7 @@ class MSFSettings(_HashedOnce):
         surrogate, width: a key of :data:`~msf_pmsn_plugins.surrogate.SURROGATES` and its parameter; the name ``""``:
             the backward is given the slopes.
         keep: what the forward leaves for the backward: ``"none"``, ``"code"`` (one byte an element) or
-            ``"membrane"``.
+            ``"membrane"``; or, for no backward, ``"state"``: the state after each step.
     """
 
     charge: str

@@ -89,6 +89,11 @@ def test_states_are_those_of_a_loop_of_steps(valid, backend, make):
         assert_close(seq, expected[2][name], "residual")
     for g, g_ref in zip(ours, theirs, strict=True):
         assert_close(g, g_ref, "pmsn_adjoint")
+    with torch.no_grad():
+        streamed = neuron.trajectory(x, state, valid)
+    assert_same(streamed[0], found[0])
+    for name, seq in streamed[2].items():
+        assert_same(seq, found[2][name])
     s_seq, last, _ = neuron.sequence(x, state, lengths=valid)
     assert_same(found[0], s_seq)
     for part, expected_part in zip(found[1], last, strict=True):

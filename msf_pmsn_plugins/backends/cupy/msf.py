@@ -45,7 +45,7 @@ KNOWS = frozenset(
 THREADS = 256  # in a block
 LEVELS_BY_VALUE = 256  # thresholds that fit a kernel's parameters; more lie in memory
 WIDE = 16  # bytes of the widest access
-KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE"}
+KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE", "state": "KEEP_STATE"}
 NUMBERS = ("RATE", "THRESHOLD", "RESET")  # the fields of MSFParameters as macros name them
 HALF = (torch.float16, torch.bfloat16)
 

@@ -7,7 +7,7 @@
 //   DELAY             0 or 1: the reset acts at the next step
 //   LEVELS            number of thresholds; BY_VALUE, 0 or 1: whether they are passed by value
 //   THRESHOLD_TENSOR  0 or 1: whether the first threshold lies in memory
-//   KEEP              KEEP_NONE, KEEP_MEMBRANE or KEEP_CODE: what backward needs
+//   KEEP              KEEP_NONE, KEEP_MEMBRANE or KEEP_CODE: what backward needs; KEEP_STATE: the state of each step
 //   LENGTHS           0 or 1: whether each sample has its own number of steps
 //   THREADS           in a block
 //
@@ -67,6 +67,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       v.at[j] = runs ? m : v.at[j];
 #else
       v.at[j] = runs ? RESET::after(m, own.fired(j, theta, m), count, v_reset, own.reset[j]) : v.at[j];
+#endif
+#if KEEP == KEEP_STATE
+      k.at[j] = v.at[j];
 #endif
     }
     store<VEC>(s_seq + t * lanes + first, s);

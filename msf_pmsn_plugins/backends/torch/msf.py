@@ -55,10 +55,12 @@ def msf_forward(
             kept[t] = (s > 0).to(torch.uint8) * FIRED + _windows(m, values.thresholds, settings.width)
         after = m if settings.reset_delay else after_reset(m, s)
         v = after if live_seq is None else torch.where(live_seq[t], after, v)
+        if keep == "state":
+            kept[t] = v
         s_last = s if live_seq is None else torch.where(live_seq[t], s, s_last)
     if live_seq is not None:
         s_seq.masked_fill_(~live_seq, 0)
-        if keep != "none":
+        if keep not in ("none", "state"):
             kept.masked_fill_(~live_seq, 0)
     fresh = torch.empty_like(v)  # never the input, nor a membrane that is returned
     return s_seq, kept, fresh.copy_(v)

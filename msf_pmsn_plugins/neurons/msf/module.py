@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from .step import after_reset, msf_step
 
 __all__ = ["MSF"]
 
-CACHED = 1 << 15  # membranes that a cache holds
 NUMBERS = ("v_threshold", "reset_step", "_decay")  # or tensors that broadcast against one step
 
 
@@ -375,19 +375,18 @@ class MSF(Neuron):
         settings = self.settings()
         if not self._has_kernel(self.surrogate):
             return super()._trajectory(x_seq, state, lengths, names)
-        s_seq, last, m_seq = self._run(x_seq, state, True, lengths)
-        assert m_seq is not None
-        if settings.reset_delay:
-            return s_seq, last, [m_seq for _ in names]
-        parameters = self.parameters_of(first_step(x_seq), m_seq.dtype)
-        if torch.is_grad_enabled():
-            v_seq = after_reset(m_seq, s_seq.to(m_seq.dtype), settings, parameters, self.surrogate)
-            return s_seq, last, [v_seq for _ in names]
-        # Nobody needs the membranes before the reset: some steps at a time, which stay in the cache.
-        steps = max(1, CACHED // max(1, m_seq[:1].numel()))
-        for m, s in zip(m_seq.split(steps), s_seq.split(steps), strict=True):
-            m.copy_(after_reset(m, s.to(m.dtype), settings, parameters, self.surrogate))
-        return s_seq, last, [m_seq for _ in names]
+        (v,) = state
+        parameters = self.parameters_of(first_step(x_seq), v.dtype)
+        call = self._call(x_seq, parameters, True)
+        if not torch.is_grad_enabled():
+            call = replace(call[0], keep="state"), *call[1:]
+        s_seq, v_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, True)
+        assert v_seq is not None
+        if (
+            torch.is_grad_enabled() and not settings.reset_delay
+        ):  # the backward reads membranes before the reset
+            v_seq = after_reset(v_seq, s_seq, settings, parameters, self.surrogate)
+        return s_seq.to(x_seq.dtype), (v,), [v_seq for _ in names]
 
     def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
         return self._remembered(

@@ -40,6 +40,18 @@ CHARGE_CASES = [
 ]
 
 
+@pytest.mark.parametrize("delay", [False, True])
+@pytest.mark.parametrize("reset_mode", ["hard", "soft", "none"])
+def test_states_come_out_of_every_step(reset_mode, delay):
+    case = MSFCase(reset_mode=reset_mode, delay=delay, lengths=True)
+    p = msf_problem(case)
+    s, states, v = msf_forward("cupy", case, p, "state")
+    s_ref, states_ref, _ = msf_forward("torch", case, p, "state")
+    assert_same(s, s_ref)
+    assert_same(states, states_ref)
+    assert_same(states[-1], v)
+
+
 @pytest.mark.parametrize("case", CHARGE_CASES, ids=lambda case: f"{case.charge}-{case.reset_mode}")
 def test_every_charge(case):
     check_msf(case)

@@ -17,9 +17,9 @@ from numba.extending import intrinsic, models, register_model
 from .lanes import DOUBLE, LONG, Value
 from .memory import pointer
 
-# What MSF keeps for the backward.
-NOTHING, MEMBRANE, CODE = range(3)
-KEEP_CODES = {"none": NOTHING, "membrane": MEMBRANE, "code": CODE}
+# What MSF keeps for the backward, or returns.
+NOTHING, MEMBRANE, CODE, STATE = range(4)
+KEEP_CODES = {"none": NOTHING, "membrane": MEMBRANE, "code": CODE, "state": STATE}
 
 
 # When a reset is delayed to the next step, and where it acts there.

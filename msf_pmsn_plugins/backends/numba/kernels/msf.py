@@ -14,6 +14,7 @@ from .calls import (
     BEFORE_CHARGE,
     CODE,
     MEMBRANE,
+    STATE,
     MSFBackward,
     MSFBackwardTensors,
     MSFForward,
@@ -175,7 +176,10 @@ def _forward_step(call, unit, scratch, run, place):
     store_part(call.s, out, _living(scratch, place, n, nil), left)
     if call.delay == AT_ONCE:
         m = _after_reset(call, unit, m, n, values)
-    store(scratch.state, j, _living(scratch, place, m, before))
+    after = _living(scratch, place, m, before)
+    if call.keep == STATE:
+        store_part(call.kept, out, after, left)
+    store(scratch.state, j, after)
 
 
 @kernel(MSFForward, MSFForwardTensors)
