@@ -228,6 +228,80 @@ class PMSNBackward(NamedTuple):
     q: float
 
 
+class PMSNStepTensors(NamedTuple):
+    """Of a call of ``pmsn_step``."""
+
+    x: int
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    s: int
+    y: int
+    m: int
+    r_last: int
+    z_last: int
+
+
+class PMSNStep(NamedTuple):
+    """A call of ``pmsn_step`` on lanes [L, C]. A task is a tile of channels."""
+
+    tile: int  # channels, whole vectors
+    leads: int
+    channels: int
+    modes: int
+    x_row: int  # of a leading lane
+    out_row: int
+    soma: int
+    burst: int
+    theta: float
+    inverse: float  # of theta, where it is exact
+
+
+class PMSNStepBackTensors(NamedTuple):
+    """Of a call of ``pmsn_step_back``."""
+
+    gs: int
+    gy: int
+    gm: int
+    gz: int
+    x: int
+    slope: int  # slopes of a surrogate without a name
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    gx: int
+    gz0: int
+    ge: int  # with 0 here no gradients of weights are made
+    gw: int
+    gd: int
+
+
+class PMSNStepBack(NamedTuple):
+    """A call of ``pmsn_step_back``."""
+
+    tile: int
+    leads: int
+    channels: int
+    modes: int
+    gs_row: int
+    gy_row: int
+    gm_row: int
+    x_row: int
+    slope_row: int
+    out_row: int
+    soma: int
+    burst: int
+    surrogate: int
+    theta: float
+    inverse: float
+    p: float
+    q: float
+
+
 class Share(NamedTuple):
     """How threads share a call. Each takes the next piece until none is left."""
 

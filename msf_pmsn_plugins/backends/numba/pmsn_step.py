@@ -1,0 +1,185 @@
+"""One step of PMSN on the CPU: kernels of its own, for lanes [L, C]."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...settings import PMSNSettings
+from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
+from . import kernels
+from .kernels.calls import PMSNStep, PMSNStepBack, PMSNStepBackTensors, PMSNStepTensors
+from .kernels.pmsn_step import STEP_ROWS, SUMS
+from .kernels.somas import BURST_CODES, SOMA_CODES
+from .kernels.surrogates import Slope, exact_inverse
+from .launch import Prepared, Work, threads_for
+from .memory import Tensors, Walk, ceil, new, ready, walk
+
+__all__ = ["is_step", "soma_fields", "step_backward", "step_forward"]
+
+TILE = 64  # channels of a task; a function of nothing else, so that no sum depends on the number of threads
+VECTOR = 64  # bytes
+Shape = tuple[int, ...]
+
+
+def is_step(shape: Shape, lengths: Tensor | None) -> bool:
+    """Whether an input [T, L, C, K] is one step of lanes [L, C]."""
+    return shape[0] == 1 and shape[3] == 1 and lengths is None
+
+
+def soma_fields(settings: PMSNSettings) -> dict[str, Any]:
+    """The fields of a call that say what the soma does."""
+    if settings.fixed and settings.reset_mode != "floor":
+        raise ValueError(f"fixed point belongs to reset_mode 'floor', got {settings.reset_mode!r}")
+    return {
+        "soma": SOMA_CODES["fixed" if settings.fixed else settings.reset_mode],
+        "burst": BURST_CODES[settings.burst],
+        "theta": settings.v_threshold,
+        "inverse": exact_inverse(settings.v_threshold),
+    }
+
+
+class _Call(NamedTuple):
+    """What calls with the same settings and layouts share."""
+
+    prepared: Prepared
+    walks: dict[str, Walk]
+
+
+def _work(shape: Shape, tile: int, scratch: int) -> Work:
+    _steps, leads, channels, _one = shape
+    return Work(ceil(channels, tile), scratch, threads_for(leads * channels))
+
+
+def _lanes(shape: Shape, modes: int, itemsize: int) -> dict[str, int]:
+    """The fields of a call that say how lanes lie."""
+    _steps, leads, channels, _one = shape
+    vector = 64 // itemsize
+    tile = min(TILE, ceil(channels, vector) * vector)
+    return {"tile": tile, "leads": leads, "channels": channels, "modes": modes}
+
+
+@functools.lru_cache(1024)
+def _prepare(
+    settings: PMSNSettings,
+    dtype: torch.dtype,
+    shape: Shape,
+    strides: tuple[Shape, Shape],
+    modes: int,
+    threads: int,
+) -> _Call:
+    """For an input and outputs with these strides."""
+    walks = dict(zip(("x", "out"), (walk(shape, stride) for stride in strides), strict=True))
+    lanes = _lanes(shape, modes, dtype.itemsize)
+    scratch = lanes["tile"] * (modes * STEP_ROWS + 1) * dtype.itemsize + 2 * modes * VECTOR
+    record = PMSNStep(**lanes, **soma_fields(settings), x_row=walks["x"].row, out_row=walks["out"].row)
+    work = _work(shape, lanes["tile"], scratch)
+    return _Call(Prepared(kernels.pmsn_step, dtype, record, work), walks)
+
+
+def step_forward(
+    x: Tensor,
+    state: PMSNState,
+    weights: PMSNWeights,
+    settings: PMSNSettings,
+    out: tuple[Tensor, Tensor, Tensor],
+    last: PMSNState,
+) -> None:
+    """Write spikes, drives and membranes to ``out`` (an empty one is not wanted), and the last state."""
+    s, y, m = out
+    threads = torch.get_num_threads()
+    call = _prepare(settings, x.dtype, x.shape, (x.stride(), s.stride()), weights.w.shape[1], threads)
+    tensors, walks = Tensors(x.dtype), call.walks
+    addresses = PMSNStepTensors(
+        tensors.steps_at(x, walks["x"]),
+        tensors.at(state.r),
+        tensors.modes_at(state.z),
+        tensors.complex_at(weights.e),
+        tensors.complex_at(weights.w),
+        tensors.at(weights.d),
+        tensors.steps_to(s, walks["out"]),
+        tensors.steps_to(y, walks["out"]),
+        tensors.steps_to(m, walks["out"]),
+        tensors.to(last.r),
+        tensors.to(last.z),
+    )
+    call.prepared.run(addresses, tensors)
+
+
+SEQUENCES = "gs", "gy", "gm", "x", "slope", "out"
+
+
+@functools.lru_cache(1024)
+def _prepare_back(
+    settings: PMSNSettings,
+    dtype: torch.dtype,
+    shape: Shape,
+    strides: tuple[Shape | None, ...],
+    modes: int,
+    threads: int,
+) -> _Call:
+    """For sequences with these strides, in the order of :data:`SEQUENCES`."""
+    walks = dict(zip(SEQUENCES, (walk(shape, stride) for stride in strides), strict=True))
+    lanes, surrogate = _lanes(shape, modes, dtype.itemsize), Slope.of(settings.surrogate, settings.width)
+    sums = modes * SUMS + 1
+    scratch = lanes["tile"] * ((modes * STEP_ROWS + 1 + sums) * dtype.itemsize + 8 * sums)
+    scratch += 6 * modes * VECTOR
+    record = PMSNStepBack(
+        **lanes,
+        **soma_fields(settings),
+        **{f"{name}_row": seq.row for name, seq in walks.items()},
+        surrogate=surrogate.code,
+        p=surrogate.p,
+        q=surrogate.q,
+    )
+    work = _work(shape, lanes["tile"], scratch)
+    return _Call(Prepared(kernels.pmsn_step_back, dtype, record, work), walks)
+
+
+def step_backward(
+    grads: PMSNGrads,
+    x: Tensor,
+    state: PMSNState,
+    weights: PMSNWeights,
+    slopes: Slopes | None,
+    settings: PMSNSettings,
+    into: tuple[Tensor, Tensor],
+) -> PMSNWeights:
+    """Write the gradients to the input and, if it is not empty, to the hidden state; return those to the weights."""
+    gx, gz0 = into
+    dtype, total = x.dtype, None if slopes is None else slopes.total
+    gs, gy, gm, x, total = (
+        None if seq is None else ready(seq, dtype) for seq in (grads.s, grads.y, grads.m, x, total)
+    )
+    sequences = gs, gy, gm, x, total, gx
+    made = PMSNWeights(*(new(weight.shape, weight.dtype) for weight in weights))
+    call = _prepare_back(
+        settings,
+        dtype,
+        x.shape,
+        tuple(None if seq is None else seq.stride() for seq in sequences),
+        weights.w.shape[1],
+        torch.get_num_threads(),
+    )
+    tensors, walks = Tensors(dtype), call.walks
+    addresses = PMSNStepBackTensors(
+        tensors.steps_at(gs, walks["gs"]),
+        tensors.steps_at(gy, walks["gy"]),
+        tensors.steps_at(gm, walks["gm"]),
+        tensors.complex_at(grads.z),
+        tensors.steps_at(x, walks["x"]),
+        tensors.steps_at(total, walks["slope"]),
+        tensors.at(state.r),
+        tensors.modes_at(state.z),
+        tensors.complex_at(weights.e),
+        tensors.complex_at(weights.w),
+        tensors.at(weights.d),
+        tensors.steps_to(gx, walks["out"]),
+        tensors.to(gz0),
+        *(tensors.to(part) for part in made),
+    )
+    call.prepared.run(addresses, tensors)
+    return made
