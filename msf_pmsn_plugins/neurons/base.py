@@ -361,6 +361,8 @@ class Neuron(PropertiesFirst, nn.Module):
         self, x: Tensor, state: State | None = None, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None]:
         """:meth:`step` by the fast path: ``x`` [N, *] -> spikes, next state, membrane [N, *] if asked for."""
+        if state is not None and (done := self.again(x, state, membrane)) is not None:
+            return done
         self.check_input(x)
         state = self.initial_state(x) if state is None else self.check_state(x, state)
         if x.dim() == 0:  # one neuron
@@ -372,6 +374,12 @@ class Neuron(PropertiesFirst, nn.Module):
             s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
             return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
         return done
+
+    def again(
+        self, x: Tensor, state: State, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        """:meth:`single` of a step like one that was checked before, if there is a way for it; else None."""
+        return None
 
     def _run_single(
         self, x: Tensor, state: State, membrane: bool

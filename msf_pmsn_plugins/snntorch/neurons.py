@@ -166,6 +166,9 @@ class MSF(SnnTorchNeuron):
         if isinstance(gradient, GradientOf) and gradient.by_steps != exact:
             gradient.by_steps = exact
 
+    def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        return None if self._by_hand else super()._again(x, state, membrane)
+
     def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         if not self._by_hand:
             self._sync()

@@ -169,9 +169,19 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def sync_settings(self, dtype: torch.dtype) -> None:
         """Give the neuron what stands for the host's surrogate object on an input of ``dtype``."""
         host = self._modules.get("surrogate_function")
-        if host is not None:
-            exact = self.backend == "torch"  # kernels take slopes, and multiply them in their own order
-            self._held.surrogate = translate(host, dtype, self.detach_reset, exact)
+        if host is None:
+            return
+        held = self._held
+        exact = held.backend == "torch"  # kernels take slopes, and multiply them in their own order
+        alpha = getattr(host, "alpha", None)
+        seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), alpha
+        # Assigning makes the neuron forget what it found out about its calls.
+        simple = isinstance(alpha, int | float | None) and not torch.compiler.is_compiling()
+        if simple and self.__dict__.get("_translated") == (seen, held.surrogate):
+            return
+        held.surrogate = translate(host, dtype, self.detach_reset, exact)
+        if simple:
+            self.__dict__["_translated"] = seen, held.surrogate
 
     @property
     def has_margin(self) -> bool:
@@ -224,10 +234,16 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
-        self.sync_settings(inputs[0].dtype)
-        states = self.materialize_states(inputs, states, "s")
-        s, states, _m = self.neuron.single(inputs[0], states)
-        return (s,), states
+        (x,) = inputs
+        self.sync_settings(x.dtype)
+        held = self._held
+        if (done := held.again(x, states)) is None:
+            done = held.single(self._step_laid_out(x), self.materialize_states(inputs, states, "s"))
+        return (done[0],), done[1]
+
+    def _step_laid_out(self, x: Tensor) -> Tensor:
+        """One step, whose gradient will lie as the host's."""
+        return x
 
     @counted
     def multi_step_functional_forward(
@@ -257,7 +273,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     # Memories are fetched by name: 0.0.0.0.14 files v_seq among them.
     def _recall(self) -> tuple[Any, ...]:
-        states = tuple(usable(self._memories[name]) for name in self.neuron.state_names)
+        memories = self._memories
+        states = tuple([usable(memories[name]) for name in self._held.state_names])
         if recomputing(exact=MEMOPT) and any(isinstance(state, Tensor) for state in states):
             raise RuntimeError(
                 f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "
@@ -267,7 +284,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         return states
 
     def _remember(self, states: State) -> None:
-        self._memories.update(zip(self.neuron.state_names, states, strict=True))
+        self._memories.update(zip(self._held.state_names, states, strict=True))
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One step, state in the memories: ``x`` [N, *] -> spikes [N, *]."""
@@ -322,13 +339,14 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         return self.neuron.trajectory(self._gradient_laid_out(x_seq), states, lengths, names)
 
     def _check_tensor(self, x: Any) -> None:
+        if isinstance(x, Tensor):
+            return
         if isinstance(x, torch.fx.Proxy):
             raise TypeError(
                 f"{type(self).__name__} cannot be traced by an exporter that does not know it: for NIR call "
                 "msf_pmsn_plugins.nir.export_to_nir(net, x)"
             )
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
 
     def reset(self) -> None:
         """Bring the state to its reset values, and forget what was stored and the lengths of the last batch."""

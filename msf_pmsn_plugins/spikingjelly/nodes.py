@@ -263,18 +263,10 @@ class MSFNode(SpikingJellyNode):
         if several:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 
-    @counted
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: State, **_: object
-    ) -> tuple[tuple[Tensor], State]:
-        """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
-        self.sync_settings(inputs[0].dtype)
-        states = self.materialize_states(inputs, states, "s")
-        (x,) = inputs
-        if FUNCTIONAL and not (x.is_contiguous() or transformed()):  # 2.0.0 starts from a contiguous membrane
-            x = gradient_laid_out(x, torch.contiguous_format)
-        s, states, _m = self.neuron.single(x, states)
-        return (s,), states
+    def _step_laid_out(self, x: Tensor) -> Tensor:
+        if not FUNCTIONAL or x.is_contiguous() or transformed():
+            return x
+        return gradient_laid_out(x, torch.contiguous_format)  # 2.0.0 starts from a contiguous membrane
 
     def extra_repr(self) -> str:
         return f"D={self.D}, {super().extra_repr()}, tau={brief(self.tau)}"

@@ -17,12 +17,15 @@ from ...resets import RESETS
 from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
+from ..autograd import undisturbed
 from ..base import Neuron, State, broadcasts, channel_shape, first_step, number, state_dtype
-from .op import Call, plan, run, run_step
+from .op import Call, Single, plan, run, run_step
 from .step import after_reset, msf_step
 
 __all__ = ["MSF"]
 
+NONE: Any = object()  # remembered where there is no faster way
+NOTHING: dict[Any, Any] = {}
 NUMBERS = ("v_threshold", "reset_step", "_decay")  # or tensors that broadcast against one step
 
 
@@ -394,6 +397,23 @@ class MSF(Neuron):
             lambda: plan(x, self.settings(), parameters, self.surrogate, membrane, self.backend),
         )
 
+    @staticmethod
+    def _kind_of(x: Tensor, membrane: bool) -> tuple[Any, ...]:
+        """What single steps have in common that are computed alike."""
+        return "single", x.shape, x.dtype, membrane, torch.is_grad_enabled(), torch.get_num_threads()
+
+    def again(
+        self, x: Tensor, state: State, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        if len(state) != 1 or not undisturbed(x, *state):
+            return None
+        (v,) = state
+        single = self.__dict__.get("_made", NOTHING).get(self._kind_of(x, membrane), NONE)
+        if single is NONE or v.shape != x.shape or v.dtype != x.dtype:
+            return None
+        s, m, v = single(x, v, membrane)
+        return s, (v,), m
+
     def _run_single(
         self, x: Tensor, state: State, membrane: bool
     ) -> tuple[Tensor, State, Tensor | None] | None:
@@ -401,7 +421,10 @@ class MSF(Neuron):
         if x.dtype != v.dtype or not self._has_kernel(self.surrogate):
             return None
         parameters = self.parameters_of(x, v.dtype)
-        done = run_step(x, v, parameters, self._call(x, parameters, membrane), membrane)
+        call = self._call(x, parameters, membrane)
+        if parameters == (None, None, None):
+            self._remembered(self._kind_of(x, membrane), lambda: Single.of(x, call) or NONE)
+        done = run_step(x, v, parameters, call, membrane)
         return None if done is None else (done[0], (done[2],), done[1])
 
     def extra_repr(self) -> str:
