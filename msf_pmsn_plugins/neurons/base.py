@@ -103,6 +103,15 @@ def broadcasts(value: Tensor, x: Tensor) -> bool:
     return value.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
 
 
+NONE: Any = object()  # remembered where there is no faster way for a single step
+NOTHING: dict[Any, Any] = {}
+
+
+def kind_of_step(x: Tensor, membrane: bool) -> tuple[Any, ...]:
+    """What single steps have in common that are computed alike."""
+    return "single", x.shape, x.dtype, membrane, torch.is_grad_enabled(), torch.get_num_threads()
+
+
 class PropertiesFirst:
     """Mixin before ``nn.Module``, which would file a module assigned to a property and never call the setter."""
 

@@ -71,13 +71,14 @@ class Prepared:
         self._head = SHARE.pack(*share) + kernel.record.pack(*record)
         self._size = end + CACHE_LINE + self.threads * scratch_bytes
 
-    def run(self, addresses: Any, tensors: Tensors) -> None:
-        """Run the kernel to its end."""
+    def run(self, addresses: Any, tensors: Tensors | None) -> None:
+        """Run the kernel to its end; ``tensors`` None: the caller holds all, and nothing is to be copied after."""
         if self.threads == 1:
             self._alone(addresses)
         else:
             pool.run(_Job(self, addresses, tensors), self.threads)
-        tensors.finish()
+        if tensors is not None:
+            tensors.finish()
 
     def _alone(self, addresses: Any) -> None:
         """The same on this thread."""
@@ -102,7 +103,7 @@ class Prepared:
 class _Job:
     """A call for several threads, alive with all of its tensors until the last thread has let go of it."""
 
-    def __init__(self, prepared: Prepared, addresses: Any, tensors: Tensors) -> None:
+    def __init__(self, prepared: Prepared, addresses: Any, tensors: Tensors | None) -> None:
         self.function = prepared.function
         self._memory = prepared.fill(addresses)
         self.address = int(self._memory.ctypes.data)

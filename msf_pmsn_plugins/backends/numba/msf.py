@@ -344,7 +344,7 @@ class MSFSingle:
             kept = torch.empty_like(x, dtype=torch.uint8) if self._code else torch.empty_like(x)
         kept_at = 0 if kept is None else kept.data_ptr()
         addresses = x.data_ptr(), v.data_ptr(), v_last.data_ptr(), s.data_ptr(), kept_at, 0, *self._numbers
-        self._forward(addresses, self)
+        self._forward(addresses, None)
         return s, kept, v_last
 
     def backward(
@@ -357,11 +357,8 @@ class MSFSingle:
         s_at, m_at, v_at = (0 if g is None else g.data_ptr() for g in (gs, gm, gv))
         before = v.data_ptr() if v is not None and self._delayed else 0
         addresses = (s_at, m_at, v_at, 0, kept.data_ptr(), 0, 0, before, gx.data_ptr(), gv0.data_ptr())
-        self._backward((*addresses, 0, 0, 0, 0, *self._numbers_back), self)
+        self._backward((*addresses, 0, 0, 0, 0, *self._numbers_back), None)
         return gx, gv0
-
-    def finish(self) -> None:
-        """Nothing is to be copied anywhere."""
 
 
 NO_TENSORS = 0, 0, 0

@@ -19,9 +19,9 @@ from .kernels.somas import SOMAS
 from .kernels.surrogates import SURROGATES, Slope
 from .launch import Prepared, Work, threads_for
 from .memory import Tensors, Walk, ceil, check, like, new, ready, walk
-from .pmsn_step import is_step, soma_fields, step_backward, step_forward
+from .pmsn_step import PMSNSingle, is_step, soma_fields, step_backward, step_forward
 
-__all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
+__all__ = ["KNOWS", "PMSNSingle", "pmsn_backward", "pmsn_forward"]
 
 KNOWS = frozenset(
     [

@@ -16,9 +16,9 @@ from .kernels.pmsn_step import STEP_ROWS, SUMS
 from .kernels.somas import BURST_CODES, SOMA_CODES
 from .kernels.surrogates import Slope, exact_inverse
 from .launch import Prepared, Work, threads_for
-from .memory import Tensors, Walk, ceil, new, ready, walk
+from .memory import Tensors, Walk, ceil, like, new, ready, walk
 
-__all__ = ["is_step", "soma_fields", "step_backward", "step_forward"]
+__all__ = ["PMSNSingle", "is_step", "soma_fields", "step_backward", "step_forward"]
 
 TILE = 64  # channels of a task; a function of nothing else, so that no sum depends on the number of threads
 VECTOR = 64  # bytes
@@ -183,3 +183,54 @@ def step_backward(
     )
     call.prepared.run(addresses, tensors)
     return made
+
+
+class PMSNSingle:
+    """Contiguous steps of one shape with lanes [L, C]: what calls find out, found out once.
+
+    Inputs are plain tensors on the CPU, contiguous and of dtypes that belong together.
+    """
+
+    def __init__(
+        self, settings: PMSNSettings, shape: Shape, lanes: tuple[int, int], modes: int, dtype: torch.dtype
+    ) -> None:
+        whole, threads = (1, *lanes, 1), torch.get_num_threads()
+        stride = torch.empty(whole, device="meta").stride()
+        self.keep_membrane = settings.keep_membrane
+        self._forward = _prepare(settings, dtype, whole, (stride, stride), modes, threads).prepared
+        strides = (stride,) * len(SEQUENCES)
+        self._backward = _prepare_back(settings, dtype, whole, strides, modes, threads).prepared
+
+    def forward(
+        self, x: Tensor, state: PMSNState, weights: PMSNWeights, membrane: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Spikes, the next residual and hidden state, the membrane if asked for."""
+        (r, z), (e, w, d) = state, weights
+        s, r_last, z_last, m = torch.empty_like(x), torch.empty_like(r), like(z), None
+        if membrane:
+            m = torch.empty_like(x)
+        read = x.data_ptr(), r.data_ptr(), z.data_ptr(), e.data_ptr(), w.data_ptr(), d.data_ptr()
+        written = s.data_ptr(), 0, 0 if m is None else m.data_ptr(), r_last.data_ptr(), z_last.data_ptr()
+        self._forward.run((*read, *written), None)
+        return s, r_last, z_last, m
+
+    def backward(
+        self,
+        grads: PMSNGrads,
+        x: Tensor,
+        state: PMSNState,
+        weights: PMSNWeights,
+        state_grad: bool,
+        weights_grad: bool,
+    ) -> tuple[Tensor, Tensor | None, PMSNWeights]:
+        """Gradients to the input, the hidden state and the weights (None: not wanted)."""
+        gs, gm, gz = (None if g is None else g.contiguous() for g in (grads.s, grads.m, grads.z))
+        (r, z), (e, w, d) = state, weights
+        gx, gz0 = torch.empty_like(x), like(z) if state_grad else None
+        made = [torch.empty_like(part) for part in weights] if weights_grad else []
+        read = x.data_ptr(), 0, r.data_ptr(), z.data_ptr(), e.data_ptr(), w.data_ptr(), d.data_ptr()
+        at = [0 if g is None else g.data_ptr() for g in (gs, None, gm, gz)]
+        into = gx.data_ptr(), 0 if gz0 is None else gz0.data_ptr()
+        targets = [part.data_ptr() for part in made] or [0, 0, 0]
+        self._backward.run((*at, *read, *into, *targets), None)
+        return gx, gz0, PMSNWeights(*made) if weights_grad else PMSNWeights(None, None, None)  # type: ignore[arg-type]

@@ -18,14 +18,23 @@ from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
 from ..autograd import undisturbed
-from ..base import Neuron, State, broadcasts, channel_shape, first_step, number, state_dtype
+from ..base import (
+    NONE,
+    NOTHING,
+    Neuron,
+    State,
+    broadcasts,
+    channel_shape,
+    first_step,
+    kind_of_step,
+    number,
+    state_dtype,
+)
 from .op import Call, Single, plan, run, run_step
 from .step import after_reset, msf_step
 
 __all__ = ["MSF"]
 
-NONE: Any = object()  # remembered where there is no faster way
-NOTHING: dict[Any, Any] = {}
 NUMBERS = ("v_threshold", "reset_step", "_decay")  # or tensors that broadcast against one step
 
 
@@ -397,18 +406,13 @@ class MSF(Neuron):
             lambda: plan(x, self.settings(), parameters, self.surrogate, membrane, self.backend),
         )
 
-    @staticmethod
-    def _kind_of(x: Tensor, membrane: bool) -> tuple[Any, ...]:
-        """What single steps have in common that are computed alike."""
-        return "single", x.shape, x.dtype, membrane, torch.is_grad_enabled(), torch.get_num_threads()
-
     def again(
         self, x: Tensor, state: State, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None] | None:
         if len(state) != 1 or not undisturbed(x, *state):
             return None
         (v,) = state
-        single = self.__dict__.get("_made", NOTHING).get(self._kind_of(x, membrane), NONE)
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane), NONE)
         if single is NONE or v.shape != x.shape or v.dtype != x.dtype:
             return None
         s, m, v = single(x, v, membrane)
@@ -423,7 +427,7 @@ class MSF(Neuron):
         parameters = self.parameters_of(x, v.dtype)
         call = self._call(x, parameters, membrane)
         if parameters == (None, None, None):
-            self._remembered(self._kind_of(x, membrane), lambda: Single.of(x, call) or NONE)
+            self._remembered(kind_of_step(x, membrane), lambda: Single.of(x, call) or NONE)
         done = run_step(x, v, parameters, call, membrane)
         return None if done is None else (done[0], (done[2],), done[1])
 

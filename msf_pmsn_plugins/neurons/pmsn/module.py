@@ -14,13 +14,24 @@ from ...lengths import last_valid
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights
-from ..autograd import transformed
-from ..base import State, channel_shape, first_step, number, paired_dtype, state_dtype
+from ..autograd import transformed, undisturbed
+from ..base import (
+    NONE,
+    NOTHING,
+    State,
+    channel_shape,
+    first_step,
+    kind_of_step,
+    number,
+    paired_dtype,
+    state_dtype,
+)
 from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
-from .op import plan, run
+from .op import Call, plan, run
 from .reset import global_drive, hidden_states, parallel_reset
+from .single import Single
 from .step import BURSTS, RESET_MODES, pmsn_step
 from .weights import Weights
 
@@ -283,7 +294,8 @@ class PMSN(PerChannel):
             log_dt = log_dt + math.log(self.dt_scale)
         e, w = discretise(log_dt, log_a, a_imag, b_re, b_im, c_re, c_im)
         factor = self.coeff * (2 if self.tied else 1)
-        return PMSNWeights(e, w if factor == 1 else factor * w, d if self.coeff == 1 else self.coeff * d)
+        w, d = w if factor == 1 else factor * w, d if self.coeff == 1 else self.coeff * d
+        return PMSNWeights(e.contiguous(), w.contiguous(), d.contiguous())
 
     def step_weights(self, x: Tensor, dtype: torch.dtype) -> PMSNWeights:
         """:meth:`weights` in shapes that broadcast against one step ``x`` [N, *], and its modes behind."""
@@ -336,6 +348,49 @@ class PMSN(PerChannel):
         s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths, residuals)
         return layout.output(s_seq), state, m_seq
 
+    def again(
+        self, x: Tensor, state: State, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        if len(state) != 2 or not undisturbed(x, *state):
+            return None
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane), NONE)
+        r, z = state
+        alike = single is not NONE and r.shape == x.shape and r.dtype == x.dtype
+        if (
+            not alike
+            or z.shape[:-1] != x.shape
+            or z.shape[-1] != self.modes
+            or z.dtype != paired_dtype(x.dtype)
+        ):
+            return None
+        return self._by_single(single, x, state, membrane)
+
+    def _by_single(
+        self, single: Single, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        weights = self._weights(x.dtype, state)
+        if not single.takes(weights):
+            return None
+        s, after, m = single(x, PMSNState(*state), weights, membrane)
+        self._kept_weights.passed_on(after.z)
+        return s, tuple(after), m
+
+    def _run_single(
+        self, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        if x.dtype != state[0].dtype or self.context == "global" or not undisturbed(x, *state):
+            return None
+        self.settings()  # first of all what is wrong with them
+        if not self._has_kernel(self.surrogate):
+            return None
+
+        def make() -> Any:
+            call = self._call(x, membrane, False)
+            return Single.of(x, self._lanes(x), self.modes, call) or NONE
+
+        single = self._remembered(kind_of_step(x, membrane), make)
+        return None if single is NONE else self._by_single(single, x, state, membrane)
+
     def _trajectory(
         self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
     ) -> tuple[Tensor, State, list[Tensor]]:
@@ -351,6 +406,17 @@ class PMSN(PerChannel):
         r = last_valid(state[0], r_seq, lengths)  # padded steps pass no gradient on
         kept = [r_seq if name == "r" else self._hidden(x_seq, state, lengths) for name in names]
         return s_seq, (r, z), kept
+
+    def _call(self, x: Tensor, membrane: bool, residuals: bool) -> Call:
+        return self._remembered(
+            ("call", x.device.type, torch.is_grad_enabled(), membrane, residuals),
+            lambda: plan(
+                x,
+                replace(self.settings(), keep_membrane=membrane, keep_residual=residuals),
+                self.surrogate,
+                self.backend,
+            ),
+        )
 
     def _hidden(self, x_seq: Tensor, state: State, lengths: Tensor | None) -> Tensor:
         """The hidden state after each step, complex [T, N, *, modes]."""
@@ -391,15 +457,7 @@ class PMSN(PerChannel):
             )
             return s_seq.to(x_seq.dtype), state, m_seq
         r, z = state
-        call = self._remembered(
-            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane, residuals),
-            lambda: plan(
-                x_seq,
-                replace(self.settings(), keep_membrane=membrane, keep_residual=residuals),
-                self.surrogate,
-                self.backend,
-            ),
-        )
+        call = self._call(x_seq, membrane, residuals)
         before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
         after = reshaped(last.r, shape if residuals else r.shape), reshaped(last.z, z.shape)
