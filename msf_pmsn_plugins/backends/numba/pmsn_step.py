@@ -16,7 +16,7 @@ from .kernels.pmsn_step import STEP_ROWS, SUMS
 from .kernels.somas import BURST_CODES, SOMA_CODES
 from .kernels.surrogates import Slope, exact_inverse
 from .launch import Prepared, Work, threads_for
-from .memory import Tensors, Walk, ceil, like, new, ready, walk
+from .memory import Recycled, Tensors, Walk, ceil, new, ready, walk
 
 __all__ = ["PMSNSingle", "is_step", "soma_fields", "step_backward", "step_forward"]
 
@@ -196,7 +196,8 @@ class PMSNSingle:
     ) -> None:
         whole, threads = (1, *lanes, 1), torch.get_num_threads()
         stride = torch.empty(whole, device="meta").stride()
-        self.keep_membrane = settings.keep_membrane
+        z_shape, z_dtype = (*shape, modes), dtype.to_complex()
+        self._states, self._grads = Recycled(z_shape, z_dtype), Recycled(z_shape, z_dtype)
         self._forward = _prepare(settings, dtype, whole, (stride, stride), modes, threads).prepared
         strides = (stride,) * len(SEQUENCES)
         self._backward = _prepare_back(settings, dtype, whole, strides, modes, threads).prepared
@@ -206,7 +207,7 @@ class PMSNSingle:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Spikes, the next residual and hidden state, the membrane if asked for."""
         (r, z), (e, w, d) = state, weights
-        s, r_last, z_last, m = torch.empty_like(x), torch.empty_like(r), like(z), None
+        s, r_last, z_last, m = torch.empty_like(x), torch.empty_like(r), self._states.new(), None
         if membrane:
             m = torch.empty_like(x)
         read = x.data_ptr(), r.data_ptr(), z.data_ptr(), e.data_ptr(), w.data_ptr(), d.data_ptr()
@@ -226,7 +227,7 @@ class PMSNSingle:
         """Gradients to the input, the hidden state and the weights (None: not wanted)."""
         gs, gm, gz = (None if g is None else g.contiguous() for g in (grads.s, grads.m, grads.z))
         (r, z), (e, w, d) = state, weights
-        gx, gz0 = torch.empty_like(x), like(z) if state_grad else None
+        gx, gz0 = torch.empty_like(x), self._grads.new() if state_grad else None
         made = [torch.empty_like(part) for part in weights] if weights_grad else []
         read = x.data_ptr(), 0, r.data_ptr(), z.data_ptr(), e.data_ptr(), w.data_ptr(), d.data_ptr()
         at = [0 if g is None else g.data_ptr() for g in (gs, None, gm, gz)]
