@@ -27,6 +27,7 @@ from .memory import (
     store_four,
     store_part,
 )
+from .modes import expect_modes
 from .somas import (
     FIXED,
     FLOOR,
@@ -232,6 +233,7 @@ def pmsn_step(first, last, scratch, unit, call):
         size = min(call.tile, call.channels - offset)
         _gather(nil, call, at, offset, size)
         for lead in range(call.leads):
+            expect_modes(nil, call.modes, size, call.z, call.z_last, (lead + 1) * call.channels + offset)
             for j in range(0, size, width(nil)):
                 _step_vector(call, nil, unit, at, lead, offset, j, size - j)
 
@@ -355,6 +357,9 @@ def pmsn_step_back(first, last, scratch, unit, call):
             store(at.totals, k, 0.0)
             store(at.sums, k, unit - unit)
         for lead in range(call.leads):
+            start = (lead + 1) * call.channels + offset
+            expect_modes(nil, call.modes, size, call.z, call.gz0, start)
+            expect_modes(nil, call.modes, size, call.gz, 0, start)
             for j in range(0, size, width(nil)):
                 _back_vector(call, nil, unit, at, lead, offset, j, size - j)
             if call.ge != 0 and (lead % ADDED == ADDED - 1 or lead == call.leads - 1):
