@@ -103,7 +103,6 @@ def broadcasts(value: Tensor, x: Tensor) -> bool:
     return value.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
 
 
-NONE: Any = object()  # remembered where there is no faster way for a single step
 NOTHING: dict[Any, Any] = {}
 
 

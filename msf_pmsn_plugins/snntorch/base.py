@@ -403,7 +403,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
         """:meth:`_one` of a step like one before, or None."""
-        return self._modules["neuron"].again(x, state, membrane)  # type: ignore[union-attr, operator]
+        return self._modules["neuron"].again(x, state, membrane)
 
     def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         return self.neuron.single(x, state, membrane)

@@ -183,21 +183,22 @@ class Recycled:
     def new(self) -> Tensor:
         """Memory that a kernel will write, every element once."""
         if self._nbytes >= LARGE:
-            for _ in range(KEPT):
+            for _ in range(len(self._kept)):
                 try:  # lists are safe between threads: what is taken out is nobody else's
-                    memory, held = self._kept.pop(0)
+                    memory, held = self._kept.pop()
                 except IndexError:
-                    memory, held = _aligned(self._nbytes), _nobody
+                    break
                 if held() is None:
-                    array = memory[:]
-                    self._kept.append((memory, weakref.ref(array)))
-                    return torch.from_numpy(array).view(self._dtype).view(self._shape)
-                self._kept.append((memory, held))
+                    return self._give(memory)
+                self._kept.insert(0, (memory, held))
+            if len(self._kept) < KEPT:
+                return self._give(_aligned(self._nbytes))
         return torch.empty(self._shape, dtype=self._dtype)
 
-
-def _nobody() -> None:
-    """As a weak reference to what is gone."""
+    def _give(self, memory: Any) -> Tensor:
+        array = memory[:]
+        self._kept.append((memory, weakref.ref(array)))
+        return torch.from_numpy(array).view(self._dtype).view(self._shape)
 
 
 def _aligned(nbytes: int) -> Any:

@@ -151,9 +151,10 @@ def step_backward(
     """Write the gradients to the input and, if it is not empty, to the hidden state; return those to the weights."""
     gx, gz0 = into
     dtype, total = x.dtype, None if slopes is None else slopes.total
-    gs, gy, gm, x, total = (
-        None if seq is None else ready(seq, dtype) for seq in (grads.s, grads.y, grads.m, x, total)
+    gs, gy, gm, total = (
+        None if seq is None else ready(seq, dtype) for seq in (grads.s, grads.y, grads.m, total)
     )
+    x = ready(x, dtype)
     sequences = gs, gy, gm, x, total, gx
     made = PMSNWeights(*(new(weight.shape, weight.dtype) for weight in weights))
     call = _prepare_back(

@@ -19,7 +19,6 @@ from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
 from ..autograd import undisturbed
 from ..base import (
-    NONE,
     NOTHING,
     Neuron,
     State,
@@ -412,8 +411,8 @@ class MSF(Neuron):
         if len(state) != 1 or not undisturbed(x, *state):
             return None
         (v,) = state
-        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane), NONE)
-        if single is NONE or v.shape != x.shape or v.dtype != x.dtype:
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
+        if not single or v.shape != x.shape or v.dtype != x.dtype:
             return None
         s, m, v = single(x, v, membrane)
         return s, (v,), m
@@ -427,7 +426,7 @@ class MSF(Neuron):
         parameters = self.parameters_of(x, v.dtype)
         call = self._call(x, parameters, membrane)
         if parameters == (None, None, None):
-            self._remembered(kind_of_step(x, membrane), lambda: Single.of(x, call) or NONE)
+            self._remembered(kind_of_step(x, membrane), lambda: Single.of(x, call) or False)
         done = run_step(x, v, parameters, call, membrane)
         return None if done is None else (done[0], (done[2],), done[1])
 

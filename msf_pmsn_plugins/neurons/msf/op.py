@@ -204,6 +204,9 @@ class Single:
         self.settings, self.backend, _surrogate = call
         self.kernel = kernel
 
+    def __deepcopy__(self, memo: Any) -> bool:
+        return False  # of a module that torch copies by its attributes: the addresses are ours
+
     @classmethod
     def of(cls, x: Tensor, call: Call) -> Single | None:
         """For steps like ``x`` if the backend has it."""
@@ -227,8 +230,10 @@ class Single:
         """Gradients to the input and the state."""
         if no_autograd() and no_dispatch(*grads, kept, v):
             return self.kernel.backward(*grads, kept, v)
-        kept, *sequences = (None if part is None else part.unsqueeze(0) for part in (kept, *grads[:2]))
-        v = kept[0] if v is None else v
+        if v is None:
+            given = next(g for g in grads if g is not None)
+            v = given.new_empty(()).expand(kept.shape)
+        kept, sequences = kept.unsqueeze(0), [None if g is None else g.unsqueeze(0) for g in grads[:2]]
         nothing = (None,) * 6
         gx, gv, *_ = _MSFBackward.apply(
             *sequences, grads.v, kept, kept, v, *nothing, (self.settings, self.backend)

@@ -16,7 +16,6 @@ from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights
 from ..autograd import transformed, undisturbed
 from ..base import (
-    NONE,
     NOTHING,
     State,
     channel_shape,
@@ -353,9 +352,9 @@ class PMSN(PerChannel):
     ) -> tuple[Tensor, State, Tensor | None] | None:
         if len(state) != 2 or not undisturbed(x, *state):
             return None
-        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane), NONE)
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
         r, z = state
-        alike = single is not NONE and r.shape == x.shape and r.dtype == x.dtype
+        alike = single and r.shape == x.shape and r.dtype == x.dtype
         if (
             not alike
             or z.shape[:-1] != x.shape
@@ -386,10 +385,10 @@ class PMSN(PerChannel):
 
         def make() -> Any:
             call = self._call(x, membrane, False)
-            return Single.of(x, self._lanes(x), self.modes, call) or NONE
+            return Single.of(x, self._lanes(x), self.modes, call) or False
 
         single = self._remembered(kind_of_step(x, membrane), make)
-        return None if single is NONE else self._by_single(single, x, state, membrane)
+        return self._by_single(single, x, state, membrane) if single else None
 
     def _trajectory(
         self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]

@@ -26,6 +26,9 @@ class Single:
         self.modes = modes
         self._taken: PMSNWeights | None = None  # the last weights that were looked at
 
+    def __deepcopy__(self, memo: Any) -> bool:
+        return False  # of a module that torch copies by its attributes: the addresses are ours
+
     @classmethod
     def of(cls, x: Tensor, lanes: tuple[int, int, int], modes: int, call: Call) -> Single | None:
         """For steps like ``x`` with lanes [L, C, K] if the backend has it."""

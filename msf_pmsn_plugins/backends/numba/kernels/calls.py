@@ -275,9 +275,9 @@ class PMSNStepBackTensors(NamedTuple):
     d: int
     gx: int
     gz0: int
-    ge: int  # with 0 here no gradients of weights are made
+    ge: int
     gw: int
-    gd: int
+    gd: int  # 0: no gradients of weights are wanted
 
 
 class PMSNStepBack(NamedTuple):

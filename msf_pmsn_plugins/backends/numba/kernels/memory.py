@@ -247,7 +247,9 @@ def load_four(nil, base, index, stride):
         loaded.append(piece)
     size = nil.count // 8  # lanes of a register
     for lane in range(0, nil.count, size):
-        value = loaded[lane] if size == 1 else _shuffled(b, *loaded[lane : lane + 2], list(range(16)))
+        value = loaded[lane]
+        if size == 2:
+            value = _shuffled(b, value, loaded[lane + 1], list(range(16)))
         registers.append((value, [(lane + i, k) for i in range(size) for k in range(8)]))
     for bit in range(3):
         registers = _regrouped(b, registers, 1, bit)

@@ -300,7 +300,7 @@ def _back_vector(call, nil, unit, at, lead, offset, j, left):
         store(at.grads, re, cr)
         store(at.grads, im, ci)
         total = total + lr
-        if call.ge != 0:
+        if call.gd != 0:
             er, ei = products(load(nil, at.start, re), load(nil, at.start, im), lr, li)
             wr, wi = products(load(nil, at.rows, re), load(nil, at.rows, im), g, nil)
             sums = SUMS * m * call.tile + j
@@ -310,7 +310,7 @@ def _back_vector(call, nil, unit, at, lead, offset, j, left):
             _add(nil, at.sums, sums + 3 * call.tile, wi)
     if call.gz0 != 0:
         _write(nil, call, call.gz0, lane, left, at.grads)
-    if call.ge != 0:
+    if call.gd != 0:
         _add(nil, at.sums, SUMS * call.modes * call.tile + j, finite_product(current, g))
     store_part(call.gx, lead * call.out_row + offset + j, total, left)
 
@@ -362,7 +362,7 @@ def pmsn_step_back(first, last, scratch, unit, call):
             expect_modes(nil, call.modes, size, call.gz, 0, start)
             for j in range(0, size, width(nil)):
                 _back_vector(call, nil, unit, at, lead, offset, j, size - j)
-            if call.ge != 0 and (lead % ADDED == ADDED - 1 or lead == call.leads - 1):
+            if call.gd != 0 and (lead % ADDED == ADDED - 1 or lead == call.leads - 1):
                 _flush(nil, call, at, size)
-        if call.ge != 0:
+        if call.gd != 0:
             _write_sums(nil, call, at, offset, size)
