@@ -39,6 +39,8 @@ class MSFSettings(_HashedOnce):
         reset_mode: a key of :data:`~msf_pmsn_plugins.resets.RESETS`.
         reset_amount: what a soft reset subtracts per spike, volts, where it is a number.
         reset_delay: reset at the next step, after its charge (snnTorch): the state is the membrane before the reset.
+        retake: before a step fires, what its state still fires is subtracted too, undecayed (snnTorch's ``"subtract"``
+            without a delay); in it no gradient passes to tensors of :class:`~msf_pmsn_plugins.tensors.MSFParameters`.
         detach_reset: no gradient through the reset.
         surrogate, width: a key of :data:`~msf_pmsn_plugins.surrogate.SURROGATES` and its parameter; the name ``""``:
             the backward is given the slopes.
@@ -54,6 +56,7 @@ class MSFSettings(_HashedOnce):
     reset_mode: str = "hard"
     reset_amount: float = 1.0
     reset_delay: bool = False
+    retake: bool = False
     detach_reset: bool = True
     surrogate: str = "rectangular"
     width: float = 0.5
@@ -134,7 +137,7 @@ def asks(settings: MSFSettings | PMSNSettings, parameters: tuple[Tensor | None, 
     words = [f"reset {settings.reset_mode!r}"]
     if isinstance(settings, MSFSettings):
         words.append(f"charge {settings.charge!r}")
-        words += ["delayed reset"] * settings.reset_delay
+        words += ["delayed reset"] * settings.reset_delay + ["undecayed reset at once"] * settings.retake
     else:
         words += ["membranes out"] * settings.keep_membrane + ["residuals out"] * settings.keep_residual
     fields = getattr(parameters, "_fields", ())

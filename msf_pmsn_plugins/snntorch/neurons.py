@@ -41,7 +41,7 @@ class MSF(SnnTorchNeuron):
             ``snntorch.functional.quant.state_quant()``; runs step by step.
         reset_delay: False resets in the step of the spike, with a gradient through the reset, and returns the membrane
             after it. Spikes are the same as with True unless ``"subtract"`` is chosen, whose subtraction then decays
-            too (step by step).
+            too (step by step where the decay or the threshold is learned).
         D: number of thresholds.
         threshold_step: spacing of the thresholds, volts.
         thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``threshold`` and
@@ -105,6 +105,7 @@ class MSF(SnnTorchNeuron):
                 threshold_step=threshold_step,
                 reset_mode=RESET_MODES[reset_mechanism],
                 reset_delay=bool(reset_delay),
+                retake=not reset_delay,
                 detach_reset=bool(reset_delay),
                 learn_threshold=learn_threshold,
                 channel_dim=-1,
@@ -149,7 +150,9 @@ class MSF(SnnTorchNeuron):
         """What membranes ``m`` [B, *] fire, and ``m`` after the reset of the neuron's own."""
         held = self.neuron
         _rate, threshold, amount = held.parameters_of(m, m.dtype)
-        alone = replace(held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False)
+        alone = replace(
+            held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False, retake=False
+        )
         s, after, _m = msf_step(
             m, torch.zeros_like(m), alone, MSFParameters(None, threshold, amount), self.spike_grad
         )
@@ -157,8 +160,8 @@ class MSF(SnnTorchNeuron):
 
     @property
     def _by_hand(self) -> bool:
-        """Whether the neuron's own step does not do: it neither quantises nor takes back what it just subtracted."""
-        return bool(self.state_quant) or (self.neuron.reset_mode == "soft" and not self.reset_delay)
+        """Whether the neuron's own step does not do: it does not quantise."""
+        return bool(self.state_quant)
 
     def _sync(self) -> None:
         """On torch by name a function of the host is given the gradients themselves; kernels take its slopes."""
@@ -174,19 +177,12 @@ class MSF(SnnTorchNeuron):
             self._sync()
             return super()._one(x, state, membrane)
         held = self.neuron
-        _s, _state, m = held.step(x, state)
-        taken = None
-        if held.reset_mode == "soft" and not self.reset_delay:
-            # As Leaky: what the state still fires is taken first, undecayed; below only what is new.
-            taken = self._fire(state[0])[0].detach()
-            m = m - taken * self._first(m)
-        if self.state_quant:
-            m = self.state_quant(m)
+        m = self.state_quant(held.step(x, state)[2])
         s, v = self._fire(m)
         if self.reset_delay:
             v = m
-        elif taken is not None:
-            v = m - (s - taken) * self._first(m)
+        elif held.settings().retake:  # the step has taken what the state still fired; here only what is new
+            v = m - (s - self._fire(state[0])[0].detach()) * self._first(m)
         return s.to(x.dtype), (v,), m
 
     def _first(self, m: Tensor) -> float | Tensor:

@@ -23,6 +23,9 @@ EVERY = {
     "msf-soft-learned": lambda: MSF(
         D=2, v_threshold=0.7, learn_threshold=True, reset_mode="soft", detach_reset=False, surrogate="atan"
     ),
+    "msf-retake-learned": lambda: MSF(
+        D=2, decay=0.6, learn_decay=True, reset_mode="soft", retake=True, surrogate="atan"
+    ),
     "msf-no-reset": lambda: MSF(D=2, decay=0.3, reset_mode="none"),
     "msn": build_msn,
 }

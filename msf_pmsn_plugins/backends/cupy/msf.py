@@ -39,7 +39,13 @@ KNOWS = frozenset(
         *words("charges.cuh", "charge"),
         *words("msf.cuh", "reset"),
         *words("surrogate.cuh", "surrogate"),
-        *("delayed reset", "tensor of rates", "tensor of thresholds", "tensor of resets"),
+        *(
+            "delayed reset",
+            "undecayed reset at once",
+            "tensor of rates",
+            "tensor of thresholds",
+            "tensor of resets",
+        ),
     ]
 )
 THREADS = 256  # in a block
@@ -175,6 +181,7 @@ def _macros(
         ("KEEP", KEEPS[settings.keep]),
         ("LENGTHS", int(lengths is not None)),
         ("THREADS", THREADS),
+        *([("RETAKE", 1)] * settings.retake),
     )
 
 

@@ -39,6 +39,7 @@ KNOWS = frozenset(
         *(f"surrogate {name!r}" for name in SURROGATES),
         *(f"tensor of {name}s" for name in MSFParameters._fields),
         "delayed reset",
+        "undecayed reset at once",
     ]
 )
 
@@ -168,6 +169,7 @@ def _prepare_forward(
         out_row=out.row,
         thetas=thetas_at,
         charge=ChargeCodes.of(settings.charge, settings.v_reset).forward,
+        retake=int(settings.retake),
         width=settings.width,
     )
     prepared = Prepared(kernels.msf_forward, dtype, record, cut.work, thetas, constants)

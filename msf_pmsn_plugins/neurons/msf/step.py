@@ -53,8 +53,13 @@ def msf_step(
 
     if not settings.reset_delay:
         m = charge(x, v, values.rate, r, settings.input_scale)
-        first, s = firing(m)
-        return s, reset(m, first, s), m
+        if not settings.retake:
+            first, s = firing(m)
+            return s, reset(m, first, s), m
+        taken = firing(v)[1].detach()
+        m = m - taken * values.reset
+        s = firing(m)[1]
+        return s, m - ((s.detach() if detach else s) - taken) * values.reset, m
 
     last = firing(v)  # the state is the membrane before its reset
     if rule.before_charge:
@@ -71,8 +76,8 @@ def after_reset(
     parameters: MSFParameters,
     surrogate: Surrogate | FireFunction,
 ) -> Tensor:
-    """Membranes after a reset that is not delayed, of those before it and their counts, all [T, N, *]; the surrogate
-    is a step.
+    """Membranes after a reset, of those before it and their counts, all [T, N, *]; the surrogate is a step, and the
+    reset is not delayed and takes nothing twice.
     """
     values, rule = MSFValues(settings, parameters), RESETS[settings.reset_mode]
     first = s

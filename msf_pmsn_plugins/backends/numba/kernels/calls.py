@@ -61,6 +61,7 @@ class MSFForward(NamedTuple):
     charge: int
     reset: int
     delay: int
+    retake: int
     scale: float
     rest: float
     v_reset: float

@@ -167,6 +167,10 @@ def _forward_step(call, unit, scratch, run, place):
     before = load(nil, scratch.state, j)
     current = load_part(nil, call.x, x, left) * rounded(call.scale, unit)
     m = _charged(call, unit, current, before, values)
+    taken = nil
+    if call.retake != 0:
+        taken = fire(call, unit, before, values.first)
+        m = _after_reset(call, unit, m, taken, values)
     if call.keep == MEMBRANE:
         store_part(call.kept, out, _living(scratch, place, m, nil), left)
     elif call.keep == CODE:
@@ -174,7 +178,9 @@ def _forward_step(call, unit, scratch, run, place):
         store_bytes(call.kept, out, _living(scratch, place, code, no_counts(nil)), left)
     n = fire(call, unit, m, values.first)
     store_part(call.s, out, _living(scratch, place, n, nil), left)
-    if call.delay == AT_ONCE:
+    if call.retake != 0:
+        m = _after_reset(call, unit, m, n - taken, values)
+    elif call.delay == AT_ONCE:
         m = _after_reset(call, unit, m, n, values)
     after = _living(scratch, place, m, before)
     if call.keep == STATE:
