@@ -131,6 +131,12 @@ class MSF(SnnTorchNeuron):
         """
         return cls(**{**cls.PUBLISHED, "beta": beta, "threshold": threshold, **settings})
 
+    @classmethod
+    def from_neuron(cls, neuron: Any, **options: Any) -> Self:
+        node = super().from_neuron(neuron, **options)
+        node.neuron.retake = not node.reset_delay  # as the constructor
+        return node
+
     @property
     def beta(self) -> Tensor:
         """The decay, 0-d, or of a learned one its present value. Assign to change it: the tensor is a copy."""

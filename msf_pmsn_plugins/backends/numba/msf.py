@@ -354,7 +354,7 @@ class MSFSingle:
     ) -> tuple[Tensor, Tensor]:
         """Gradients to the input and the state."""
         like = gs if gs is not None else gm if gm is not None else gv
-        gs, gm, gv = (None if g is None else g.contiguous() for g in (gs, gm, gv))
+        gs, gm, gv = (None if g is None else g.resolve_neg().contiguous() for g in (gs, gm, gv))
         gx, gv0 = (torch.empty(kept.shape, dtype=like.dtype) for _ in range(2))  # type: ignore[union-attr]
         s_at, m_at, v_at = (0 if g is None else g.data_ptr() for g in (gs, gm, gv))
         before = v.data_ptr() if v is not None and self._delayed else 0

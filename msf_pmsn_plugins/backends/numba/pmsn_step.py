@@ -226,7 +226,9 @@ class PMSNSingle:
         weights_grad: bool,
     ) -> tuple[Tensor, Tensor | None, PMSNWeights]:
         """Gradients to the input, the hidden state and the weights (None: not wanted)."""
-        gs, gm, gz = (None if g is None else g.contiguous() for g in (grads.s, grads.m, grads.z))
+        gs, gm, gz = (
+            None if g is None else g.resolve_neg().contiguous() for g in (grads.s, grads.m, grads.z)
+        )
         (r, z), (e, w, d) = state, weights
         gx, gz0 = torch.empty_like(x), self._grads.new() if state_grad else None
         made = [torch.empty_like(part) for part in weights] if weights_grad else []

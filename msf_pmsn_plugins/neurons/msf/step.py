@@ -83,6 +83,6 @@ def after_reset(
     first = s
     if settings.detach_reset:
         first = s = s.detach()
-    elif settings.reset_mode == "hard" and len(values.thresholds) > 1:
-        first = fire(m - values.thresholds[0], surrogate)  # it looks at this threshold, and its slope, alone
+    elif rule.looks_at_first and len(values.thresholds) > 1:
+        first = fire(m - values.thresholds[0], surrogate)  # with its own slope alone
     return rule.forward(m, first, s, settings.v_reset, values.reset)
