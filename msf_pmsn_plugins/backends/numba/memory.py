@@ -24,6 +24,7 @@ __all__ = ["Tensors", "Walk", "ceil", "check", "like", "new", "numbers", "ready"
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
 LARGE = 1 << 20  # bytes from which memory is worth keeping
 KEPT = 3
+COMPLEX = {torch.complex64: np.complex64, torch.complex128: np.complex128}
 SHORT = 32  # numbers; shorter rows that are apart waste a vector each
 
 
@@ -169,7 +170,7 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 class Recycled:
-    """Contiguous memory for large tensors of one shape, given out anew when nobody holds the tensor any more.
+    """Contiguous memory for large complex tensors of one shape, given out anew when nobody holds the tensor any more.
 
     An allocator gives memory of this size back to the system, and fetching it again costs more than the kernel that
     fills it. At most :data:`KEPT` are kept; of more at a time the rest come from the allocator.
@@ -192,13 +193,13 @@ class Recycled:
                     return self._give(memory)
                 self._kept.insert(0, (memory, held))
             if len(self._kept) < KEPT:
-                return self._give(_aligned(self._nbytes))
+                return self._give(_aligned(self._nbytes).view(COMPLEX[self._dtype]).reshape(self._shape))
         return torch.empty(self._shape, dtype=self._dtype)
 
     def _give(self, memory: Any) -> Tensor:
         array = memory[:]
         self._kept.append((memory, weakref.ref(array)))
-        return torch.from_numpy(array).view(self._dtype).view(self._shape)
+        return torch.from_numpy(array)  # no view, which detach_() would refuse
 
 
 def _aligned(nbytes: int) -> Any:

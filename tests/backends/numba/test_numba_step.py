@@ -159,6 +159,8 @@ def test_memory_of_a_large_state_is_used_again_when_nobody_holds_it():
     assert len({z.data_ptr() for z in held}) == len(held)
     for z in held:
         assert_same(z, held[0])
+        assert not z._is_view()
+        z.detach_()
     places = {z.data_ptr() for z in held}
     view = held[0][3:5]  # a view holds it too
     kept = view.clone()
