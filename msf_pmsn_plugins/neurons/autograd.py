@@ -104,7 +104,7 @@ def no_dispatch(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._autograd._profiler_enabled()
-    ) and all(type(t) in _PLAIN for t in tensors)
+    ) and _PLAIN.issuperset(map(type, tensors))
 
 
 def undisturbed(*tensors: Any) -> bool:
@@ -119,7 +119,7 @@ def undisturbed(*tensors: Any) -> bool:
     return no_dispatch()
 
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:
