@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Lengths", "check_lengths", "live_steps", "valid_steps", "without_batch"]
+__all__ = ["Lengths", "ValidFirst", "check_lengths", "last_valid", "live_steps", "valid_steps", "without_batch"]
 
 Lengths = Tensor | Sequence[int]
 
@@ -60,3 +60,36 @@ def live_steps(lengths: Tensor, x_seq: Tensor) -> Tensor:
     """True where step t < lengths[n], bool [T, N, 1, ..] against ``x_seq`` [T, N, *]."""
     live = torch.arange(x_seq.shape[0], device=lengths.device).unsqueeze(1) < lengths
     return live.reshape(*live.shape, *[1] * (x_seq.dim() - 2))
+
+
+class ValidFirst:
+    """A sequence [T, N, *] with the steps of a mask, bool [T, N], in front of the others, in their order."""
+
+    def __init__(self, x_seq: Tensor, mask: Tensor) -> None:
+        self.count = mask.sum(0)
+        self._passed = mask.cumsum(0)
+        self._order = _against(torch.argsort((~mask).byte(), dim=0, stable=True), x_seq)
+
+    def pack(self, x_seq: Tensor) -> Tensor:
+        """The valid steps first."""
+        return x_seq.gather(0, self._order)
+
+    def unpack(self, seq: Tensor) -> Tensor:
+        """The inverse of :meth:`pack`."""
+        return torch.zeros_like(seq).scatter_(0, self._order, seq)
+
+    def hold(self, start: Tensor, seq: Tensor) -> Tensor:
+        """A state [N, *] and what it became at the valid steps -> what it was after each of all steps."""
+        return torch.cat([start.unsqueeze(0), seq]).gather(0, _against(self._passed, seq))
+
+
+def last_valid(start: Tensor, seq: Tensor, count: Tensor | None) -> Tensor:
+    """A state [N, *] after the first ``count`` [N] of the steps that gave ``seq`` [T, N, *], None for all; a copy."""
+    if count is None:
+        return seq[-1].clone() if len(seq) else start
+    return torch.cat([start.unsqueeze(0), seq]).gather(0, _against(count.unsqueeze(0), seq))[0]
+
+
+def _against(index: Tensor, seq: Tensor) -> Tensor:
+    """An index [T, N] for all elements of ``seq`` [T, N, *]."""
+    return index.reshape(*index.shape, *[1] * (seq.dim() - 2)).expand(seq.shape)

@@ -39,11 +39,13 @@ class MSFSettings(_HashedOnce):
         reset_mode: a key of :data:`~msf_pmsn_plugins.resets.RESETS`.
         reset_amount: what a soft reset subtracts per spike, volts, where it is a number.
         reset_delay: reset at the next step, after its charge (snnTorch): the state is the membrane before the reset.
+        retake: before a step fires, what its state still fires is subtracted too, undecayed (snnTorch's ``"subtract"``
+            without a delay); in it no gradient passes to tensors of :class:`~msf_pmsn_plugins.tensors.MSFParameters`.
         detach_reset: no gradient through the reset.
         surrogate, width: a key of :data:`~msf_pmsn_plugins.surrogate.SURROGATES` and its parameter; the name ``""``:
             the backward is given the slopes.
         keep: what the forward leaves for the backward: ``"none"``, ``"code"`` (one byte an element) or
-            ``"membrane"``.
+            ``"membrane"``; or, for no backward, ``"state"``: the state after each step.
     """
 
     charge: str
@@ -54,6 +56,7 @@ class MSFSettings(_HashedOnce):
     reset_mode: str = "hard"
     reset_amount: float = 1.0
     reset_delay: bool = False
+    retake: bool = False
     detach_reset: bool = True
     surrogate: str = "rectangular"
     width: float = 0.5
@@ -75,6 +78,7 @@ class PMSNSettings(_HashedOnce):
         surrogate, width: a key of :data:`~msf_pmsn_plugins.surrogate.SURROGATES` and its parameter; the name ``""``:
             the backward is given the slopes.
         keep_drive, keep_membrane: return the drive of the soma, its membrane before the reset.
+        keep_residual: return the residual after every step, [T, L, C, K], in place of the last one.
         state_grad: make the gradient of the hidden state, the largest tensor of short sequences.
     """
 
@@ -86,6 +90,7 @@ class PMSNSettings(_HashedOnce):
     width: float = 1.0
     keep_drive: bool = True
     keep_membrane: bool = False
+    keep_residual: bool = False
     state_grad: bool = True
 
     __hash__ = _HashedOnce.__hash__
@@ -132,9 +137,9 @@ def asks(settings: MSFSettings | PMSNSettings, parameters: tuple[Tensor | None, 
     words = [f"reset {settings.reset_mode!r}"]
     if isinstance(settings, MSFSettings):
         words.append(f"charge {settings.charge!r}")
-        words += ["delayed reset"] * settings.reset_delay
-    elif settings.keep_membrane:
-        words.append("membranes out")
+        words += ["delayed reset"] * settings.reset_delay + ["undecayed reset at once"] * settings.retake
+    else:
+        words += ["membranes out"] * settings.keep_membrane + ["residuals out"] * settings.keep_residual
     fields = getattr(parameters, "_fields", ())
     words += [f"tensor of {name}s" for name, p in zip(fields, parameters, strict=True) if p is not None]
     return tuple(words)

@@ -180,6 +180,9 @@ STREAMS = {
     "msf-soft": lambda: MSF(D=3, decay=0.3, reset_mode="soft", detach_reset=False, surrogate="atan"),
     "msf-learned": lambda: MSF(D=2, decay=torch.tensor([0.3, 0.5, 0.8]), learn_decay=True, surrogate="atan"),
     "msf-delayed": lambda: MSF(D=2, decay=0.3, reset_mode="soft", reset_delay=True, surrogate="atan"),
+    "msf-retake": lambda: MSF(
+        D=2, decay=0.6, reset_mode="soft", retake=True, detach_reset=False, surrogate="atan"
+    ),
     "msf-threshold": lambda: MSF(D=2, v_threshold=torch.tensor([0.5, 1.0, 1.5]), learn_threshold=True),
     "msf-slopes": lambda: MSF(D=2, decay=0.3, surrogate=CUSTOM),
     "msf-loop": lambda: MSF(D=2, decay=0.3, surrogate=Learned()),

@@ -19,6 +19,7 @@ __all__ = [
     "recomputation",
     "saved_tensors",
     "transformed",
+    "undisturbed",
     "usable",
 ]
 
@@ -140,10 +141,22 @@ def no_dispatch(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._autograd._profiler_enabled()
-    ) and all(type(t) in _PLAIN for t in tensors)
+    ) and _PLAIN.issuperset(map(type, tensors))
 
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+def undisturbed(*tensors: Any) -> bool:
+    """:func:`no_dispatch` for plain contiguous tensors on the CPU, of which nothing is known: else False."""
+    if torch.compiler.is_compiling():
+        return False
+    for t in tensors:
+        if type(t) is not Tensor or not (t.is_cpu and t.is_contiguous()) or t.is_neg() or t.is_conj():
+            return False
+        if t.is_inference() and not torch.is_inference_mode_enabled():  # autograd would refuse it
+            return False
+    return no_dispatch()
+
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def loop_vmap(op: Any) -> Callable[..., tuple[Any, Any]]:

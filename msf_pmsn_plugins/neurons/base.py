@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..lengths import Lengths, check_lengths, live_steps, without_batch
+from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps, without_batch
 from ..surrogate import Surrogate, gives_slopes
 from .autograd import guarded, transformed
 from .layout import gradient_laid_out
@@ -110,6 +110,14 @@ def broadcasts(value: Tensor, x: Tensor) -> bool:
     return value.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
 
 
+NOTHING: dict[Any, Any] = {}
+
+
+def kind_of_step(x: Tensor, membrane: bool) -> tuple[Any, ...]:
+    """What single steps have in common that are computed alike."""
+    return "single", x.shape, x.dtype, membrane, torch.is_grad_enabled(), torch.get_num_threads()
+
+
 class PropertiesFirst:
     """Mixin before ``nn.Module``, which would file a module assigned to a property and never call the setter."""
 
@@ -203,15 +211,56 @@ class Neuron(PropertiesFirst, nn.Module):
         lengths = check_lengths(x_seq, lengths)
         if lengths.dtype != torch.bool:
             return self._run(x_seq, state, membrane, lengths)
-        # Valid steps first, in their order; then back to where they were.
-        count, order = lengths.sum(0), torch.argsort((~lengths).byte(), dim=0, stable=True)
-        order = order.reshape(*order.shape, *[1] * (x_seq.dim() - 2)).expand(x_seq.shape)
-        s_seq, state, m_seq = self._run(x_seq.gather(0, order), state, membrane, count)
+        valid = ValidFirst(x_seq, lengths)
+        s_seq, state, m_seq = self._run(valid.pack(x_seq), state, membrane, valid.count)
+        return valid.unpack(s_seq), state, None if m_seq is None else valid.unpack(m_seq)
 
-        def back(seq: Tensor) -> Tensor:
-            return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)
+    def trajectory(
+        self,
+        x_seq: Tensor,
+        state: State | None = None,
+        lengths: Lengths | None = None,
+        names: Sequence[str] | None = None,
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """:meth:`sequence` with the state that each step left: spikes, last state, ``{name: [T, N, *]}``.
 
-        return back(s_seq), state, None if m_seq is None else back(m_seq)
+        Args:
+            x_seq, state, lengths: as in :meth:`sequence`; a step that is skipped leaves the state as it was.
+            names: which parts of the state are returned, of ``state_names``; None is all.
+        """
+        state = self._begin(x_seq, state)
+        names = self.state_names if names is None else names
+        if lengths is None:
+            s_seq, last, kept = self._trajectory(x_seq, state, None, names)
+            return s_seq, last, dict(zip(names, kept, strict=True))
+        valid = ValidFirst(x_seq, valid_steps(x_seq, lengths))
+        s_seq, last, kept = self._trajectory(valid.pack(x_seq), state, valid.count, names)
+        before = dict(zip(self.state_names, state, strict=True))
+        held = {name: valid.hold(before[name], seq) for name, seq in zip(names, kept, strict=True)}
+        return valid.unpack(s_seq), last, held
+
+    def _trajectory(
+        self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        """``trajectory`` after its checks, step by step; override with something fast. What is kept of padded steps,
+        those at the end, does not matter.
+        """
+        s_seq: list[Tensor] = []
+        kept: dict[str, list[Tensor]] = {name: [] for name in self.state_names}
+        for t, x in enumerate(x_seq.unbind(0)):
+            live = None if lengths is None else (lengths > t).long()
+            s, state, _m = self._run(x.unsqueeze(0), state, False, live)
+            s_seq.append(s.squeeze(0))
+            for seq, part in zip(kept.values(), state, strict=True):
+                seq.append(part)
+        if not s_seq:
+            empty = dict(zip(self.state_names, state, strict=True))
+            return (
+                torch.empty_like(x_seq),
+                state,
+                [empty[name].new_empty(0, *empty[name].shape) for name in names],
+            )
+        return torch.stack(s_seq), state, [torch.stack(kept[name]) for name in names]
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
@@ -337,6 +386,8 @@ class Neuron(PropertiesFirst, nn.Module):
         self, x: Tensor, state: State | None = None, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None]:
         """:meth:`step` by the fast path: ``x`` [N, *] -> spikes, next state, membrane [N, *] if asked for."""
+        if state is not None and (done := self.again(x, state, membrane)) is not None:
+            return done
         self.check_input(x)
         state = self.initial_state(x) if state is None else self.check_state(x, state)
         if x.dim() == 0:  # one neuron
@@ -348,6 +399,12 @@ class Neuron(PropertiesFirst, nn.Module):
             s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
             return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
         return done
+
+    def again(
+        self, x: Tensor, state: State, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        """:meth:`single` of a step like one that was checked before, if there is a way for it; else None."""
+        return None
 
     def _run_single(
         self, x: Tensor, state: State, membrane: bool

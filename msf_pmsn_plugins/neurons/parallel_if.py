@@ -6,9 +6,13 @@ arXiv 2408.14917) holds for any non-leaky compartment whose input is known in ad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ..lengths import last_valid
 from ..settings import PMSNSettings
 from ..surrogate import FireFunction, Surrogate, as_surrogate
 from ..tensors import PMSNState, PMSNWeights
@@ -96,6 +100,18 @@ class ParallelIF(Neuron):
             backend=self.backend,
         )
         return s_seq.to(x_seq.dtype), (r,), m_seq
+
+    def _trajectory(
+        self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        (r,) = state
+        if not self._has_kernel(self.surrogate):
+            return super()._trajectory(x_seq, state, lengths, names)
+        settings = replace(self.settings(), keep_residual=True)
+        s_seq, r_seq, _m = parallel_reset(
+            x_seq.to(r.dtype), r, settings, surrogate=self.surrogate, lengths=lengths, backend=self.backend
+        )
+        return s_seq.to(x_seq.dtype), (last_valid(r, r_seq, lengths),), [r_seq for _ in names]
 
     def extra_repr(self) -> str:
         return f"v_threshold={self.v_threshold}, burst={self.burst!r}, backend={self.backend!r}"

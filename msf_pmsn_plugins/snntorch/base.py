@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import neurons
 from ..lengths import Lengths, valid_steps
-from ..neurons.autograd import Recomputation, recomputation, usable
+from ..neurons.autograd import Recomputation, recomputation, undisturbed, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -377,15 +377,28 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             spk, after = self._step(input_, before, passed)
         if self.surrogate_disable:
             spk = spk.detach()
-        spk = spk * self.graded_spikes_factor.to(spk.dtype)
-        self.mem = after
+        spk = self._graded(spk)
+        self.__dict__["mem"] = after  # nn.Module would look at it from all sides
         if again is not self._left_by:
             self._left_by = again
         return spk if self.init_hidden and not self.output else (spk, after)
 
+    def _graded(self, spk: Tensor) -> Tensor:
+        """The spikes times their factor."""
+        factor = self._buffers.get("graded_spikes_factor")
+        if factor is not None and undisturbed(factor) and factor.numel() == 1 and factor.item() == 1.0:
+            return spk
+        return spk * self.graded_spikes_factor.to(spk.dtype)
+
     def _step(self, x: Tensor, mem: Mem, passed: bool) -> tuple[Tensor, Mem]:
         wants = self._wants_membrane(of_steps=True)
-        s, state, m = self._one(x, self._resume(x, mem, passed), wants or self.inhibition)
+        membrane = wants or self.inhibition
+        done = None
+        if isinstance(mem, Membrane):
+            done = self._again(x, mem.state, membrane)
+        elif isinstance(mem, Tensor) and not self.carries:
+            done = self._again(x, (mem,), membrane)
+        s, state, m = done or self._one(x, self._resume(x, mem, passed), membrane)
         return self._inhibit(s, m, 1), self._as_mem(state, m if wants else None)
 
     def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
@@ -403,6 +416,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         s, state, m = self._all(x_seq, self._resume(x_seq[0], mem, passed), wants or self.inhibition, lengths)
         last = _last(m, x_seq, lengths) if wants and m is not None else None
         return self._inhibit(s, m, 2), self._as_mem(state, last)
+
+    def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        """:meth:`_one` of a step like one before, or None."""
+        return self._modules["neuron"].again(x, state, membrane)
 
     def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         return self.neuron.single(x, state, membrane)

@@ -42,7 +42,7 @@ class MSF(SnnTorchNeuron):
             ``snntorch.functional.quant.state_quant()``; runs step by step.
         reset_delay: False resets in the step of the spike, with a gradient through the reset, and returns the membrane
             after it. Spikes are the same as with True unless ``"subtract"`` is chosen, whose subtraction then decays
-            too (step by step).
+            too (step by step where the decay or the threshold is learned).
         D: number of thresholds.
         threshold_step: spacing of the thresholds, volts.
         thresholds: explicit thresholds in volts, strictly increasing; they replace ``D``, ``threshold`` and
@@ -106,6 +106,7 @@ class MSF(SnnTorchNeuron):
                 threshold_step=threshold_step,
                 reset_mode=RESET_MODES[reset_mechanism],
                 reset_delay=bool(reset_delay),
+                retake=not reset_delay,
                 detach_reset=bool(reset_delay),
                 learn_threshold=learn_threshold,
                 channel_dim=-1,
@@ -131,6 +132,12 @@ class MSF(SnnTorchNeuron):
         """
         return cls(**{**cls.PUBLISHED, "beta": beta, "threshold": threshold, **settings})
 
+    @classmethod
+    def from_neuron(cls, neuron: Any, **options: Any) -> Self:
+        node = super().from_neuron(neuron, **options)
+        node.neuron.retake = not node.reset_delay  # as the constructor
+        return node
+
     @property
     def beta(self) -> Tensor:
         """The decay, 0-d, or of a learned one its present value. Assign to change it: the tensor is a copy."""
@@ -150,7 +157,9 @@ class MSF(SnnTorchNeuron):
         """What membranes ``m`` [B, *] fire, and ``m`` after the reset of the neuron's own."""
         held = self.neuron
         _rate, threshold, amount = held.parameters_of(m, m.dtype)
-        alone = replace(held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False)
+        alone = replace(
+            held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False, retake=False
+        )
         s, after, _m = msf_step(
             m, torch.zeros_like(m), alone, MSFParameters(None, threshold, amount), self.spike_grad
         )
@@ -158,8 +167,8 @@ class MSF(SnnTorchNeuron):
 
     @property
     def _by_hand(self) -> bool:
-        """Whether the neuron's own step does not do: it neither quantises nor takes back what it just subtracted."""
-        return bool(self.state_quant) or (self.neuron.reset_mode == "soft" and not self.reset_delay)
+        """Whether the neuron's own step does not do: it does not quantise."""
+        return bool(self.state_quant)
 
     def _sync(self) -> None:
         """On torch by name a function of the host is given the gradients themselves; kernels take its slopes."""
@@ -167,24 +176,20 @@ class MSF(SnnTorchNeuron):
         if isinstance(gradient, GradientOf) and gradient.by_steps != exact:
             gradient.by_steps = exact
 
+    def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        return None if self._by_hand else super()._again(x, state, membrane)
+
     def _one(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None]:
         if not self._by_hand:
             self._sync()
             return super()._one(x, state, membrane)
         held = self.neuron
-        _s, _state, m = held.step(x, state)
-        taken = None
-        if held.reset_mode == "soft" and not self.reset_delay:
-            # As Leaky: what the state still fires is taken first, undecayed; below only what is new.
-            taken = self._fire(state[0])[0].detach()
-            m = m - taken * self._first(m)
-        if self.state_quant:
-            m = self.state_quant(m)
+        m = self.state_quant(held.step(x, state)[2])
         s, v = self._fire(m)
         if self.reset_delay:
             v = m
-        elif taken is not None:
-            v = m - (s - taken) * self._first(m)
+        elif held.settings().retake:  # the step has taken what the state still fired; here only what is new
+            v = m - (s - self._fire(state[0])[0].detach()) * self._first(m)
         return guarded(s.to(x.dtype), (v,), m)
 
     def _first(self, m: Tensor) -> float | Tensor:

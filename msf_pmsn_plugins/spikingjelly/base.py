@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from ..lengths import Lengths, valid_steps
+from ..lengths import Lengths
 from ..neurons import Neuron
 from ..neurons.autograd import Recomputation, recomputation, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
@@ -170,9 +170,19 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def sync_settings(self, dtype: torch.dtype) -> None:
         """Give the neuron what stands for the host's surrogate object on an input of ``dtype``."""
         host = self._modules.get("surrogate_function")
-        if host is not None:
-            exact = self.backend == "torch"  # kernels take slopes, and multiply them in their own order
-            self._held.surrogate = translate(host, dtype, self.detach_reset, exact)
+        if host is None:
+            return
+        held = self._held
+        exact = held.backend == "torch"  # kernels take slopes, and multiply them in their own order
+        alpha = getattr(host, "alpha", None)
+        seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), alpha
+        # Assigning makes the neuron forget what it found out about its calls.
+        simple = isinstance(alpha, int | float | None) and not torch.compiler.is_compiling()
+        if simple and self.__dict__.get("_translated") == (seen, held.surrogate):
+            return
+        held.surrogate = translate(host, dtype, self.detach_reset, exact)
+        if simple:
+            self.__dict__["_translated"] = seen, held.surrogate
 
     @property
     def has_margin(self) -> bool:
@@ -225,10 +235,16 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: State, **_: object
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over one step: ``(x,)`` [N, *] -> ``(spikes,)``, states."""
-        self.sync_settings(inputs[0].dtype)
-        states = self.materialize_states(inputs, states, "s")
-        s, states, _m = self.neuron.single(inputs[0], states)
-        return (s,), states
+        (x,) = inputs
+        self.sync_settings(x.dtype)
+        held = self._held
+        if (done := held.again(x, states)) is None:
+            done = held.single(self._step_laid_out(x), self.materialize_states(inputs, states, "s"))
+        return (done[0],), done[1]
+
+    def _step_laid_out(self, x: Tensor) -> Tensor:
+        """One step, whose gradient will lie as the host's."""
+        return x
 
     @counted
     def multi_step_functional_forward(
@@ -237,11 +253,16 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
         states = self.materialize_states(inputs, states, "m")
-        (x_seq,) = inputs
-        if not (FUNCTIONAL or transformed()):  # 0.0.0.0.14 adds gradients up in a contiguous tensor
-            x_seq = gradient_laid_out(x_seq, torch.contiguous_format)
+        x_seq = self._gradient_laid_out(inputs[0])
         s_seq, states, _m = self.neuron.sequence(x_seq, states, lengths=lengths)
         return (s_seq,), states
+
+    def _gradient_laid_out(self, x_seq: Tensor) -> Tensor:
+        if FUNCTIONAL or transformed():
+            return x_seq
+        return gradient_laid_out(
+            x_seq, torch.contiguous_format
+        )  # 0.0.0.0.14 adds gradients up in such a tensor
 
     def functional_forward(
         self, inputs: tuple[Tensor, ...], states: State, **kwargs: Any
@@ -253,7 +274,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     # Memories are fetched by name: 0.0.0.0.14 files v_seq among them.
     def _recall(self) -> tuple[Any, ...]:
-        states = tuple(usable(self._memories[name]) for name in self.neuron.state_names)
+        memories = self._memories
+        states = tuple([usable(memories[name]) for name in self._held.state_names])
         again = recomputation(exact=MEMOPT)
         foreign = again is not None and again is not self._left_by
         if foreign and any(isinstance(state, Tensor) for state in states):
@@ -268,7 +290,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         again = recomputation(exact=MEMOPT)
         if again is not self._left_by:
             self._left_by = again
-        self._memories.update(zip(self.neuron.state_names, states, strict=True))
+        self._memories.update(zip(self._held.state_names, states, strict=True))
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One step, state in the memories: ``x`` [N, *] -> spikes [N, *]."""
@@ -297,40 +319,40 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self._remember(states)
         return s_seq
 
-    def _stored(self) -> tuple[str, ...]:
-        """What is kept of every step: ``v`` in ``v_seq``, and so on."""
-        return ("v",) if self.store_v_seq else ()
+    def _stored(self) -> dict[str, str]:
+        """What is kept of every step, and the memory that it shows: of ``v`` in ``v_seq``, and so on."""
+        return {"v": "v"} if self.store_v_seq else {}
+
+    def _shown(self, name: str, memory: Tensor) -> Tensor:
+        """A memory as the attribute ``name`` shows it."""
+        return memory
 
     def _multi_step_stored(self, x_seq: Tensor, lengths: Lengths | None) -> Tensor:
-        states = self.materialize_states((x_seq,), self._recall(), "m")
-        live_seq = None if lengths is None else valid_steps(x_seq, lengths)
-        s_seq: list[Tensor] = []
-        stored: dict[str, list[Tensor]] = {name: [] for name in self._stored()}
-        for t, x in enumerate(x_seq.unbind(0)):
-            if live_seq is None:
-                (s,), states = self.single_step_functional_forward((x,), states)
-            else:
-                one = (x.unsqueeze(0),)
-                (s,), states = self.multi_step_functional_forward(one, states, live_seq[t].long())
-                s = s.squeeze(0)
-            self._remember(states)
-            s_seq.append(s)
-            for name, values in stored.items():
-                values.append(getattr(self, name))
+        s_seq, states, kept = self._trajectory(x_seq, self._recall(), lengths)
         self._remember(states)
-        for name, values in stored.items():
-            last = getattr(self, name)
-            setattr(self, f"{name}_seq", torch.stack(values) if values else last.new_empty((0, *last.shape)))
-        return torch.stack(s_seq) if s_seq else torch.empty_like(x_seq)
+        for name, memory in self._stored().items():
+            setattr(self, f"{name}_seq", self._shown(name, kept[memory]))
+        return s_seq
+
+    @counted
+    def _trajectory(
+        self, x_seq: Tensor, states: State, lengths: Lengths | None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """:meth:`multi_step_functional_forward`, and what is stored of every step, by the names of the memories."""
+        self.sync_settings(x_seq.dtype)
+        states = self.materialize_states((x_seq,), states, "m")
+        names = tuple(self._stored().values())
+        return self.neuron.trajectory(self._gradient_laid_out(x_seq), states, lengths, names)
 
     def _check_tensor(self, x: Any) -> None:
+        if isinstance(x, Tensor):
+            return
         if isinstance(x, torch.fx.Proxy):
             raise TypeError(
                 f"{type(self).__name__} cannot be traced by an exporter that does not know it: for NIR call "
                 "msf_pmsn_plugins.nir.export_to_nir(net, x)"
             )
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
 
     def reset(self) -> None:
         """Bring the state to its reset values, and forget what was stored and the lengths of the last batch."""

@@ -263,18 +263,10 @@ class MSFNode(SpikingJellyNode):
         if several:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 
-    @counted
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: State, **_: object
-    ) -> tuple[tuple[Tensor], State]:
-        """Pure transition over one step, through the op: its adjoint has the host's order of operations."""
-        self.sync_settings(inputs[0].dtype)
-        states = self.materialize_states(inputs, states, "s")
-        (x,) = inputs
-        if FUNCTIONAL and not (x.is_contiguous() or transformed()):  # 2.0.0 starts from a contiguous membrane
-            x = gradient_laid_out(x, torch.contiguous_format)
-        s, states, _m = self.neuron.single(x, states)
-        return (s,), states
+    def _step_laid_out(self, x: Tensor) -> Tensor:
+        if not FUNCTIONAL or x.is_contiguous() or transformed():
+            return x
+        return gradient_laid_out(x, torch.contiguous_format)  # 2.0.0 starts from a contiguous membrane
 
     def extra_repr(self) -> str:
         return f"D={self.D}, {super().extra_repr()}, tau={brief(self.tau)}"
@@ -306,6 +298,13 @@ class _ResidualNode(SpikingJellyNode):
     @v.setter
     def v(self, value: Tensor | float) -> None:
         self._memories["r"] = value / self._volts
+
+    def _stored(self) -> dict[str, str]:
+        return {"v": "r"} if self.store_v_seq else {}
+
+    def _shown(self, name: str, memory: Tensor) -> Tensor:
+        volts = self._volts
+        return memory if name != "v" or (not self.has_margin and volts == 1.0) else memory * volts
 
     @property
     def _volts(self) -> Tensor | float:
@@ -374,8 +373,8 @@ class PMSNNode(_ResidualNode):
         # The monitors of 0.0.0.0.14 call this directly, past what any object has.
         return self.__dict__.get(name) if name == "z_seq" else super().__getattr__(name)
 
-    def _stored(self) -> tuple[str, ...]:
-        return (*super()._stored(), *(("z",) if self.store_z_seq else ()))
+    def _stored(self) -> dict[str, str]:
+        return super()._stored() | ({"z": "z"} if self.store_z_seq else {})
 
     def reset(self) -> None:
         """Bring the state to its reset values and forget what was stored."""
@@ -419,18 +418,32 @@ class PMSNNode(_ResidualNode):
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         if not self.has_margin:
             return super().multi_step_functional_forward(inputs, states, lengths, **kwargs)
+        s_seq, states, _kept = self._trajectory(inputs[0], states, lengths)
+        return (s_seq,), states
+
+    def _trajectory(
+        self, x_seq: Tensor, states: State, lengths: Lengths | None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        if not self.has_margin:
+            return super()._trajectory(x_seq, states, lengths)
         if lengths is not None:
             raise ValueError("lengths and a tensor of thresholds (set_threshold_margin) do not go together")
-        self.sync_settings(inputs[0].dtype)
-        states = self.materialize_states(inputs, states, "m")
-        s_seq = []
-        for x in inputs[0].unbind(0):
+        self.sync_settings(x_seq.dtype)
+        states = self.materialize_states((x_seq,), states, "m")
+        s_seq, kept = [], []
+        for x in x_seq.unbind(0):
             s, states = self._step_with_margin(x, states)
             s_seq.append(s.to(x.dtype))
+            kept.append(states)
         if not s_seq:
-            return (torch.empty_like(inputs[0]),), states
+            return (
+                torch.empty_like(x_seq),
+                states,
+                {"r": states[0].new_empty(x_seq.shape), "z": states[1][None][:0]},
+            )
+        r_seq, z_seq = (torch.stack(parts) for parts in zip(*kept, strict=True))
         out, states, _m = guarded(torch.stack(s_seq), states, None)
-        return (out,), states
+        return out, states, {"r": r_seq, "z": z_seq}
 
     def _step_with_margin(self, x: Tensor, states: State) -> tuple[Tensor, State]:
         """One step with a threshold for each element: the settings of the kernels hold one number."""

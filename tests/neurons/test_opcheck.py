@@ -102,6 +102,7 @@ def test_opcheck_pmsn(steps, layout, dtype, backend):
         (None, PMSNSettings(0.5)),
         (some, PMSNSettings(0.5, "cumulative", keep_drive=False)),
         (None, PMSNSettings(0.5, burst="nearest", fixed=True, keep_membrane=True)),
+        (some, PMSNSettings(0.5, keep_residual=True)),
     ):
         args = (x, *state, *weights, lengths, *flatten(settings), backend)
         torch.library.opcheck(OPS.pmsn.default, args)

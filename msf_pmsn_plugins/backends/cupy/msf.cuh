@@ -5,6 +5,7 @@
 #define KEEP_NONE 0
 #define KEEP_MEMBRANE 1
 #define KEEP_CODE 2
+#define KEEP_STATE 3
 
 #if KEEP == KEEP_CODE
 typedef unsigned char kept_t;

@@ -39,13 +39,19 @@ KNOWS = frozenset(
         *words("charges.cuh", "charge"),
         *words("msf.cuh", "reset"),
         *words("surrogate.cuh", "surrogate"),
-        *("delayed reset", "tensor of rates", "tensor of thresholds", "tensor of resets"),
+        *(
+            "delayed reset",
+            "undecayed reset at once",
+            "tensor of rates",
+            "tensor of thresholds",
+            "tensor of resets",
+        ),
     ]
 )
 THREADS = 256  # in a block
 LEVELS_BY_VALUE = 256  # thresholds that fit a kernel's parameters; more lie in memory
 WIDE = 16  # bytes of the widest access
-KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE"}
+KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE", "state": "KEEP_STATE"}
 NUMBERS = ("RATE", "THRESHOLD", "RESET")  # the fields of MSFParameters as macros name them
 HALF = (torch.float16, torch.bfloat16)
 
@@ -175,6 +181,7 @@ def _macros(
         ("KEEP", KEEPS[settings.keep]),
         ("LENGTHS", int(lengths is not None)),
         ("THREADS", THREADS),
+        *([("RETAKE", 1)] * settings.retake),
     )
 
 

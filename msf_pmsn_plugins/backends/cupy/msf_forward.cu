@@ -5,9 +5,10 @@
 //   VEC               lanes per thread: 128 bits of IO, or 1 where rows or pointers are not aligned to them
 //   CHARGE, RESET     structs of charges.cuh and msf.cuh
 //   DELAY             0 or 1: the reset acts at the next step
+//   RETAKE            defined: what a state still fires is subtracted first, undecayed
 //   LEVELS            number of thresholds; BY_VALUE, 0 or 1: whether they are passed by value
 //   THRESHOLD_TENSOR  0 or 1: whether the first threshold lies in memory
-//   KEEP              KEEP_NONE, KEEP_MEMBRANE or KEEP_CODE: what backward needs
+//   KEEP              KEEP_NONE, KEEP_MEMBRANE or KEEP_CODE: what backward needs; KEEP_STATE: the state of each step
 //   LENGTHS           0 or 1: whether each sample has its own number of steps
 //   THREADS           in a block
 //
@@ -57,6 +58,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if DELAY
       if (!RESET::before_charge) m = RESET::after(m, fired, last.at[j], v_reset, own.reset[j]);
 #endif
+#ifdef RETAKE
+      const real_t taken = own.fire(j, theta, before);
+      m = RESET::after(m, taken > 0, taken, v_reset, own.reset[j]);
+#endif
       const real_t count = own.fire(j, theta, m);
       s.at[j] = narrow(runs ? count : real_t(0));
 #if KEEP != KEEP_NONE
@@ -65,8 +70,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if DELAY
       last.at[j] = runs ? count : last.at[j];
       v.at[j] = runs ? m : v.at[j];
+#elif defined(RETAKE)
+      v.at[j] = runs ? RESET::after(m, count != taken, count - taken, v_reset, own.reset[j]) : v.at[j];
 #else
       v.at[j] = runs ? RESET::after(m, own.fired(j, theta, m), count, v_reset, own.reset[j]) : v.at[j];
+#endif
+#if KEEP == KEEP_STATE
+      k.at[j] = v.at[j];
 #endif
     }
     store<VEC>(s_seq + t * lanes + first, s);

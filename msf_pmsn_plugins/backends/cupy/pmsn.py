@@ -18,7 +18,9 @@ from .geometry import THREADS, Chunks, chunks_of, gather_of
 
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 
-KNOWS = frozenset([*words("soma.cuh", "reset"), *words("surrogate.cuh", "surrogate"), "membranes out"])
+KNOWS = frozenset(
+    [*words("soma.cuh", "reset"), *words("surrogate.cuh", "surrogate"), "membranes out", "residuals out"]
+)
 MODES = 16  # the most that the kernels keep in registers without spills
 MODES_AT_ONCE = 4  # whose sums for the parameters fit the registers beside one another
 
@@ -31,6 +33,7 @@ def pmsn_forward(
     s_seq = empty(x_seq.shape, x_seq)
     y_seq = empty(x_seq.shape if settings.keep_drive else 0, x_seq)
     m_seq = empty(x_seq.shape if settings.keep_membrane else 0, x_seq)
+    r_seq = empty((*x_seq.shape[:1], *state.r.shape), state.r) if settings.keep_residual else None
     last = PMSNState(
         state.r.clone(memory_format=torch.contiguous_format),
         state.z.resolve_conj().clone(memory_format=torch.contiguous_format),
@@ -41,7 +44,7 @@ def pmsn_forward(
         state, weights = PMSNState(*map(plain, state)), PMSNWeights(*map(plain, weights))
         call = _call("pmsn_forward.cu", x_seq, state.z.shape[-1], lengths, settings)
         if call.chunks.count == 1:
-            kept = (y_seq if settings.keep_drive else None, membranes)
+            kept = (y_seq if settings.keep_drive else None, membranes, r_seq)
             tensors = (x.seq, *state, *weights, call.lengths, s_seq, *kept, *last)
             call.each("pmsn_forward", call.lanes, *tensors, *call.shape, x.distance, settings.v_threshold)
         else:
@@ -50,10 +53,11 @@ def pmsn_forward(
             call.walk(x, weights, None, ends=starts)
             call.carry(starts, state.z, weights, end=last.z)
             call.walk(x, weights, starts, drives=drives)
-            soma = (drives, state.r, call.lengths, s_seq, membranes, last.r)
+            soma = (drives, state.r, call.lengths, s_seq, membranes, r_seq, last.r)
             call.each("pmsn_soma", call.lanes, *soma, *call.columns, settings.v_threshold)
     y_seq = as_laid_out(y_seq, x_seq) if settings.keep_drive else y_seq
     m_seq = as_laid_out(m_seq, x_seq) if settings.keep_membrane else m_seq
+    last = last if r_seq is None else last._replace(r=r_seq)
     return as_laid_out(s_seq, x_seq), y_seq, m_seq, last
 
 

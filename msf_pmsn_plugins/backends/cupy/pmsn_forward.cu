@@ -18,13 +18,15 @@
 
 #if !CHUNKED
 
-// x_seq -> spikes s_seq, where they are given also drives y_seq and membranes m_seq, last r and z. lengths: one per l.
+// x_seq -> spikes s_seq, where they are given also drives y_seq, membranes m_seq and residuals r_seq, last r and z.
+// lengths: one per l.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_forward(const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
                  const real_t* __restrict__ e, const real_t* __restrict__ w, const real_t* __restrict__ d,
                  const i64* __restrict__ lengths, io_t* __restrict__ s_seq, io_t* __restrict__ y_seq,
-                 io_t* __restrict__ m_seq, real_t* __restrict__ r_last, real_t* __restrict__ z_last, i64 T, i64 lanes,
-                 i64 channels, i64 positions, i64 x_step, real_t theta) {
+                 io_t* __restrict__ m_seq, real_t* __restrict__ r_seq, real_t* __restrict__ r_last,
+                 real_t* __restrict__ z_last, i64 T, i64 lanes, i64 channels, i64 positions, i64 x_step,
+                 real_t theta) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 c = lane / positions % channels;
@@ -49,12 +51,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       s_seq[t * lanes + lane] = next.s;
       if (y_seq) y_seq[t * lanes + lane] = y;
       if (m_seq) m_seq[t * lanes + lane] = next.v * theta;
+      if (r_seq) r_seq[t * lanes + lane] = r;
     }
   }
   for (i64 t = steps; t < T; ++t) {
     s_seq[t * lanes + lane] = 0;
     if (y_seq) y_seq[t * lanes + lane] = 0;
     if (m_seq) m_seq[t * lanes + lane] = 0;
+    if (r_seq) r_seq[t * lanes + lane] = r;
   }
   r_last[lane] = r;
   z.save(z_last, lane);
@@ -66,10 +70,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 #define AHEAD_SOMA 32
 
-// The soma alone. y_seq (which may be s_seq) -> s_seq, m_seq (may be null), last r.
+// The soma alone. y_seq (which may be s_seq) -> s_seq, m_seq and r_seq (may be null), last r.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_soma(io_t* y_seq, const real_t* __restrict__ r0, const i64* __restrict__ lengths, io_t* s_seq,
-              io_t* __restrict__ m_seq, real_t* __restrict__ r_last, i64 T, i64 lanes, i64 columns, real_t theta) {
+              io_t* __restrict__ m_seq, real_t* __restrict__ r_seq, real_t* __restrict__ r_last, i64 T, i64 lanes,
+              i64 columns, real_t theta) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
   const i64 steps = valid_steps(lengths, lane / columns, T);
@@ -84,11 +89,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       r = next.r;
       s_seq[t * lanes + lane] = next.s;
       if (m_seq) m_seq[t * lanes + lane] = next.v * theta;
+      if (r_seq) r_seq[t * lanes + lane] = r;
     }
   }
   for (i64 t = steps; t < T; ++t) {
     y_seq[t * lanes + lane] = s_seq[t * lanes + lane] = 0;
     if (m_seq) m_seq[t * lanes + lane] = 0;
+    if (r_seq) r_seq[t * lanes + lane] = r;
   }
   r_last[lane] = r;
 }

@@ -33,6 +33,22 @@ def threads_for(lane_steps: int) -> int:
     return 1 if lane_steps < SMALL else torch.get_num_threads()
 
 
+class _Memory(NamedTuple):
+    """Where a call of one thread lies."""
+
+    buffer: Any
+    address: int
+
+
+def _new(size: int) -> _Memory:
+    buffer = ctypes.create_string_buffer(size)
+    return _Memory(buffer, ctypes.addressof(buffer))
+
+
+SPARE = 1 << 17  # bytes of memory that is used again: making it would cost more than a single step
+_spare: list[_Memory] = []
+
+
 class Prepared:
     """All that a kernel is told but addresses: the same for calls of the same settings and layouts.
 
@@ -55,15 +71,26 @@ class Prepared:
         self._head = SHARE.pack(*share) + kernel.record.pack(*record)
         self._size = end + CACHE_LINE + self.threads * scratch_bytes
 
-    def run(self, addresses: Any, tensors: Tensors) -> None:
-        """Run the kernel to its end."""
+    def run(self, addresses: Any, tensors: Tensors | None) -> None:
+        """Run the kernel to its end; ``tensors`` None: the caller holds all, and nothing is to be copied after."""
         if self.threads == 1:
-            buffer = ctypes.create_string_buffer(self._head, self._size)
-            self._tensors.pack_into(buffer, self._tensors_at, *addresses)
-            self.function(ctypes.addressof(buffer))
+            self._alone(addresses)
         else:
             pool.run(_Job(self, addresses, tensors), self.threads)
-        tensors.finish()
+        if tensors is not None:
+            tensors.finish()
+
+    def _alone(self, addresses: Any) -> None:
+        """The same on this thread."""
+        try:  # lists are safe between threads
+            memory = _spare.pop() if self._size <= SPARE else _new(self._size)
+        except IndexError:
+            memory = _new(SPARE)
+        ctypes.memmove(memory.address, self._head, self._tensors_at)
+        self._tensors.pack_into(memory.buffer, self._tensors_at, *addresses)
+        self.function(memory.address)
+        if self._size <= SPARE:
+            _spare.append(memory)
 
     def fill(self, addresses: Any) -> Any:
         """A call in memory that nobody has filled with zeros."""
@@ -76,7 +103,7 @@ class Prepared:
 class _Job:
     """A call for several threads, alive with all of its tensors until the last thread has let go of it."""
 
-    def __init__(self, prepared: Prepared, addresses: Any, tensors: Tensors) -> None:
+    def __init__(self, prepared: Prepared, addresses: Any, tensors: Tensors | None) -> None:
         self.function = prepared.function
         self._memory = prepared.fill(addresses)
         self.address = int(self._memory.ctypes.data)

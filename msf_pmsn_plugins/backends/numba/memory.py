@@ -11,6 +11,7 @@ import functools
 import math
 import mmap
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from torch import Tensor
 __all__ = ["Tensors", "Walk", "ceil", "check", "like", "new", "numbers", "ready", "walk"]
 
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
+LARGE = 1 << 20  # bytes from which memory is worth keeping
+KEPT = 3
+COMPLEX = {torch.complex64: np.complex64, torch.complex128: np.complex128}
 SHORT = 32  # numbers; shorter rows that are apart waste a vector each
 
 
@@ -163,6 +167,45 @@ def new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The same in the layout of ``x``, if that is dense."""
     return _huge(torch.empty_like(x) if dtype is None else torch.empty_like(x, dtype=dtype))
+
+
+class Recycled:
+    """Contiguous memory for large complex tensors of one shape, given out anew when nobody holds the tensor any more.
+
+    An allocator gives memory of this size back to the system, and fetching it again costs more than the kernel that
+    fills it. At most :data:`KEPT` are kept; of more at a time the rest come from the allocator.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self._shape, self._dtype = tuple(shape), dtype
+        self._nbytes = math.prod(shape) * dtype.itemsize
+        self._kept: list[tuple[Any, Any]] = []  # memory, and the tensor's hold of it, a weak reference
+
+    def new(self) -> Tensor:
+        """Memory that a kernel will write, every element once."""
+        if self._nbytes >= LARGE:
+            for _ in range(len(self._kept)):
+                try:  # lists are safe between threads: what is taken out is nobody else's
+                    memory, held = self._kept.pop()
+                except IndexError:
+                    break
+                if held() is None:
+                    return self._give(memory)
+                self._kept.insert(0, (memory, held))
+            if len(self._kept) < KEPT:
+                return self._give(_aligned(self._nbytes).view(COMPLEX[self._dtype]).reshape(self._shape))
+        return torch.empty(self._shape, dtype=self._dtype)
+
+    def _give(self, memory: Any) -> Tensor:
+        array = memory[:]
+        self._kept.append((memory, weakref.ref(array)))
+        return torch.from_numpy(array)  # no view, which detach_() would refuse
+
+
+def _aligned(nbytes: int) -> Any:
+    array = np.empty(nbytes + 64, np.uint8)
+    start = -array.ctypes.data % 64
+    return array[start : start + nbytes]
 
 
 def _huge(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .kernels.surrogates import SURROGATES, Slope
 from .launch import PIECES, Prepared, Work, threads_for
 from .memory import Tensors, Walk, ceil, check, like, new, numbers, ready, walk
 
-__all__ = ["KNOWS", "msf_backward", "msf_forward"]
+__all__ = ["KNOWS", "MSFSingle", "msf_backward", "msf_forward"]
 
 KNOWS = frozenset(
     [
@@ -39,6 +39,7 @@ KNOWS = frozenset(
         *(f"surrogate {name!r}" for name in SURROGATES),
         *(f"tensor of {name}s" for name in MSFParameters._fields),
         "delayed reset",
+        "undecayed reset at once",
     ]
 )
 
@@ -168,6 +169,7 @@ def _prepare_forward(
         out_row=out.row,
         thetas=thetas_at,
         charge=ChargeCodes.of(settings.charge, settings.v_reset).forward,
+        retake=int(settings.retake),
         width=settings.width,
     )
     prepared = Prepared(kernels.msf_forward, dtype, record, cut.work, thetas, constants)
@@ -314,6 +316,54 @@ def msf_backward(
     )
     call.prepared.run(addresses, tensors)
     return gx_seq, gv0, of_parameters(sums, parameters, _largest(kept, parameters))
+
+
+# ---------------------------------------------------------------- single steps
+
+
+class MSFSingle:
+    """Contiguous steps [N, *] of one shape, without tensors of parameters: what calls find out, found out once.
+
+    Inputs are plain tensors of that shape on the CPU, contiguous and of one dtype.
+    """
+
+    def __init__(self, settings: MSFSettings, shape: Shape, dtype: torch.dtype) -> None:
+        self.settings = settings
+        shape, threads = (1, *shape), torch.get_num_threads()
+        stride = torch.empty(shape, device="meta").stride()
+        forward = _prepare_forward(settings, NO_TENSORS, dtype, shape, (stride, stride), threads)
+        backward = _prepare_backward(
+            settings, NO_TENSORS, False, dtype, shape, (stride,) * len(SEQUENCES), threads
+        )
+        self._forward, self._backward = forward.prepared.run, backward.prepared.run
+        self._numbers, self._numbers_back = tuple(forward.numbers), tuple(backward.numbers)
+        self._code, self._delayed = settings.keep == "code", settings.reset_delay
+
+    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Counts, what ``settings.keep`` names and the next state."""
+        s, v_last, kept = torch.empty_like(x), torch.empty_like(v), None
+        if self.settings.keep != "none":
+            kept = torch.empty_like(x, dtype=torch.uint8) if self._code else torch.empty_like(x)
+        kept_at = 0 if kept is None else kept.data_ptr()
+        addresses = x.data_ptr(), v.data_ptr(), v_last.data_ptr(), s.data_ptr(), kept_at, 0, *self._numbers
+        self._forward(addresses, None)
+        return s, kept, v_last
+
+    def backward(
+        self, gs: Tensor | None, gm: Tensor | None, gv: Tensor | None, kept: Tensor, v: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients to the input and the state."""
+        like = gs if gs is not None else gm if gm is not None else gv
+        gs, gm, gv = (None if g is None else g.resolve_neg().contiguous() for g in (gs, gm, gv))
+        gx, gv0 = (torch.empty(kept.shape, dtype=like.dtype) for _ in range(2))  # type: ignore[union-attr]
+        s_at, m_at, v_at = (0 if g is None else g.data_ptr() for g in (gs, gm, gv))
+        before = v.data_ptr() if v is not None and self._delayed else 0
+        addresses = (s_at, m_at, v_at, 0, kept.data_ptr(), 0, 0, before, gx.data_ptr(), gv0.data_ptr())
+        self._backward((*addresses, 0, 0, 0, 0, *self._numbers_back), None)
+        return gx, gv0
+
+
+NO_TENSORS = 0, 0, 0
 
 
 def _largest(kept: Tensor, parameters: MSFParameters) -> Tensor | None:

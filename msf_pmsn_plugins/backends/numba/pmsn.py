@@ -15,15 +15,21 @@ from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from . import kernels
 from .kernels.calls import PMSNBackward, PMSNBackwardTensors, PMSNForward, PMSNForwardTensors
 from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
-from .kernels.somas import BURST_CODES, SOMA_CODES, SOMAS
-from .kernels.surrogates import SURROGATES, Slope, exact_inverse
+from .kernels.somas import SOMAS
+from .kernels.surrogates import SURROGATES, Slope
 from .launch import Prepared, Work, threads_for
 from .memory import Tensors, Walk, ceil, check, like, new, ready, walk
+from .pmsn_step import PMSNSingle, is_step, soma_fields, step_backward, step_forward
 
-__all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
+__all__ = ["KNOWS", "PMSNSingle", "pmsn_backward", "pmsn_forward"]
 
 KNOWS = frozenset(
-    [*(f"reset {name!r}" for name in SOMAS), *(f"surrogate {name!r}" for name in SURROGATES), "membranes out"]
+    [
+        *(f"reset {name!r}" for name in SOMAS),
+        *(f"surrogate {name!r}" for name in SURROGATES),
+        "membranes out",
+        "residuals out",
+    ]
 )
 
 FAST_BYTES = 28 << 10  # of the first-level cache, for the scratch
@@ -87,18 +93,6 @@ class _Tiles:
         return {name: getattr(self, name) for name in names}
 
 
-def _soma(settings: PMSNSettings) -> dict[str, Any]:
-    """The fields of a call that say what the soma does."""
-    if settings.fixed and settings.reset_mode != "floor":
-        raise ValueError(f"fixed point belongs to reset_mode 'floor', got {settings.reset_mode!r}")
-    return {
-        "soma": SOMA_CODES["fixed" if settings.fixed else settings.reset_mode],
-        "burst": BURST_CODES[settings.burst],
-        "theta": settings.v_threshold,
-        "inverse": exact_inverse(settings.v_threshold),
-    }
-
-
 class _Call(NamedTuple):
     """What calls with the same settings and layouts share."""
 
@@ -131,7 +125,7 @@ def _prepare_forward(
     walks, fields = _walks(shape, dict(zip(("x", "out"), strides, strict=True)))
     apart = lengths or any(seq.apart for seq in walks.values())
     tiles = _Tiles.of(shape, modes, dtype.itemsize, FORWARD_ROWS, 0, apart)
-    record = PMSNForward(**tiles.fields, **fields, **_soma(settings), steps=shape[0], modes=modes)
+    record = PMSNForward(**tiles.fields, **fields, **soma_fields(settings), steps=shape[0], modes=modes)
     return _Call(Prepared(kernels.pmsn_forward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
@@ -146,10 +140,15 @@ def pmsn_forward(
     s_seq = like(x_seq)
     y_seq = like(x_seq) if settings.keep_drive else new((0,), dtype)
     m_seq = like(x_seq) if settings.keep_membrane else new((0,), dtype)
-    last = PMSNState(new(state.r.shape, dtype), new(state.z.shape, dtype.to_complex()))
+    every = settings.keep_residual
+    r_shape = (*x_seq.shape[:1], *state.r.shape) if every else state.r.shape
+    last = PMSNState(new(r_shape, dtype), new(state.z.shape, dtype.to_complex()))
     if x_seq.numel() == 0:
         return s_seq, y_seq, m_seq, PMSNState(last.r.copy_(state.r), last.z.copy_(state.z))
     x_seq, tensors = ready(x_seq, dtype), Tensors(dtype)
+    if is_step(x_seq.shape, lengths):
+        step_forward(x_seq, state, weights, settings, (s_seq, y_seq, m_seq), last)
+        return s_seq, y_seq, m_seq, last
     call = _prepare_forward(
         settings,
         dtype,
@@ -169,7 +168,8 @@ def pmsn_forward(
         s=tensors.steps_to(s_seq, call.walks["out"]),
         y=tensors.steps_to(y_seq, call.walks["out"]),
         m=tensors.steps_to(m_seq, call.walks["out"]),
-        r_last=tensors.to(last.r),
+        r_seq=tensors.to(last.r if every else None),
+        r_last=tensors.to(None if every else last.r),
         z_last=tensors.to(last.z),
         lengths=tensors.at(lengths, torch.int64),
     )
@@ -200,7 +200,7 @@ def _prepare_backward(
     record = PMSNBackward(
         **tiles.fields,
         **fields,
-        **_soma(settings),
+        **soma_fields(settings),
         steps=shape[0],
         modes=modes,
         slots=tiles.slots,
@@ -235,6 +235,10 @@ def pmsn_backward(
         gr0 = gr0.copy_(grads.r) if cumulative and grads.r is not None else gr0.zero_()
         gz0 = gz0.zero_() if grads.z is None or not settings.state_grad else gz0.copy_(grads.z)
         return gx_seq, PMSNState(gr0, gz0), PMSNWeights(*map(torch.zeros_like, weights))
+    if is_step(x_seq.shape, lengths) and not cumulative:
+        named = settings if slopes is None else replace(settings, surrogate="")
+        made = step_backward(grads, x_seq, state, weights, slopes, named, (gx_seq, gz0))
+        return gx_seq, PMSNState(gr0, gz0), made
     read = grads.s, grads.y, grads.m, x_seq, None if slopes is None else slopes.total
     gs, gy, gm, x, total = (None if seq is None else ready(seq, dtype) for seq in read)
     call = _prepare_backward(

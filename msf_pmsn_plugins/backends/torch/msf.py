@@ -48,17 +48,22 @@ def msf_forward(
         else:
             m = charge(x, v, values.rate, r, settings.input_scale)
             m = after_reset(m, s_last) if settings.reset_delay else m
+            if settings.retake:
+                taken = _count(v, values.thresholds)
+                m = after_reset(m, taken)
         s_seq[t] = s = _count(m, values.thresholds)
         if keep == "membrane":
             kept[t] = m
         elif keep == "code":
             kept[t] = (s > 0).to(torch.uint8) * FIRED + _windows(m, values.thresholds, settings.width)
-        after = m if settings.reset_delay else after_reset(m, s)
+        after = m if settings.reset_delay else after_reset(m, s - taken if settings.retake else s)
         v = after if live_seq is None else torch.where(live_seq[t], after, v)
+        if keep == "state":
+            kept[t] = v
         s_last = s if live_seq is None else torch.where(live_seq[t], s, s_last)
     if live_seq is not None:
         s_seq.masked_fill_(~live_seq, 0)
-        if keep != "none":
+        if keep not in ("none", "state"):
             kept.masked_fill_(~live_seq, 0)
     fresh = torch.empty_like(v)  # never the input, nor a membrane that is returned
     return s_seq, kept, fresh.copy_(v)

@@ -50,18 +50,19 @@ def pmsn_forward(
     """Spikes, the drive of the soma, its membrane and the final state, for the op in ``neurons/pmsn/op.py``."""
     if lengths is not None:
         s_seq, y_seq, m_seq = (torch.empty_like(x_seq).zero_() for _ in range(3))
-        r, z = state.r.clone(), state.z.clone()
+        r_seq, z = state.r.expand(x_seq.shape).clone(), state.z.clone()
         for steps, lanes in _by_length(lengths):
-            whole = replace(settings, keep_drive=True, keep_membrane=True)
-            part = PMSNState(r[lanes], z[lanes])
+            whole = replace(settings, keep_drive=True, keep_membrane=True, keep_residual=True)
+            part = PMSNState(state.r[lanes], z[lanes])
             s, y, m, part = pmsn_forward(x_seq[:steps, lanes], part, weights, None, whole)
             s_seq[:steps, lanes], y_seq[:steps, lanes], m_seq[:steps, lanes] = s, y, m
-            r[lanes], z[lanes] = part
+            r_seq[:steps, lanes], r_seq[steps:, lanes], z[lanes] = part.r, part.r[-1], part.z
+        r = r_seq if settings.keep_residual else r_seq[-1].clone() if len(r_seq) else state.r.clone()
     else:
         with _full_precision(x_seq):
             y_seq, z = (_recurrence if settings.fixed else _linear)(x_seq, state.z, weights)
         soma = _soma(y_seq, state.r, settings)
-        r, s_seq = soma.r, torch.empty_like(x_seq)
+        r, s_seq = soma.r_seq if settings.keep_residual else soma.r_seq[-1], torch.empty_like(x_seq)
         s_seq.copy_(torch.where(soma.k_seq >= 1, soma.k_seq if settings.burst else 1.0, 0.0))
         m_seq = torch.empty_like(x_seq)
         if settings.keep_membrane:
@@ -170,58 +171,60 @@ class _Soma(NamedTuple):
 
     v_seq: Tensor  # membranes before reset, [T, L, C, K]
     k_seq: Tensor  # whole thresholds in them
-    r: Tensor  # the last residual
+    r_seq: Tensor  # residuals after each step, or if the others are not kept after the last alone
 
 
 def _soma(y_seq: Tensor, r: Tensor, settings: PMSNSettings) -> _Soma:
     """The reset is a prefix sum of remainders, kept in double: rounding stays below that of a float32 residual up to
     T = 2**29, and whole thresholds, however many, never enter the sum.
     """
-    mode, theta = settings.reset_mode, settings.v_threshold
+    mode, theta, first = settings.reset_mode, settings.v_threshold, 0 if settings.keep_residual else -1
     if mode == "none":
         v_seq = y_seq / theta
-        return _Soma(v_seq, torch.floor(v_seq), r.clone())
+        return _Soma(v_seq, torch.floor(v_seq), r.expand(len(y_seq) if first == 0 else 1, *r.shape).clone())
     if len(y_seq) == 0:
-        return _Soma(y_seq.double(), y_seq.double(), r.clone())
+        none = y_seq.double()
+        return _Soma(none, none, r.expand(0 if first == 0 else 1, *r.shape).clone())
     if settings.fixed:
-        return _soma_fixed(y_seq, r, theta)
+        return _soma_fixed(y_seq, r, theta, first)
     if mode == "serial":
-        return _soma_serial(y_seq, r, theta)
+        return _soma_serial(y_seq, r, theta, first)
     if mode == "cumulative":
         v_seq = torch.cumsum(y_seq / theta, 0, dtype=torch.float64).add_(r)
-        return _Soma(v_seq, torch.floor(v_seq), v_seq[-1].to(r.dtype, copy=True))
+        return _Soma(v_seq, torch.floor(v_seq), v_seq[first:].to(r.dtype, copy=True))
     q_seq = (torch.relu(y_seq) / theta).double()
     total = torch.cumsum(q_seq - torch.floor(q_seq), 0).add_(r)
     after = total - torch.floor(total)
     v_seq = torch.cat([r.double().unsqueeze(0), after[:-1]]).add_(q_seq)
     # Rounded up to 1 the last would count as reset, and its spike be lost.
-    last = after[-1].to(r.dtype, copy=True).clamp_(max=1 - torch.finfo(r.dtype).eps / 2)
+    last = after[first:].to(r.dtype, copy=True).clamp_(max=1 - torch.finfo(r.dtype).eps / 2)
     return _Soma(v_seq, torch.floor(v_seq), last)
 
 
-def _soma_serial(y_seq: Tensor, r: Tensor, v_threshold: float) -> _Soma:
+def _soma_serial(y_seq: Tensor, r: Tensor, v_threshold: float, first: int) -> _Soma:
     v_seq, k_seq = torch.empty_like(y_seq), torch.empty_like(y_seq)
     for t, y in enumerate((y_seq / v_threshold).unbind(0)):
         v = r + y
         k = torch.floor(v).clamp(min=0)
         v_seq[t], k_seq[t], r = v, k, v - k
-    return _Soma(v_seq, k_seq, r)
+    return _Soma(v_seq, k_seq, v_seq[first:] - k_seq[first:])
 
 
-def _soma_fixed(y_seq: Tensor, r: Tensor, v_threshold: float) -> _Soma:
+def _soma_fixed(y_seq: Tensor, r: Tensor, v_threshold: float, first: int) -> _Soma:
     """The reset in integers of 2**-24 thresholds: associative, so the same bits in every order and chunking."""
     steps = torch.round((torch.relu(y_seq) / v_threshold).double().clamp(max=2.0**38) * FIXED)
-    first = torch.round(r.double() * FIXED)
-    lost = torch.cumsum(steps.isnan(), 0) + first.isnan() > 0
+    start = torch.round(r.double() * FIXED)
+    lost = torch.cumsum(steps.isnan(), 0) + start.isnan() > 0
     steps = torch.where(lost, 0.0, steps).long()
-    first = torch.where(lost[-1], 0.0, first).long()
+    start = torch.where(lost[-1], 0.0, start).long()
     fraction = int(FIXED) - 1
-    residual = (torch.cumsum(steps, 0) + first) & fraction  # overflow of the sum leaves the low bits right
-    before = torch.cat([(first & fraction).unsqueeze(0), residual[:-1]])
+    residual = (torch.cumsum(steps, 0) + start) & fraction  # overflow of the sum leaves the low bits right
+    before = torch.cat([(start & fraction).unsqueeze(0), residual[:-1]])
     c = before + steps
     v_seq = torch.where(lost, torch.nan, c.double() / FIXED).to(y_seq.dtype)
     k_seq = torch.where(lost, torch.nan, (c >> 24).double())
-    return _Soma(v_seq, k_seq, torch.where(lost[-1], torch.nan, residual[-1].double() / FIXED).to(r.dtype))
+    after = torch.where(lost[first:], torch.nan, residual[first:].double() / FIXED)
+    return _Soma(v_seq, k_seq, after.to(r.dtype))
 
 
 def _recurrence(x_seq: Tensor, z: Tensor, weights: PMSNWeights) -> tuple[Tensor, Tensor]:

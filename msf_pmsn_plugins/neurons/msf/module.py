@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,20 @@ from ...resets import RESETS
 from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters
-from ..base import Neuron, State, broadcasts, channel_shape, first_step, number, state_dtype
-from .op import Call, plan, run, run_step
-from .step import msf_step
+from ..autograd import undisturbed
+from ..base import (
+    NOTHING,
+    Neuron,
+    State,
+    broadcasts,
+    channel_shape,
+    first_step,
+    kind_of_step,
+    number,
+    state_dtype,
+)
+from .op import Call, Single, plan, run, run_step
+from .step import after_reset, msf_step
 
 __all__ = ["MSF"]
 
@@ -52,6 +64,8 @@ class MSF(Neuron):
         reset_step: what a soft reset subtracts per spike, volts; None is ``v_threshold``.
         reset_delay: reset at the next step, as snnTorch does; the state is then the membrane before its reset. A soft
             one subtracts from the charged membrane, undecayed. Detached only.
+        retake: a soft reset that is not delayed takes what the state still fires first, undecayed, as snnTorch does.
+            With numbers that are learned it walks step by step.
         channel_dim: where the channels of numbers per channel lie in the per-step tensor [N, C, *].
         backend: ``"auto"`` or the name of a backend.
 
@@ -87,6 +101,7 @@ class MSF(Neuron):
         learn_threshold: bool = False,
         reset_step: float | Tensor | None = None,
         reset_delay: bool = False,
+        retake: bool = False,
         channel_dim: int | Sequence[int] = 1,
         backend: str = "auto",
     ) -> None:
@@ -116,6 +131,7 @@ class MSF(Neuron):
         self.v_reset = v_reset
         self.reset_mode = reset_mode
         self.reset_delay = reset_delay
+        self.retake = retake
         self.detach_reset = detach_reset
         self.surrogate = surrogate
         self._check()
@@ -267,6 +283,7 @@ class MSF(Neuron):
             reset_mode=self.reset_mode,
             reset_amount=0.0 if isinstance(amount, Tensor) else float(amount),
             reset_delay=bool(self.reset_delay) and self.reset_mode != "none",
+            retake=bool(self.retake) and self.reset_mode == "soft" and not self.reset_delay,
             detach_reset=bool(self.detach_reset),
             surrogate=named.name,
             width=named.width,
@@ -360,13 +377,37 @@ class MSF(Neuron):
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
         self.settings()  # first of all what is wrong with them
-        if not self._has_kernel(self.surrogate):
-            return self._loop(x_seq, state, membrane, lengths)
         (v,) = state
         parameters = self.parameters_of(first_step(x_seq), v.dtype)
+        if not self._fused(parameters):
+            return self._loop(x_seq, state, membrane, lengths)
         call = self._call(x_seq, parameters, membrane)
         s_seq, m_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, membrane)
         return s_seq.to(x_seq.dtype), (v,), m_seq
+
+    def _fused(self, parameters: MSFParameters) -> bool:
+        """Whether the op does all that is asked."""
+        learned = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
+        return self._has_kernel(self.surrogate) and not (learned and self.settings().retake)
+
+    def _trajectory(
+        self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        settings = self.settings()
+        (v,) = state
+        parameters = self.parameters_of(first_step(x_seq), v.dtype)
+        if not self._fused(parameters) or (settings.retake and torch.is_grad_enabled()):
+            return super()._trajectory(x_seq, state, lengths, names)
+        call = self._call(x_seq, parameters, True)
+        if not torch.is_grad_enabled():
+            call = replace(call[0], keep="state"), *call[1:]
+        s_seq, v_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, True)
+        assert v_seq is not None
+        if (
+            torch.is_grad_enabled() and not settings.reset_delay
+        ):  # the backward reads membranes before the reset
+            v_seq = after_reset(v_seq, s_seq, settings, parameters, self.surrogate)
+        return s_seq.to(x_seq.dtype), (v,), [v_seq for _ in names]
 
     def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
         return self._remembered(
@@ -374,14 +415,29 @@ class MSF(Neuron):
             lambda: plan(x, self.settings(), parameters, self.surrogate, membrane, self.backend),
         )
 
+    def again(
+        self, x: Tensor, state: State, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        if len(state) != 1 or not undisturbed(x, *state):
+            return None
+        (v,) = state
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
+        if not single or v.shape != x.shape or v.dtype != x.dtype:
+            return None
+        s, m, v = single(x, v, membrane)
+        return s, (v,), m
+
     def _run_single(
         self, x: Tensor, state: State, membrane: bool
     ) -> tuple[Tensor, State, Tensor | None] | None:
         (v,) = state
-        if x.dtype != v.dtype or not self._has_kernel(self.surrogate):
-            return None
         parameters = self.parameters_of(x, v.dtype)
-        done = run_step(x, v, parameters, self._call(x, parameters, membrane), membrane)
+        if x.dtype != v.dtype or not self._fused(parameters):
+            return None
+        call = self._call(x, parameters, membrane)
+        if parameters == (None, None, None):
+            self._remembered(kind_of_step(x, membrane), lambda: Single.of(x, call) or False)
+        done = run_step(x, v, parameters, call, membrane)
         return None if done is None else (done[0], (done[2],), done[1])
 
     def extra_repr(self) -> str:
@@ -393,7 +449,7 @@ class MSF(Neuron):
         if self._list is not None:
             spacing = f"thresholds={list(self._list)}"
         step = "" if self.reset_step is None else f"reset_step={_shown(self.reset_step)}, "
-        delay = "reset_delay=True, " if self.reset_delay else ""
+        delay = "reset_delay=True, " if self.reset_delay else "retake=True, " if self.retake else ""
         return (
             f"D={self.D}, {rate}{spacing}, reset_mode={self.reset_mode!r}, {step}{delay}charge={charge!r}, "
             f"backend={self.backend!r}"

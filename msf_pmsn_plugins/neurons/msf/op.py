@@ -198,6 +198,70 @@ class _MSFStep(torch.autograd.Function):
         return *_differentiate(ctx, gs, gm, gv, single=True), None, None
 
 
+class Single:
+    """Steps [N, *] of one shape, contiguous and without tensors of parameters, by a backend that has a way for them."""
+
+    def __init__(self, call: Call, kernel: Any) -> None:
+        self.settings, self.backend, _surrogate = call
+        self.kernel = kernel
+
+    def __deepcopy__(self, memo: Any) -> bool:
+        return False  # of a module that torch copies by its attributes: the addresses are ours
+
+    @classmethod
+    def of(cls, x: Tensor, call: Call) -> Single | None:
+        """For steps like ``x`` if the backend has it."""
+        settings, backend, surrogate = call
+        kind = getattr(backends.load(backend, "msf"), "MSFSingle", None)
+        if kind is None or surrogate is not None or x.numel() == 0:
+            return None
+        return cls(call, kind(settings, tuple(x.shape), x.dtype))
+
+    def __call__(self, x: Tensor, v: Tensor, membrane: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Counts, the membrane if asked for and the next state."""
+        if not torch.is_grad_enabled():
+            s, m, v = self.kernel.forward(x, v)
+            return s, m if membrane else None, v
+        if membrane:
+            return _MSFSingle.apply(x, v, self, True)
+        s, v = _MSFSingle.apply(x, v, self, False)
+        return s, None, v
+
+    def differentiate(self, grads: MSFGrads, kept: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients to the input and the state."""
+        if no_autograd() and no_dispatch(*grads, kept, v):
+            return self.kernel.backward(*grads, kept, v)
+        if v is None:
+            given = next(g for g in grads if g is not None)
+            v = given.new_empty(()).expand(kept.shape)
+        kept, sequences = kept.unsqueeze(0), [None if g is None else g.unsqueeze(0) for g in grads[:2]]
+        nothing = (None,) * 6
+        gx, gv, *_ = _MSFBackward.apply(
+            *sequences, grads.v, kept, kept, v, *nothing, (self.settings, self.backend)
+        )
+        return gx.squeeze(0), gv
+
+
+class _MSFSingle(torch.autograd.Function):
+    """A call of :class:`Single`; what is no output is kept all the same, and passes the hooks of saved tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, v: Tensor, single: Single, membrane: bool) -> Any:
+        s, kept, v_last = single.kernel.forward(x, v)
+        ctx.single = single
+        ctx.save_for_backward(kept, v if single.settings.reset_delay else None)
+        ctx.set_materialize_grads(False)
+        return (s, kept, v_last) if membrane else (s, v_last)
+
+    @staticmethod
+    def backward(ctx: Any, gs: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        *gm, gv = others
+        if gs is None and gv is None and not any(g is not None for g in gm):
+            return None, None, None, None
+        gx, gv = ctx.single.differentiate(MSFGrads(gs, gm[0] if gm else None, gv), *saved_tensors(ctx))
+        return gx, gv, None, None
+
+
 def _one_step(
     x: Tensor,
     v: Tensor,

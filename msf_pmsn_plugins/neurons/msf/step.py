@@ -20,7 +20,7 @@ from ...settings import MSFSettings, MSFValues
 from ...surrogate import FireFunction, Surrogate, fire
 from ...tensors import MSFParameters
 
-__all__ = ["msf_step"]
+__all__ = ["after_reset", "msf_step"]
 
 
 def msf_step(
@@ -53,8 +53,13 @@ def msf_step(
 
     if not settings.reset_delay:
         m = charge(x, v, values.rate, r, settings.input_scale)
-        first, s = firing(m)
-        return s, reset(m, first, s), m
+        if not settings.retake:
+            first, s = firing(m)
+            return s, reset(m, first, s), m
+        taken = firing(v)[1].detach()
+        m = m - taken * values.reset
+        s = firing(m)[1]
+        return s, m - ((s.detach() if detach else s) - taken) * values.reset, m
 
     last = firing(v)  # the state is the membrane before its reset
     if rule.before_charge:
@@ -62,3 +67,22 @@ def msf_step(
     else:
         m = reset(charge(x, v, values.rate, r, settings.input_scale), *last)
     return firing(m)[1], m, m
+
+
+def after_reset(
+    m: Tensor,
+    s: Tensor,
+    settings: MSFSettings,
+    parameters: MSFParameters,
+    surrogate: Surrogate | FireFunction,
+) -> Tensor:
+    """Membranes after a reset, of those before it and their counts, all [T, N, *]; the surrogate is a step, and the
+    reset is not delayed and takes nothing twice.
+    """
+    values, rule = MSFValues(settings, parameters), RESETS[settings.reset_mode]
+    first = s
+    if settings.detach_reset:
+        first = s = s.detach()
+    elif rule.looks_at_first and len(values.thresholds) > 1:
+        first = fire(m - values.thresholds[0], surrogate)  # with its own slope alone
+    return rule.forward(m, first, s, settings.v_reset, values.reset)

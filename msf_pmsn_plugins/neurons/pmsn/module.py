@@ -10,16 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...lengths import last_valid
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights
-from ..autograd import transformed
-from ..base import State, channel_shape, first_step, number, paired_dtype, state_dtype
+from ..autograd import transformed, undisturbed
+from ..base import (
+    NOTHING,
+    State,
+    channel_shape,
+    first_step,
+    kind_of_step,
+    number,
+    paired_dtype,
+    state_dtype,
+)
 from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
-from .op import plan, run
-from .reset import global_drive, parallel_reset
+from .op import Call, plan, run
+from .reset import global_drive, hidden_states, parallel_reset
+from .single import Single
 from .step import BURSTS, RESET_MODES, pmsn_step
 from .weights import Weights
 
@@ -282,7 +293,8 @@ class PMSN(PerChannel):
             log_dt = log_dt + math.log(self.dt_scale)
         e, w = discretise(log_dt, log_a, a_imag, b_re, b_im, c_re, c_im)
         factor = self.coeff * (2 if self.tied else 1)
-        return PMSNWeights(e, w if factor == 1 else factor * w, d if self.coeff == 1 else self.coeff * d)
+        w, d = w if factor == 1 else factor * w, d if self.coeff == 1 else self.coeff * d
+        return PMSNWeights(e.contiguous(), w.contiguous(), d.contiguous())
 
     def step_weights(self, x: Tensor, dtype: torch.dtype) -> PMSNWeights:
         """:meth:`weights` in shapes that broadcast against one step ``x`` [N, *], and its modes behind."""
@@ -318,26 +330,117 @@ class PMSN(PerChannel):
         return state
 
     def _run(
-        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+        self,
+        x_seq: Tensor,
+        state: State,
+        membrane: bool,
+        lengths: Tensor | None,
+        residuals: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
         self.settings()  # first of all what is wrong with them
         kernel = self._has_kernel(self.surrogate)
         if self.context == "local" and not kernel:
             return self._loop(x_seq, state, membrane, lengths)
         if not (x_seq.requires_grad and torch.is_grad_enabled()) or transformed():
-            return self._run_lanes(x_seq, state, membrane, lengths)
+            return self._run_lanes(x_seq, state, membrane, lengths, residuals)
         layout = GradientLayout()
-        s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths)
+        s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths, residuals)
         return layout.output(s_seq), state, m_seq
 
+    def again(
+        self, x: Tensor, state: State, membrane: bool = False
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        if len(state) != 2 or not undisturbed(x, *state):
+            return None
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
+        r, z = state
+        alike = single and r.shape == x.shape and r.dtype == x.dtype
+        if (
+            not alike
+            or z.shape[:-1] != x.shape
+            or z.shape[-1] != self.modes
+            or z.dtype != paired_dtype(x.dtype)
+        ):
+            return None
+        return self._by_single(single, x, state, membrane)
+
+    def _by_single(
+        self, single: Single, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        weights = self._weights(x.dtype, state)
+        if not single.takes(weights):
+            return None
+        s, after, m = single(x, PMSNState(*state), weights, membrane)
+        self._kept_weights.passed_on(after.z)
+        return s, tuple(after), m
+
+    def _run_single(
+        self, x: Tensor, state: State, membrane: bool
+    ) -> tuple[Tensor, State, Tensor | None] | None:
+        if x.dtype != state[0].dtype or self.context == "global" or not undisturbed(x, *state):
+            return None
+        self.settings()  # first of all what is wrong with them
+        if not self._has_kernel(self.surrogate):
+            return None
+
+        def make() -> Any:
+            call = self._call(x, membrane, False)
+            return Single.of(x, self._lanes(x), self.modes, call) or False
+
+        single = self._remembered(kind_of_step(x, membrane), make)
+        return self._by_single(single, x, state, membrane) if single else None
+
+    def _trajectory(
+        self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        if self.context == "global":
+            raise ValueError(
+                "context='global' uses the mean input over all steps: no state is left by one of them. "
+                "Set context='local', or do not keep the states (store_v_seq, store_z_seq)"
+            )
+        self.settings()
+        if not self._has_kernel(self.surrogate):
+            return super()._trajectory(x_seq, state, lengths, names)
+        s_seq, (r_seq, z), _m = self._run(x_seq, state, False, lengths, residuals=True)
+        r = last_valid(state[0], r_seq, lengths)  # padded steps pass no gradient on
+        kept = [r_seq if name == "r" else self._hidden(x_seq, state, lengths) for name in names]
+        return s_seq, (r, z), kept
+
+    def _call(self, x: Tensor, membrane: bool, residuals: bool) -> Call:
+        return self._remembered(
+            ("call", x.device.type, torch.is_grad_enabled(), membrane, residuals),
+            lambda: plan(
+                x,
+                replace(self.settings(), keep_membrane=membrane, keep_residual=residuals),
+                self.surrogate,
+                self.backend,
+            ),
+        )
+
+    def _hidden(self, x_seq: Tensor, state: State, lengths: Tensor | None) -> Tensor:
+        """The hidden state after each step, complex [T, N, *, modes]."""
+        (r, z), lanes = state, self._lanes(first_step(x_seq))
+        z_seq = hidden_states(
+            x_seq.to(r.dtype).reshape(len(x_seq), *lanes),
+            z.reshape(*lanes, self.modes),
+            self._weights(r.dtype, state).e,
+            self._lane_lengths(x_seq, lengths),
+            self.backend,
+        )
+        return z_seq.reshape(*x_seq.shape, self.modes)
+
+    def _lane_lengths(self, x_seq: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """``lengths`` for each leading lane."""
+        if lengths is None or not len(lengths):
+            return None
+        return lengths.repeat_interleave(self._lanes(first_step(x_seq))[0] // len(lengths))
+
     def _run_lanes(
-        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None, residuals: bool
     ) -> tuple[Tensor, State, Tensor | None]:
         shape, dtype = x_seq.shape, state[0].dtype
         lanes = self._lanes(first_step(x_seq))
-        lane_lengths = None
-        if lengths is not None and shape[1]:
-            lane_lengths = lengths.repeat_interleave(lanes[0] // shape[1])
+        lane_lengths = self._lane_lengths(x_seq, lengths)
         weights = self._weights(dtype, state)
         x_lanes = x_seq.to(dtype).reshape(shape[0], *lanes)
         if self.context == "global":
@@ -353,15 +456,10 @@ class PMSN(PerChannel):
             )
             return s_seq.to(x_seq.dtype), state, m_seq
         r, z = state
-        call = self._remembered(
-            ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
-            lambda: plan(
-                x_seq, replace(self.settings(), keep_membrane=membrane), self.surrogate, self.backend
-            ),
-        )
+        call = self._call(x_seq, membrane, residuals)
         before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
-        after = reshaped(last.r, r.shape), reshaped(last.z, z.shape)
+        after = reshaped(last.r, shape if residuals else r.shape), reshaped(last.z, z.shape)
         self._kept_weights.passed_on(after[1])
         s_seq = s_seq.reshape(shape).to(x_seq.dtype)
         return s_seq, after, m_seq.reshape(shape) if membrane else None

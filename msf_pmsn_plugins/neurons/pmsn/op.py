@@ -45,11 +45,12 @@ def _pmsn_op(
 
 @_pmsn_op.register_fake
 def _(x_seq: Tensor, r: Tensor, z: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *_, keep_drive, keep_membrane, _state_grad, _backend = others
+    *_, keep_drive, keep_membrane, keep_residual, _state_grad, _backend = others
     y_seq, m_seq = (
         torch.empty_like(x_seq) if keep else x_seq.new_empty(0) for keep in (keep_drive, keep_membrane)
     )
-    return torch.empty_like(x_seq), y_seq, m_seq, r.new_empty(r.shape), z.new_empty(z.shape)
+    r_last = r.new_empty((*x_seq.shape[:1], *r.shape) if keep_residual else r.shape)
+    return torch.empty_like(x_seq), y_seq, m_seq, r_last, z.new_empty(z.shape)
 
 
 @torch.library.custom_op(
@@ -143,6 +144,11 @@ class _PMSNFunction(torch.autograd.Function):
         gz = None if gz is None else gz.resolve_conj()
         gy_seq = gy_seq if settings.keep_drive else None
         gm_seq = gm_seq if settings.keep_membrane else None
+        if (
+            settings.keep_residual and gr is not None
+        ):  # mode "cumulative": the membranes, in units of the threshold
+            gm_seq = gr / settings.v_threshold if gm_seq is None else gm_seq + gr / settings.v_threshold
+            gr = None
         slopes = None
         if surrogate is not None and gs_seq is not None:
             slopes = slope_of(surrogate, slope_argument(m_seq / settings.v_threshold, settings))
@@ -209,8 +215,8 @@ def pmsn(
         state: residual [L, C, K] in units of the threshold, which carries a gradient in mode ``"cumulative"`` only,
             and hidden state, complex [L, C, K, modes]; ``modes`` may be 0, a soma alone.
         weights: ``e, w`` complex [C, modes], ``d`` [C]; see :func:`~msf_pmsn_plugins.neurons.pmsn.discretise`.
-        settings: see :class:`~msf_pmsn_plugins.settings.PMSNSettings`; ``keep_drive`` and ``keep_membrane`` say what
-            is returned.
+        settings: see :class:`~msf_pmsn_plugins.settings.PMSNSettings`; ``keep_drive``, ``keep_membrane`` and
+            ``keep_residual`` say what is returned.
         surrogate: a step ``u -> [u >= 0]`` of the volts above the threshold with a gradient of its own, in place of
             the one that the settings name.
         lengths: valid steps of each leading lane, int64 [L]; later ones emit 0 and leave the state as it is.
@@ -269,7 +275,8 @@ def run(
         function = _PMSNFunction.forward
     s_seq, y_seq, m_seq, r, z = function(x_seq, r, z, *weights, lengths, call)
     if inside:
-        s_seq, r, z = _outside(s_seq, 2, shape), _outside(r, 1, shape), _outside(z, 1, shape)
+        s_seq, z = _outside(s_seq, 2, shape), _outside(z, 1, shape)
+        r = _outside(r, 2 if settings.keep_residual else 1, shape)
         y_seq = _outside(y_seq, 2, shape) if settings.keep_drive else y_seq
         m_seq = _outside(m_seq, 2, shape) if settings.keep_membrane else m_seq
     return s_seq, y_seq, m_seq, PMSNState(r, z)

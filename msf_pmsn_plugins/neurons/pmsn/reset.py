@@ -17,7 +17,7 @@ from ..layout import memory_order, permuted, reshaped
 from .op import pmsn
 from .step import pmsn_step
 
-__all__ = ["global_drive", "parallel_reset"]
+__all__ = ["global_drive", "hidden_states", "parallel_reset"]
 
 
 def parallel_reset(
@@ -45,7 +45,8 @@ def parallel_reset(
         membrane: return the membranes.
 
     Returns:
-        spikes [T, N, *], last ``r``, membranes before reset in volts [T, N, *] or None.
+        spikes [T, N, *], last ``r`` (with ``settings.keep_residual`` all, [T, N, *]), membranes before reset in volts
+        [T, N, *] or None.
     """
     r = torch.zeros_like(first_step(y_seq)) if r is None else r
     none = r.new_empty(0, dtype=paired_dtype(r.dtype))
@@ -69,7 +70,8 @@ def parallel_reset(
     )
     s_seq = permuted(s_seq.reshape(y_seq.shape), order, back=True)
     m_seq = None if m_seq is None else permuted(m_seq.reshape(y_seq.shape), order, back=True)
-    return s_seq, permuted(reshaped(r_last, shape), order, back=True), m_seq
+    r_last = reshaped(r_last, y_seq.shape if settings.keep_residual else shape)
+    return s_seq, permuted(r_last, order, back=True), m_seq
 
 
 def _loop(
@@ -120,3 +122,29 @@ def global_drive(x_seq: Tensor, weights: PMSNWeights, lengths: Tensor | None, ba
     lost = ~torch.isfinite(mean)
     mean, x_clean = torch.where(lost, 0.0, mean), torch.where(lost, 0.0, x_seq)
     return torch.where(lost, x_seq + math.nan, response * mean + d.reshape(-1, 1) * x_clean)
+
+
+def hidden_states(x_seq: Tensor, z: Tensor, e: Tensor, lengths: Tensor | None, backend: str) -> Tensor:
+    """The hidden state after each step, complex [T, L, C, K, modes], for an input [T, L, C, K]: the drives of somas
+    each of which reads one part of one mode. At padded steps it is 0.
+    """
+    steps, lead, channels, tail = x_seq.shape
+    modes = e.shape[1]
+    size = channels * modes * 2
+    read = torch.tensor([1, -1j], dtype=e.dtype, device=e.device)  # Re z, Im z
+    alone = z.permute(0, 1, 3, 2).repeat_interleave(2, 2).reshape(lead, size, tail, 1)
+    _s, parts, _m, _state = pmsn(
+        x_seq.unsqueeze(3).expand(-1, -1, -1, 2 * modes, -1).reshape(steps, lead, size, tail),
+        PMSNState(x_seq.new_zeros(lead, size, tail), alone),
+        PMSNWeights(
+            e.reshape(-1, 1).repeat_interleave(2, 0),
+            read.repeat(channels * modes).unsqueeze(1),
+            x_seq.new_zeros(size),
+        ),
+        PMSNSettings(reset_mode="none", keep_drive=True),
+        lengths=lengths,
+        backend=backend,
+    )
+    assert parts is not None
+    parts = parts.reshape(steps, lead, channels, modes, 2, tail).permute(0, 1, 2, 5, 3, 4)
+    return torch.view_as_complex(parts.contiguous())

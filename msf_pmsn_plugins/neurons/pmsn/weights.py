@@ -43,7 +43,7 @@ class Weights:
         self, make: Make, parameters: Sequence[Tensor], settings: tuple[Any, ...], state: Any
     ) -> PMSNWeights:
         dtype = settings[0]
-        if not _comparable(parameters):
+        if transformed() or _recorded() or not _plain(parameters):
             self.made = None
             return make(parameters, dtype)
         differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
@@ -52,7 +52,7 @@ class Weights:
             self.made is not None
             and settings == self.settings
             and self._follows(differentiated, state)
-            and all(map(_same, self.values, parameters))
+            and self._hold(parameters)
         ):
             return self.made
         with torch.inference_mode(False):  # usable in every mode
@@ -70,6 +70,20 @@ class Weights:
             return made
         self.settings, self.values, self.made, self.left = settings, values, made, None
         return made
+
+    def _hold(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether parameters have the values that the weights were made of. Versions would not tell: ``p.data`` has
+        its own.
+        """
+        for known, now in zip(self.values, parameters, strict=True):
+            if known.dtype != now.dtype or known.shape != now.shape:
+                return False
+            if _compare is None or not (known.is_contiguous() and now.is_contiguous()):
+                if not torch.equal(known, now):
+                    return False
+            elif _compare(known.data_ptr(), now.data_ptr(), known.nbytes):
+                return False
+        return True
 
     def passed_on(self, state: Tensor) -> None:
         """Remember the state that a step with these weights left."""
@@ -104,19 +118,9 @@ def _memcmp() -> Callable[[int, int, int], int] | None:
 _compare = _memcmp()
 
 
-def _same(known: Tensor, now: Tensor) -> bool:
-    """Whether ``now`` holds the values of ``known``, its clone. Versions would not tell: ``p.data`` has its own."""
-    if known.dtype != now.dtype or known.shape != now.shape:
-        return False
-    if _compare is None or not (known.is_contiguous() and now.is_contiguous()):
-        return torch.equal(known, now)
-    return _compare(known.data_ptr(), now.data_ptr(), known.nbytes) == 0
-
-
-def _comparable(parameters: Sequence[Tensor]) -> bool:
-    """Whether nothing traces or transforms the weights, and comparing values costs no waiting."""
-    plain = all(type(p) is nn.Parameter and p.is_cpu for p in parameters)
-    return plain and not (transformed() or _recorded())
+def _plain(parameters: Sequence[Tensor]) -> bool:
+    """Whether comparing their values costs no waiting, and nobody watches."""
+    return all(type(p) is nn.Parameter and p.is_cpu for p in parameters)
 
 
 def _recorded() -> bool:

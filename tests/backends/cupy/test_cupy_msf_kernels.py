@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
+from msf_pmsn_plugins.backends import load
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.surrogate import SURROGATES
 from shim.cases import (
@@ -15,7 +17,9 @@ from shim.cases import (
     msf_backward,
     msf_forward,
     msf_oracle,
+    msf_parameters,
     msf_problem,
+    msf_settings,
     slow_unless,
     views,
 )
@@ -38,6 +42,31 @@ CHARGE_CASES = [
         list(CHARGES), ["hard", "soft", "none"], list(SURROGATES), [1, 4], [False, True, False]
     )
 ]
+
+
+@pytest.mark.parametrize("delay", [False, True])
+@pytest.mark.parametrize("reset_mode", ["hard", "soft", "none"])
+def test_states_come_out_of_every_step(reset_mode, delay):
+    case = MSFCase(reset_mode=reset_mode, delay=delay, lengths=True)
+    p = msf_problem(case)
+    s, states, v = msf_forward("cupy", case, p, "state")
+    s_ref, states_ref, _ = msf_forward("torch", case, p, "state")
+    assert_same(s, s_ref)
+    assert_same(states, states_ref)
+    assert_same(states[-1], v)
+
+
+@pytest.mark.parametrize("keep", ["membrane", "state"])
+def test_an_undecayed_reset_at_once(keep):
+    case = MSFCase(reset_mode="soft", lengths=True, levels=2)
+    p = msf_problem(case)
+    settings = replace(msf_settings(case, p, keep), retake=True)
+
+    def run(backend):
+        return load(backend, "msf").msf_forward(p["x_seq"], p["v"], msf_parameters(p), p["lengths"], settings)
+
+    for one, other in zip(run("cupy"), run("torch"), strict=True):
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("case", CHARGE_CASES, ids=lambda case: f"{case.charge}-{case.reset_mode}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from msf_pmsn_plugins.backends import load
 from msf_pmsn_plugins.backends.cupy import geometry
 from msf_pmsn_plugins.surrogate import SURROGATES
 from shim.cases import (
@@ -13,10 +16,13 @@ from shim.cases import (
     pmsn_backward,
     pmsn_forward,
     pmsn_problem,
+    pmsn_settings,
     slow_unless,
+    state_of,
     views,
+    weights_of,
 )
-from tolerances import assert_same
+from tolerances import assert_close, assert_same
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
 
@@ -51,6 +57,24 @@ PMSN_CASES = [
 )
 def test_every_reset_of_pmsn(case):
     check_pmsn(case)
+
+
+@pytest.mark.parametrize("reset_mode", ["floor", "serial", "none", "cumulative"])
+@pytest.mark.parametrize("steps", [6, 300])
+def test_residuals_come_out_of_every_step(steps, reset_mode):
+    case = PMSNCase(reset_mode=reset_mode, threshold=0.75, lengths=True, dtype=F64, steps=steps)
+    p = pmsn_problem(case)
+    settings = replace(pmsn_settings(case), keep_residual=True)
+
+    def run(backend):
+        forward = load(backend, "pmsn").pmsn_forward
+        return forward(p["x_seq"], state_of(p), weights_of(p), p["lengths"], settings)
+
+    *sequences, last = run("cupy")
+    for one, other in zip(sequences, pmsn_forward("cupy", case, p), strict=False):
+        assert_same(one, other)
+    assert_same(last.r[-1], pmsn_forward("cupy", case, p)[3])
+    assert_close(last.r, run("torch")[-1].r, "residual")
 
 
 # One library for each modes; channels 1, 3, 64, 130; blocks of one and of many columns, of few and of many l.

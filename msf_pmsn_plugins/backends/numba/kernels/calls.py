@@ -17,9 +17,9 @@ from numba.extending import intrinsic, models, register_model
 from .lanes import DOUBLE, LONG, Value
 from .memory import pointer
 
-# What MSF keeps for the backward.
-NOTHING, MEMBRANE, CODE = range(3)
-KEEP_CODES = {"none": NOTHING, "membrane": MEMBRANE, "code": CODE}
+# What MSF keeps for the backward, or returns.
+NOTHING, MEMBRANE, CODE, STATE = range(4)
+KEEP_CODES = {"none": NOTHING, "membrane": MEMBRANE, "code": CODE, "state": STATE}
 
 
 # When a reset is delayed to the next step, and where it acts there.
@@ -61,6 +61,7 @@ class MSFForward(NamedTuple):
     charge: int
     reset: int
     delay: int
+    retake: int
     scale: float
     rest: float
     v_reset: float
@@ -144,6 +145,7 @@ class PMSNForwardTensors(NamedTuple):
     s: int
     y: int
     m: int
+    r_seq: int
     r_last: int
     z_last: int
     lengths: int
@@ -217,6 +219,80 @@ class PMSNBackward(NamedTuple):
     slope_step: int
     slope_row: int
     out_step: int
+    out_row: int
+    soma: int
+    burst: int
+    surrogate: int
+    theta: float
+    inverse: float
+    p: float
+    q: float
+
+
+class PMSNStepTensors(NamedTuple):
+    """Of a call of ``pmsn_step``."""
+
+    x: int
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    s: int
+    y: int
+    m: int
+    r_last: int
+    z_last: int
+
+
+class PMSNStep(NamedTuple):
+    """A call of ``pmsn_step`` on lanes [L, C]. A task is a tile of channels."""
+
+    tile: int  # channels, whole vectors
+    leads: int
+    channels: int
+    modes: int
+    x_row: int  # of a leading lane
+    out_row: int
+    soma: int
+    burst: int
+    theta: float
+    inverse: float  # of theta, where it is exact
+
+
+class PMSNStepBackTensors(NamedTuple):
+    """Of a call of ``pmsn_step_back``."""
+
+    gs: int
+    gy: int
+    gm: int
+    gz: int
+    x: int
+    slope: int  # slopes of a surrogate without a name
+    r: int
+    z: int
+    e: int
+    w: int
+    d: int
+    gx: int
+    gz0: int
+    ge: int
+    gw: int
+    gd: int  # 0: no gradients of weights are wanted
+
+
+class PMSNStepBack(NamedTuple):
+    """A call of ``pmsn_step_back``."""
+
+    tile: int
+    leads: int
+    channels: int
+    modes: int
+    gs_row: int
+    gy_row: int
+    gm_row: int
+    x_row: int
+    slope_row: int
     out_row: int
     soma: int
     burst: int

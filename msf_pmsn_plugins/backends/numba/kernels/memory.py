@@ -210,6 +210,70 @@ def store_complex(base, index, stride, re, im, left):
                 b.store(b.extract_element(half.value, loop.index), at).align = 4
 
 
+# Four neighbouring modes at a time: a transposition in registers, where each piece of memory is touched once.
+
+
+def _regrouped(b: Any, registers: list[Any], axis: int, bit: int) -> list[Any]:
+    """Registers and the (lane, number) of what they hold, sorted by a bit of one of the two: half as many of those in
+    each, twice as many of the other.
+    """
+    alike: dict[frozenset[int], list[Any]] = {}
+    for register in registers:
+        alike.setdefault(frozenset(held[axis] for held in register[1]), []).append(register)
+    made = []
+    for group in alike.values():
+        for (x, in_x), (y, in_y) in zip(group[::2], group[1::2], strict=True):
+            both = in_x + in_y
+            for half in (0, 1):
+                held = sorted(each for each in both if each[axis] >> bit & 1 == half)
+                made.append((_shuffled(b, x, y, [both.index(each) for each in held]), held))
+    return made
+
+
+def _pieces(nil: Value, base: Value, index: Value, stride: Value) -> list[Any]:
+    """Where the eight numbers of each lane lie."""
+    kind = ir.VectorType(nil.element, 8).as_pointer()
+    places = (pointer(base, (index + stride * lane) * 2, nil.element) for lane in range(nil.count))
+    return [nil.b.bitcast(place, kind) for place in places]
+
+
+@formula
+def load_four(nil, base, index, stride):
+    """Real and imaginary parts of four neighbouring complex numbers of each of a whole vector of lanes."""
+    b, loaded, registers = nil.b, [], []
+    for place in _pieces(nil, base, index, stride):
+        piece = b.load(place)
+        piece.align = 4
+        loaded.append(piece)
+    size = nil.count // 8  # lanes of a register
+    for lane in range(0, nil.count, size):
+        value = loaded[lane]
+        if size == 2:
+            value = _shuffled(b, value, loaded[lane + 1], list(range(16)))
+        registers.append((value, [(lane + i, k) for i in range(size) for k in range(8)]))
+    for bit in range(3):
+        registers = _regrouped(b, registers, 1, bit)
+    registers.sort(key=lambda register: register[1][0][1])
+    return tuple(nil.make(value) for value, _ in registers)
+
+
+@formula
+def store_four(base, index, stride, r0, i0, r1, i1, r2, i2, r3, i3):
+    """The inverse of :func:`load_four`."""
+    b, size = r0.b, r0.count // 8
+    registers = [
+        (part.value, [(lane, k) for lane in range(r0.count)])
+        for k, part in enumerate((r0, i0, r1, i1, r2, i2, r3, i3))
+    ]
+    for bit in range(r0.count.bit_length() - 2, r0.count.bit_length() - 5, -1):
+        registers = _regrouped(b, registers, 0, bit)
+    places = _pieces(r0, base, index, stride)
+    for value, held in registers:
+        for i in range(size):
+            piece = _shuffled(b, value, value, list(range(8 * i, 8 * i + 8))) if size > 1 else value
+            b.store(piece, places[held[8 * i][0]]).align = 4
+
+
 @formula
 def will_read(nil, base, index):
     """Ask for the memory of a vector that will be read soon; any address is harmless."""

@@ -14,6 +14,7 @@ from .calls import (
     BEFORE_CHARGE,
     CODE,
     MEMBRANE,
+    STATE,
     MSFBackward,
     MSFBackwardTensors,
     MSFForward,
@@ -166,6 +167,10 @@ def _forward_step(call, unit, scratch, run, place):
     before = load(nil, scratch.state, j)
     current = load_part(nil, call.x, x, left) * rounded(call.scale, unit)
     m = _charged(call, unit, current, before, values)
+    taken = nil
+    if call.retake != 0:
+        taken = fire(call, unit, before, values.first)
+        m = _after_reset(call, unit, m, taken, values)
     if call.keep == MEMBRANE:
         store_part(call.kept, out, _living(scratch, place, m, nil), left)
     elif call.keep == CODE:
@@ -173,9 +178,14 @@ def _forward_step(call, unit, scratch, run, place):
         store_bytes(call.kept, out, _living(scratch, place, code, no_counts(nil)), left)
     n = fire(call, unit, m, values.first)
     store_part(call.s, out, _living(scratch, place, n, nil), left)
-    if call.delay == AT_ONCE:
+    if call.retake != 0:
+        m = _after_reset(call, unit, m, n - taken, values)
+    elif call.delay == AT_ONCE:
         m = _after_reset(call, unit, m, n, values)
-    store(scratch.state, j, _living(scratch, place, m, before))
+    after = _living(scratch, place, m, before)
+    if call.keep == STATE:
+        store_part(call.kept, out, after, left)
+    store(scratch.state, j, after)
 
 
 @kernel(MSFForward, MSFForwardTensors)

@@ -89,6 +89,8 @@ def _walk(call, nil, unit, states, gains, residuals, span, folded):
             y = _drive(call, nil, states, j, current, load(nil, gains, j), folded)
             v, k, after = soma(call.soma, y, load(nil, residuals, j), theta, inverse)
             store(residuals, j, after)
+            if call.r_seq != 0:
+                store_part(call.r_seq, t * call.lanes + span.start + j, after, left)
             if call.y != 0:
                 store_part(call.y, out + j, y, left)
             if call.m != 0:
@@ -97,14 +99,17 @@ def _walk(call, nil, unit, states, gains, residuals, span, folded):
 
 
 @once
-def _pad(call, nil, span):
-    """Zeros for the steps after the end."""
+def _pad(call, nil, residuals, span):
+    """Zeros for the steps after the end, and the residual that stays."""
     for t in range(span.until, call.steps):
         out = place(span, t, call.out_step, call.out_row)
         for j in range(0, span.size, width(nil)):
             for sequence in (call.s, call.y, call.m):
                 if sequence != 0:
                     store_part(sequence, out + j, nil, span.size - j)
+            if call.r_seq != 0:
+                at = t * call.lanes + span.start + j
+                store_part(call.r_seq, at, load(nil, residuals, j), span.size - j)
 
 
 @kernel(PMSNForward, PMSNForwardTensors)
@@ -128,7 +133,7 @@ def pmsn_forward(first, last, scratch, unit, call):
             for j in range(0, size, wide):
                 store(residuals, j, load_part(nil, call.r, start + j, size - j))
             _walk(call, nil, unit, scratch, gains, residuals, span, folded)
-            _pad(call, nil, span)
+            _pad(call, nil, residuals, span)
             write_modes(nil, call, scratch, FORWARD_ROWS, Z, call.z_last, start, size, folded)
-            for j in range(0, size, wide):
+            for j in range(0, size if call.r_last != 0 else 0, wide):
                 store_part(call.r_last, start + j, load(nil, residuals, j), size - j)
