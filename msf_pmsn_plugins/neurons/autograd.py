@@ -12,9 +12,12 @@ from torch import Tensor
 __all__ = [
     "NoSecondDerivative",
     "loop_vmap",
+    "marks_one_call",
     "no_autograd",
     "no_dispatch",
+    "packed_by_hooks",
     "recomputing",
+    "refuse_export",
     "saved_tensors",
     "transformed",
     "usable",
@@ -55,6 +58,12 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
         ) from error
 
 
+def packed_by_hooks() -> bool:
+    """True where what autograd keeps goes through hooks, as under checkpointing; torch before 2.8 cannot tell."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
+
+
 def recomputing(exact: str = "") -> bool:
     """True in a forward pass that ``torch.utils.checkpoint`` makes again during a backward pass.
 
@@ -69,6 +78,28 @@ def recomputing(exact: str = "") -> bool:
             return name != exact
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def refuse_export(node: str, sequences: str) -> None:
+    """Raise where torch.export or an ONNX exporter would make a program of a call whose state ``node`` keeps inside.
+
+    ``sequences`` says in the host's words how whole sequences start at rest. Torch 2.6 cannot tell an export from a
+    compilation: there it passes.
+    """
+    if torch.compiler.is_compiling():
+        exporting = _is_exporting()
+    else:  # the older ONNX exporter; other tracers of TorchScript, such as fvcore's, are welcome
+        exporting = torch._C._is_tracing() and torch.onnx.is_in_onnx_export()
+    if exporting:
+        raise RuntimeError(
+            f"{node} keeps its state inside, and an exported program has no memory: it would start every call from the "
+            "state that the node has now. Export one step with the states in and out, "
+            f"msf_pmsn_plugins.export.Streaming(net), or whole sequences from rest: {sequences}"
+        )
+
+
+# New in torch 2.7.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def usable(value: Any) -> Any:
@@ -104,6 +135,20 @@ def no_dispatch(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._autograd._profiler_enabled()
     ) and all(type(t) in _PLAIN for t in tensors)
+
+
+def marks_one_call(function: Callable[..., Any]) -> Callable[[], bool]:
+    """What, called where torch.compile traces, makes it leave ``function`` in its graph as one call.
+
+    Behind the tracer autograd and vmap take such a function apart, as in eager mode.
+    """
+
+    def mark() -> bool:
+        torch.compiler.allow_in_graph(function)  # at import this would load the compiler, which takes seconds
+        return True
+
+    mark._dynamo_marked_constant = True  # type: ignore[attr-defined]  # run by the tracer, as is
+    return mark
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))

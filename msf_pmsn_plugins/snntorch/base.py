@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import neurons
 from ..lengths import Lengths, valid_steps
-from ..neurons.autograd import recomputing, usable
+from ..neurons.autograd import recomputing, refuse_export, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -351,6 +351,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)
+        if not passed and not (self.sequence and self.carried is None):
+            refuse_export(type(self).__name__, "build its neurons with sequence=True, and reset(net)")
         if not passed and self.carried is not None and recomputing():
             raise RuntimeError(
                 f"torch.utils.checkpoint computes {type(self).__name__} again in the backward pass, from the state "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -149,7 +148,7 @@ class MSF(SnnTorchNeuron):
         """What membranes ``m`` [B, *] fire, and ``m`` after the reset of the neuron's own."""
         held = self.neuron
         _rate, threshold, amount = held.parameters_of(m, m.dtype)
-        alone = replace(held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False)
+        alone = held.settings().but(charge="decay", rate=0.0, input_scale=1.0, reset_delay=False)
         s, after, _m = msf_step(
             m, torch.zeros_like(m), alone, MSFParameters(None, threshold, amount), self.spike_grad
         )

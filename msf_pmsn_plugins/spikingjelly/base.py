@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..lengths import Lengths, valid_steps
 from ..neurons import Neuron
-from ..neurons.autograd import recomputing, transformed, usable
+from ..neurons.autograd import recomputing, refuse_export, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
@@ -20,6 +20,7 @@ from .version import FUNCTIONAL
 
 __all__ = ["SpikingJellyNode"]
 
+SEQUENCES = "functional.set_step_mode(net, 'm') and functional.reset_net(net)"
 RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
 MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"
 SNNTORCH = ("threshold", "graded_spikes_factor", "reset_mechanism_val", "beta")  # buffers of its neurons
@@ -269,6 +270,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self._check_tensor(x)
         if self.lengths is not None or self.padding is not None:
             raise ValueError("lengths belong to sequences: set step_mode='m', or lengths=None")
+        refuse_export(type(self).__name__, SEQUENCES)
         (s,), states = self.single_step_functional_forward((x,), self._recall())
         self._remember(states)
         for name in self._stored():
@@ -285,6 +287,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
                 f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
                 "For single steps use step_mode='s'"
             )
+        if self.carried is not None:
+            refuse_export(type(self).__name__, SEQUENCES)
         if self._stored():
             return self._multi_step_stored(x_seq, lengths)
         (s_seq,), states = self.multi_step_functional_forward((x_seq,), self._recall(), lengths)

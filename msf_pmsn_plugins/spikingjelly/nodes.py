@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -434,7 +433,7 @@ class PMSNNode(_ResidualNode):
         held, (r, z), theta = self.neuron, states, torch.as_tensor(self.v_threshold).to(states[0])
         if held.context == "global" or not bool((theta > 0).all()):
             raise ValueError("a tensor of thresholds must be positive and needs context='local'")
-        settings = replace(held.settings(), v_threshold=theta)  # type: ignore[arg-type]
+        settings = held.settings().but(v_threshold=theta)
         s, state, _m = pmsn_step(
             x.to(r.dtype), PMSNState(r, z), held.step_weights(x, r.dtype), settings, held.surrogate
         )
@@ -486,7 +485,7 @@ def _least(value: Any) -> float:
     """The smallest of a number or tensor; 2 of a tensor on a device, where the question would wait for it."""
     if isinstance(value, Tensor):
         return float(value.min()) if value.device.type == "cpu" else 2.0
-    return math.nan if isinstance(value, str | bool) else float(value)
+    return math.nan if isinstance(value, (str, bool)) else float(value)
 
 
 def register() -> None:

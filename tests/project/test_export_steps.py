@@ -276,6 +276,72 @@ def test_onnx_refuses_a_sequence():
         torch.onnx.export(MSF().eval(), (torch.zeros(4, 2, 3),), io.BytesIO(), dynamo=True, verbose=False)
 
 
+EXPORTERS = {
+    "torch.export": lambda net, x: torch.export.export(net, (x,), strict=False),
+    "torch.export strict": lambda net, x: torch.export.export(net, (x,), strict=True),
+    "onnx": lambda net, x: torch.onnx.export(net, (x,), io.BytesIO(), dynamo=True, verbose=False),
+    "onnx by TorchScript": lambda net, x: torch.onnx.export(net, (x,), io.BytesIO(), dynamo=False),
+}
+
+
+def causes(error):
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export")
+@pytest.mark.parametrize("what", ["a step", "a carried state"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@both_hosts
+def test_a_program_without_the_memory_of_its_nodes_is_refused(host, exporter, what):
+    if exporter == "onnx":
+        pytest.importorskip("onnxscript")
+    net = network(host, step_by_step=what == "a step")
+    given = X_SEQ[0] if what == "a step" else X_SEQ
+    with torch.no_grad():
+        if what == "a carried state":
+            net(X_SEQ)
+        for module in (net, net[3]) if what == "a step" else (net,):  # PMSN alone too
+            x = given if module is net else torch.rand(5, 4)
+            with pytest.raises(Exception) as raised:  # noqa: PT011  # of the exporter's own
+                EXPORTERS[exporter](module, x)
+            text = "\n".join(causes(raised.value))
+            assert "msf_pmsn_plugins.export.Streaming(net)" in text
+            assert "set_step_mode(net, 'm')" in text or "sequence=True" in text
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@both_hosts
+def test_export_of_whole_sequences_from_rest(host, strict):
+    net = network(host)
+    with torch.no_grad():
+        expected = net(X_SEQ)
+        rest(net)
+        program = torch.export.export(net, (X_SEQ,), strict=strict).module()
+        for _ in range(2):  # every call starts at rest
+            assert_same(program(X_SEQ), expected)
+        assert_same(net(X_SEQ), expected)  # and the net is as it was
+
+
+@pytest.mark.parametrize("name", ["MSF", "PMSN"])
+def test_export_of_a_snntorch_step_with_its_mem(name):
+    """What is passed in and out is no memory inside."""
+    module = pytest.importorskip("msf_pmsn_plugins.snntorch")
+    neuron = module.MSF.published() if name == "MSF" else module.PMSN(3)
+    zeros = torch.zeros(5, 3)
+    mem = zeros if name == "MSF" else (zeros, torch.zeros(5, 3, 4, dtype=torch.complex64))
+    with torch.no_grad():
+        program = torch.export.export(neuron, (X_SEQ[0], mem)).module()
+        expected = neuron.neuron.sequence(X_SEQ)[0]
+        s_seq = []
+        for x in X_SEQ:
+            s, mem = program(x, mem)
+            s_seq.append(s)
+    assert_same(torch.stack(s_seq), expected)
+    assert expected.any()
+
+
 def test_the_onnx_example_of_the_docs_runs(tmp_path, monkeypatch):
     """The page itself is run without the extra; this block needs it."""
     pytest.importorskip("onnxscript")

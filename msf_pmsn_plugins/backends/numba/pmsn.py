@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,7 +238,7 @@ def pmsn_backward(
     read = grads.s, grads.y, grads.m, x_seq, None if slopes is None else slopes.total
     gs, gy, gm, x, total = (None if seq is None else ready(seq, dtype) for seq in read)
     call = _prepare_backward(
-        settings if slopes is None else replace(settings, surrogate=""),
+        settings if slopes is None else settings.but(surrogate=""),
         dtype,
         x_seq.shape,
         tuple(None if seq is None else seq.stride() for seq in (gs, gy, gm, x, total, gx_seq)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -355,9 +354,7 @@ class PMSN(PerChannel):
         r, z = state
         call = self._remembered(
             ("call", x_seq.device.type, torch.is_grad_enabled(), membrane),
-            lambda: plan(
-                x_seq, replace(self.settings(), keep_membrane=membrane), self.surrogate, self.backend
-            ),
+            lambda: plan(x_seq, self.settings().but(keep_membrane=membrane), self.surrogate, self.backend),
         )
         before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
