@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Lengths", "check_lengths", "live_steps", "valid_steps"]
+__all__ = ["Lengths", "check_lengths", "first_given", "live_steps", "valid_steps"]
 
 Lengths = Tensor | Sequence[int]
+
+
+def first_given(*lengths: Lengths | None) -> Lengths | None:
+    """The first that is not None."""
+    for one in lengths:
+        if one is not None:
+            return one
+    return None
 
 
 def check_lengths(x_seq: Tensor, lengths: Lengths) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import neurons
-from ..lengths import Lengths, valid_steps
+from ..lengths import Lengths, first_given, valid_steps
 from ..neurons.autograd import recomputing, refuse_export, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
 from ..surrogate import FireFunction, Surrogate
@@ -347,7 +347,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         _refuse_tracers(type(self).__name__, input_)
         if self.init_hidden and mem is not None:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True: it keeps its own state")
-        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
+        lengths = first_given(lengths, self.lengths, self.padding)
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from ..lengths import Lengths, valid_steps
+from ..lengths import Lengths, first_given, valid_steps
 from ..neurons import Neuron
 from ..neurons.autograd import recomputing, refuse_export, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
@@ -281,7 +281,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor, lengths: Lengths | None = None) -> Tensor:
         """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]; ``lengths`` [N] or mask [T, N]."""
         self._check_tensor(x_seq)
-        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
+        lengths = first_given(lengths, self.lengths, self.padding)
         if x_seq.dim() < 2:
             raise ValueError(
                 f"step_mode='m' takes a sequence [T, N, *], time first; got shape {tuple(x_seq.shape)}. "
