@@ -17,6 +17,7 @@ from .. import neurons
 from ..lengths import Lengths, first_given, valid_steps
 from ..neurons.autograd import recomputing, refuse_export, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
+from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
 from .states import cut, detached
@@ -124,6 +125,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     lengths: Lengths | None = None
     padding: Lengths | None = None  # as lengths, for the length of state.padded()
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
+    backend = of_neuron("backend", '``"auto"`` or the name of a backend.')
 
     def __init__(
         self,
