@@ -109,7 +109,7 @@ $(FLOOR_STAMP):
 	@rm -rf $(FLOOR)
 	@$(PYTHON) -m venv $(FLOOR)
 	@PYTHONWARNINGS=ignore $(FLOOR)/bin/python -m pip --disable-pip-version-check -q install \
-		'torch==2.6.*' numpy 'pytest>=8.2' 'hypothesis>=6.100'
+		'torch==2.6.*' numpy numba mpmath 'pytest>=8.2' 'hypothesis>=6.100'
 	@touch $@
 
 $(CUPY_12_STAMP): $(VENV)/.pip

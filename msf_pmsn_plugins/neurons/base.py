@@ -100,8 +100,10 @@ def channel_shape(channel_dim: int | Sequence[int], x: Tensor) -> list[int]:
 
 def broadcasts(value: Tensor, x: Tensor) -> bool:
     """Whether ``value`` broadcasts against one step ``x`` and leaves its shape as it is."""
-    sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
-    return value.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
+    ahead = x.dim() - value.dim()
+    if ahead < 0:
+        return False
+    return all(own in (1, size) for own, size in zip(value.shape, x.shape[ahead:], strict=True))
 
 
 class PropertiesFirst:

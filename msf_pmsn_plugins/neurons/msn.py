@@ -371,7 +371,7 @@ class MSN(PerChannel):
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
-        return (x.shape, dtype), (torch.Size((*x.shape, self.hidden)), dtype)
+        return (x.shape, dtype), (x.shape + (self.hidden,), dtype)
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``T``, the tridiagonal matrix of the hidden compartments, [channels, n-1, n-1]."""

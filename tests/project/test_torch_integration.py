@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import msf_pmsn_plugins
-from helpers import loop, randn
+from helpers import loop, needs_torch, randn
 from msf_pmsn_plugins import state as states
 from msf_pmsn_plugins.neurons import MSF, ParallelIF
 from networks import X_SEQ, both_hosts, every_host, network, rest, run
@@ -190,6 +190,8 @@ def per_sample(neuron, x_seqs):
     ids=["msf", "msf-learned", "pmsn", "parallel-if"],
 )
 def test_compile_over_vmap(make, how):
+    if how is backward:
+        needs_torch(2, 7, "backward through vmap")
     neuron, x_seqs = make(), 2 * randn(3, 8, 4, 3, dtype=F32)
     torch._dynamo.reset()
     compiled = torch.compile(how, fullgraph=True, backend="aot_eager")
@@ -267,6 +269,7 @@ def test_weights_and_states_come_back_from_a_file_without_code(host):
 
 @every_host
 def test_vmap_over_an_ensemble_of_networks(host):
+    needs_torch(2, 7, "backward through vmap")
     nets = [network(host, seed=seed) for seed in range(3)]
     assert_same(run(nets[0])[0], run(network(host))[0])
     parameters, buffers = torch.func.stack_module_state(nets)

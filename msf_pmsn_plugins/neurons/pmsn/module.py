@@ -249,7 +249,7 @@ class PMSN(PerChannel):
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
-        return (x.shape, dtype), (torch.Size((*x.shape, self.modes)), paired_dtype(dtype))
+        return (x.shape, dtype), (x.shape + (self.modes,), paired_dtype(dtype))
 
     def _rest(self, x: Tensor) -> State:
         if self.context == "global" or type(self).initial_state is not PMSN.initial_state:
