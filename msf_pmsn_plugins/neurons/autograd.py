@@ -83,8 +83,8 @@ def recomputing(exact: str = "") -> bool:
 def refuse_export(node: str, sequences: str) -> None:
     """Raise where torch.export or an ONNX exporter would make a program of a call whose state ``node`` keeps inside.
 
-    ``sequences`` says in the host's words how whole sequences start at rest. Torch 2.6 cannot tell an export from a
-    compilation: there it passes.
+    ``sequences`` says in the host's words how whole sequences start at rest. Torch
+    before 2.9 cannot always tell an export from a compilation: there it may pass.
     """
     if torch.compiler.is_compiling():
         exporting = _is_exporting()
