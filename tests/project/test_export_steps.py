@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import loop, randn
+from helpers import loop, needs_torch, randn
 from msf_pmsn_plugins.export import RealPMSN, Streaming
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
@@ -331,6 +331,8 @@ def test_a_program_without_the_memory_of_its_nodes_is_refused(host, exporter, wh
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @both_hosts
 def test_export_of_whole_sequences_from_rest(host, strict):
+    if strict and host == "snntorch":
+        needs_torch(2, 7, "strict exports of modules that set an attribute")
     net = network(host)
     with torch.no_grad():
         expected = net(X_SEQ)
@@ -350,7 +352,7 @@ def test_export_of_a_snntorch_step_with_its_mem(name):
     zeros = torch.zeros(5, 3)
     mem = zeros if name == "MSF" else (zeros, torch.zeros(5, 3, 4, dtype=torch.complex64))
     with torch.no_grad():
-        program = torch.export.export(neuron, (X_SEQ[0], mem)).module()
+        program = torch.export.export(neuron, (X_SEQ[0], mem), strict=False).module()
         expected = neuron.neuron.sequence(X_SEQ)[0]
         s_seq = []
         for x in X_SEQ:
