@@ -12,6 +12,11 @@ OLD              := $(VENV)/published
 OLD_STAMP        := $(OLD)/.spikingjelly-$(OLD_SPIKINGJELLY)-snntorch-$(OLD_SNNTORCH)
 HOST_TESTS       := $(addprefix tests/,spikingjelly snntorch swap adapters test_state_dict.py)
 
+# The oldest torch, and what needs no framework there. Its wheels bring CUDA on Linux, some gigabytes: no part of .ci/run.
+FLOOR       := $(VENV)/torch-2.6
+FLOOR_STAMP := $(FLOOR)/.installed
+FLOOR_TESTS := $(addprefix tests/,neurons test_surrogate.py project/test_torch_integration.py project/test_export_steps.py)
+
 # One worker a core; the tests keep torch at one thread.
 PARALLEL := -n auto
 
@@ -21,13 +26,14 @@ CUPY_13       := $(VENV)/cupy-cuda13
 CUPY_12_STAMP := $(CUPY_12)/.installed
 CUPY_13_STAMP := $(CUPY_13)/.installed
 
-.PHONY: help demo test test-slow test-full test-kernels test-site bench results lint docs release-check clean
+.PHONY: help demo test test-slow test-full test-floor test-kernels test-site bench results lint docs release-check clean
 
 help:
 	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
 	@echo "make test           the test suite, then its framework-facing part on the older versions"
 	@echo "make test-slow      the slow tests: long sequences and other large cases"
 	@echo "make test-full      every combination of the large tables, of which make test tries a sample"
+	@echo "make test-floor     neurons, ops, compilation and export on the oldest torch (installs it, some gigabytes)"
 	@echo "make test-kernels   prove the GPU kernels without a device (needs g++, Linux x86_64; some minutes)"
 	@echo "make test-site      the documentation in headless Chromium (on Debian as root it installs that)"
 	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (half an hour on a quiet machine)"
@@ -55,6 +61,9 @@ test-slow: $(VENV)/.dev
 
 test-full: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m full $(ARGS)
+
+test-floor: $(FLOOR_STAMP)
+	PYTHONPATH=$(CURDIR) $(FLOOR)/bin/python -m pytest $(FLOOR_TESTS) $(ARGS)
 
 test-kernels: $(VENV)/.dev $(CUPY_12_STAMP) $(CUPY_13_STAMP)
 	$(BIN)/pytest $(PARALLEL) -m "kernels and not slow" $(ARGS)
@@ -101,6 +110,13 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml msf_pmsn_plugins/__init__.py
 	@echo "Installing into $(VENV) (minutes where torch has to be downloaded)"
 	@$(PIP) install -e '.[all]' --group dev
 	@touch $@ $(VENV)/.demo
+
+$(FLOOR_STAMP):
+	@rm -rf $(FLOOR)
+	@$(PYTHON) -m venv $(FLOOR)
+	@PYTHONWARNINGS=ignore $(FLOOR)/bin/python -m pip --disable-pip-version-check -q install \
+		'torch==2.6.*' numpy numba mpmath 'pytest>=8.2' 'hypothesis>=6.100'
+	@touch $@
 
 $(CUPY_12_STAMP): $(VENV)/.pip
 	@rm -rf $(CUPY_12)

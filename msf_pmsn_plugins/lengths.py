@@ -7,9 +7,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Lengths", "ValidFirst", "check_lengths", "last_valid", "live_steps", "valid_steps", "without_batch"]
+__all__ = [
+    "Lengths",
+    "ValidFirst",
+    "check_lengths",
+    "first_given",
+    "last_valid",
+    "live_steps",
+    "valid_steps",
+    "without_batch",
+]
 
 Lengths = Tensor | Sequence[int]
+
+
+def first_given(*lengths: Lengths | None) -> Lengths | None:
+    """The first that is not None."""
+    for one in lengths:
+        if one is not None:
+            return one
+    return None
 
 
 def without_batch(x_seq: Tensor) -> ValueError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor
 
@@ -16,8 +16,17 @@ from .tensors import MSFParameters
 __all__ = ["MSFSettings", "MSFValues", "PMSNSettings", "asks", "flatten", "restore", "schema"]
 
 
-class _HashedOnce:
-    """The hash of a frozen dataclass, made once: settings are the key of what backends remember."""
+class _Settings:
+    """A frozen dataclass. Its hash is made once: settings are the key of what backends remember."""
+
+    names: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        cls.names = tuple(cls.__annotations__)
+
+    def but(self, **changes: Any) -> Self:
+        """These settings with ``changes``; ``dataclasses.replace`` is none that torch.compile traces before 2.7."""
+        return type(self)(**{**dict(zip(self.names, flatten(self), strict=True)), **changes})
 
     def __hash__(self) -> int:
         found = self.__dict__.get("_hash")
@@ -27,7 +36,7 @@ class _HashedOnce:
 
 
 @dataclass(frozen=True)
-class MSFSettings(_HashedOnce):
+class MSFSettings(_Settings):
     """The numbers and words of one MSF op.
 
     Args:
@@ -62,11 +71,11 @@ class MSFSettings(_HashedOnce):
     width: float = 0.5
     keep: str = "membrane"
 
-    __hash__ = _HashedOnce.__hash__
+    __hash__ = _Settings.__hash__
 
 
 @dataclass(frozen=True)
-class PMSNSettings(_HashedOnce):
+class PMSNSettings(_Settings):
     """The numbers and words of one PMSN op.
 
     Args:
@@ -93,7 +102,7 @@ class PMSNSettings(_HashedOnce):
     keep_residual: bool = False
     state_grad: bool = True
 
-    __hash__ = _HashedOnce.__hash__
+    __hash__ = _Settings.__hash__
 
 
 class MSFValues:
@@ -120,7 +129,7 @@ def schema(kind: type[Any]) -> str:
 
 def flatten(settings: Any) -> tuple[Any, ...]:
     """The values of ``settings`` in the order of :func:`schema`."""
-    return tuple(getattr(settings, name) for name in type(settings).__dataclass_fields__)
+    return tuple([getattr(settings, name) for name in settings.names])
 
 
 def restore(kind: type[Settings], values: Iterable[Any]) -> Settings:
@@ -140,6 +149,6 @@ def asks(settings: MSFSettings | PMSNSettings, parameters: tuple[Tensor | None, 
         words += ["delayed reset"] * settings.reset_delay + ["undecayed reset at once"] * settings.retake
     else:
         words += ["membranes out"] * settings.keep_membrane + ["residuals out"] * settings.keep_residual
-    fields = getattr(parameters, "_fields", ())
-    words += [f"tensor of {name}s" for name, p in zip(fields, parameters, strict=True) if p is not None]
+    for name in MSFParameters._fields:
+        words += [f"tensor of {name}s"] * (getattr(parameters, name, None) is not None)
     return tuple(words)

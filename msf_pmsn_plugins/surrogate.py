@@ -229,7 +229,7 @@ class Soft:
             )
         elif isinstance(function, Surrogate):
             self.surrogate = function
-        elif isinstance(function, type | Custom | Soft) or not callable(function):
+        elif isinstance(function, (type, Custom, Soft)) or not callable(function):
             kind = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
             raise TypeError(
                 f"Soft takes a name ({', '.join(SURROGATES)}), a Surrogate or a function (u, temperature) -> values "
@@ -321,6 +321,8 @@ def as_surrogate(value: str | Surrogate | FireFunction) -> Surrogate | FireFunct
 
 def fire(u: Tensor, surrogate: Surrogate | FireFunction) -> Tensor:
     """Spikes of ``u`` in its dtype, with the surrogate's derivative."""
+    if type(surrogate) is Surrogate:  # torch.compile before 2.9 cannot call an object that it made itself
+        return _Fire.apply(u, surrogate.derivative).to(u.dtype)
     return surrogate(u).to(u.dtype)
 
 
@@ -353,7 +355,7 @@ def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
     Then kernels may fire, and take its slopes from one call on all membranes. Not so: soft firing functions, slopes
     that are drawn at random, and surrogates that learn. A callable is tried out, once for each object and mode.
     """
-    if isinstance(surrogate, Surrogate | Custom):
+    if isinstance(surrogate, (Surrogate, Custom)):
         return True
     if getattr(surrogate, "soft", False):  # it may be annealed to the step and back
         return False
@@ -394,7 +396,7 @@ def _unwatched(surrogate: FireFunction) -> FireFunction:
 
 def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
     """The slope that ``surrogate`` gives to autograd at ``u``, in its shape and dtype; 0 where it has none."""
-    if isinstance(surrogate, Surrogate | Custom):
+    if isinstance(surrogate, (Surrogate, Custom)):
         return surrogate.derivative(u)
     with torch.inference_mode(False), torch.enable_grad():
         u = u.detach().clone().requires_grad_()

@@ -25,10 +25,17 @@ from tolerances import assert_close, assert_same, parted_lanes
 ROOT = Path(__file__).parents[1]  # of the repository
 GOLDEN = ROOT / "tests" / "golden"
 ON_CPU = [name for name, backend in BACKENDS.items() if backend.device in ("", "cpu")]  # backends
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 both_dtypes = pytest.mark.parametrize("p", DTYPES)
 all_backends = pytest.mark.parametrize("backend", ON_CPU)
+
+
+def needs_torch(major: int, minor: int, why: str) -> None:
+    """Skip where torch is older, saying what it cannot do."""
+    if (major, minor) > TORCH:
+        pytest.skip(f"torch {major}.{minor}: {why}")
 
 
 def examples(count: int) -> hypothesis.settings:

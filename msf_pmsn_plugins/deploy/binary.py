@@ -16,6 +16,7 @@ from .model import Model
 from .planes import plane_weights
 from .report import DeployError, Layer
 from .trace import Binary, Probe, duplicate, trace
+from .weights import round_weights
 from .writer import Writer
 
 
@@ -38,6 +39,7 @@ def to_binary(
     form: str = "channels",
     binary: Binary = (),
     counts: Sequence[str] = (),
+    exact: bool = True,
 ) -> BinaryNetwork:
     """The model, in evaluation mode, with every layer behind a neuron on 0 and 1; ``model`` stays as it is.
 
@@ -56,6 +58,9 @@ def to_binary(
             the bias added once. ``"bits"``: the same with the bits of the counts, summed with powers of two.
         binary: further classes of modules (a framework's own neurons) that emit 0 and 1.
         counts: paths of modules, and names of other operations, that may have the counts themselves.
+        exact: False also takes weights whose sums round. Given the same counts, a sum then differs from the model's
+            by at most the ``bound`` of its layer in the report; a spike differs where a membrane lies that close to a
+            threshold. What is compared on the example is the same network with rounded weights.
 
     Returns:
         The network; ``.report`` says what each layer is given. Outputs equal those of the model (``torch.equal``: only
@@ -72,16 +77,24 @@ def to_binary(
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise DeployError("the model has parameters without a size yet: run it once first")
     with torch.no_grad():
-        expected = run_twice(model, inputs)
         traced = trace(duplicate(model).eval(), binary)
         probe = Probe(duplicate(traced), binary)
         probe.run(*cloned(inputs))
-        writer = Writer(Model(traced, probe), form, counts)
+        writer = Writer(Model(traced, probe), form, counts, exact)
         writer.write()
         net = BinaryNetwork(writer.new.modules, writer.new.graph, type(traced).__name__)
         net.eval().requires_grad_(False).report = writer.report
-        results = run_twice(net, inputs)
-        if not same_results(results, expected):
-            first_call_is_equal = same_results(results[:1], expected[:1])
-            raise DeployError(difference(writer.new, net, inputs, first_call_is_equal))
+        if not writer.inexact:
+            _compare(model, net, writer, inputs)
+    if writer.inexact:  # with weights whose sums are exact all else is seen to be the same
+        rounded, _ = round_weights(model, max(2, writer.bits_that_fit()), only=writer.inexact)
+        to_binary(rounded, example_input, form, binary, counts)
     return net
+
+
+def _compare(model: nn.Module, net: BinaryNetwork, writer: Writer, inputs: tuple[Any, ...]) -> None:
+    """Raise DeployError unless both give the same results in two calls."""
+    expected, results = run_twice(model, inputs), run_twice(net, inputs)
+    if not same_results(results, expected):
+        first_call_is_equal = same_results(results[:1], expected[:1])
+        raise DeployError(difference(writer.new, net, inputs, first_call_is_equal))

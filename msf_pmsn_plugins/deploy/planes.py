@@ -94,7 +94,7 @@ class Expand(nn.Module):
             )
         if s.dtype != self.dtype:
             raise TypeError(
-                f"the sums of this network were found exact in {self.dtype}, but its neurons now emit {s.dtype}: "
+                f"the sums of this network were checked in {self.dtype}, but its neurons now emit {s.dtype}: "
                 "convert the model first (and leave autocast), then call to_binary again"
             )
         return planes_of(s, self.D, self.form)

@@ -26,6 +26,8 @@ class Layer:
     """Binary tensors per count: channels or sub-steps."""
     sum_bits: int | None = None
     """Bits of a signed integer that holds every sum of the layer, in units of its weight lattice."""
+    bound: float | None = None
+    """With ``exact=False``, how far a sum may be from the model's, given the same counts; None where it is the same."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,30 @@ def sum_bits(module: Any, levels: int) -> int | None:
     return 1 + max((math.frexp(t)[1] - low for t, low in pairs if t > 0), default=0)
 
 
+def rounding_bound(module: Any, levels: int, planes: int, wide: bool) -> float:
+    """How far the layer on planes may be from the layer on counts up to ``levels``, whatever the orders of their sums.
+
+    A term of a sum is rounded at most as often as the sum has additions, once more as a product. With ``k`` such
+    roundings of ``u``, half the spacing of floats at 1, a sum is off by ``k u/(1 - k u)`` of the sum of its terms'
+    absolute values, at most ``levels * sum |w| + |b|``. The model's has one term a weight, that of planes side by side
+    (``wide``) one a weight and plane; planes one after another are summed weight by weight, then plane by plane.
+    """
+    rows = rows_of(module)
+    total = rows.abs().sum(1) * levels
+    if module.bias is not None:
+        total = total + module.bias.detach().double().abs()
+    terms = rows.shape[1]
+    finfo = torch.finfo(module.weight.dtype)
+
+    def share(roundings: int) -> float:
+        lost = roundings * finfo.eps / 2
+        return lost / (1 - lost) if lost < 1 else math.inf
+
+    largest = float(total.max())
+    bound = (share(terms + 1) + share(terms * planes + 1 if wide else terms + planes + 1)) * largest
+    return bound if largest + bound < finfo.max else math.inf
+
+
 def available_bits(dtype: torch.dtype) -> int:
     """Bits of a signed integer that the dtype holds exactly: 25 for float32."""
     return 2 - round(math.log2(torch.finfo(dtype).eps))

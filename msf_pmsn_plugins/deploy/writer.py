@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import fx
@@ -17,15 +17,26 @@ from .operations import AVERAGES, CASTS, JOINING, MAXIMA, QUERIES, WIRING, advic
 from .planes import Collect, Expand, Merge, Window, plane_weights
 from .report import DeployError, Layer
 from .trace import Seen
-from .weights import WEIGHTED, available_bits, check_plain, rows_of, sum_bits, widened, without_bias
+from .weights import (
+    WEIGHTED,
+    available_bits,
+    check_plain,
+    rounding_bound,
+    rows_of,
+    sum_bits,
+    widened,
+    without_bias,
+)
 
 
 class Writer:
     """One rule for each kind of call: what becomes of it when its input is planes."""
 
-    def __init__(self, model: Model, form: str, counts: Iterable[str]) -> None:
+    def __init__(self, model: Model, form: str, counts: Iterable[str], exact: bool = True) -> None:
         self.model, self.new, self.form, self.counts = model, NewGraph(model), form, set(counts)
-        self.report: Table[Layer] = Table()
+        self.exact = exact
+        columns = [field.name for field in fields(Layer) if not (exact and field.name == "bound")]
+        self.report: Table[Layer] = Table(columns=columns)
         self.inexact: dict[str, tuple[int | None, int]] = {}
 
     def write(self) -> None:
@@ -41,7 +52,8 @@ class Writer:
             raise DeployError(f"nothing of the name(s) {sorted(self.counts - given)} takes counts")
         if not self.model.levels:
             raise DeployError("the model calls no spiking neuron: there are no counts to expand")
-        self.check_exact()
+        if self.exact:
+            self.check_exact()
 
     def visit(self, node: fx.Node) -> fx.Node | Planes | Emitted:
         if node.op == "call_module" and node.target in self.model.levels:
@@ -121,8 +133,9 @@ class Writer:
             self.row(node, "binary", planes)
             return self.new.copy(node, {source: planes.nodes[0]})
         check_plain(path, module)
-        self.row(node, "binary", planes, self.accumulator(path, module, planes.levels))
         spatial, count = module.weight.dim() - 2, len(planes.nodes)
+        bits = self.accumulator(path, module, planes.levels)
+        self.row(node, "binary", planes, bits, self.bound(path, module, planes.levels, count))
         if self.form == "channels":
             merge = self.new.make(f"{path}_merge", (), lambda: Merge(-1 - spatial))
             name = self.new.make(path, (count,), lambda: widened(module, count))
@@ -283,8 +296,24 @@ class Writer:
             self.inexact[path] = (bits, levels)
         return bits
 
+    def bound(self, path: str, module: Any, levels: int, planes: int) -> float | None:
+        if self.exact or path not in self.inexact:
+            return None
+        bound = rounding_bound(module, levels, planes, self.form == "channels")
+        if not math.isfinite(bound):
+            raise DeployError(
+                f"{path}: its weights are not finite, or its sums have too many terms or are too large for "
+                f"{module.weight.dtype} to say how far they are off: convert the model to a wider dtype"
+            )
+        return bound
+
     def row(
-        self, node: fx.Node, kind: str, planes: Planes | None = None, sum_bits: int | None = None
+        self,
+        node: fx.Node,
+        kind: str,
+        planes: Planes | None = None,
+        sum_bits: int | None = None,
+        bound: float | None = None,
     ) -> None:
         module, path = self.model.module(node), self.model.label(node)
         what = self.model.operation(node) if module is None else type(module).__name__
@@ -293,7 +322,8 @@ class Writer:
             row = Layer(path, what, kind, levels=planes.levels)
         elif planes is not None:
             count = len(planes.nodes)
-            row = Layer(path, what, kind, self.form if count > 1 else None, planes.levels, count, sum_bits)
+            form = self.form if count > 1 else None
+            row = Layer(path, what, kind, form, planes.levels, count, sum_bits, bound)
         if row not in self.report:
             self.report.append(row)
 
@@ -305,19 +335,25 @@ class Writer:
             f"Or leave it off the binary part, on counts, with counts=[{self.model.label(node)!r}]"
         )
 
+    def bits_that_fit(self) -> int:
+        """The bits of weights at which every sum is exact; below 2 where the dtype is too narrow for any."""
+        bits = 8
+        for path, (_needed, levels) in self.inexact.items():
+            module: Any = self.model.traced.get_submodule(path)
+            terms = rows_of(module).shape[1] * levels
+            bits = min(bits, math.floor(available_bits(module.weight.dtype) - 1 - math.log2(terms)) + 1)
+        return bits
+
     def check_exact(self) -> None:
         if not self.inexact:
             return
-        lines, bits = [], 8
-        for path, (needed, levels) in self.inexact.items():
-            module: Any = self.model.traced.get_submodule(path)
-            available = available_bits(module.weight.dtype)
-            fan_in = rows_of(module).shape[1]
-            bits = min(bits, math.floor(available - 1 - math.log2(fan_in * levels)) + 1)
+        lines, bits = [], self.bits_that_fit()
+        for path, (needed, _levels) in self.inexact.items():
+            dtype = self.model.traced.get_submodule(path).weight.dtype
             need = "its weights are not finite" if needed is None else f"its sums need {needed} bits"
-            lines.append(f"  {path}: {need}, {module.weight.dtype} has {available}")
+            lines.append(f"  {path}: {need}, {dtype} has {available_bits(dtype)}")  # type: ignore[arg-type]
         remedy = (
-            f"model, moved = deploy.round_weights(model, bits={bits}, only={list(self.inexact)})"
+            f"model, moved = deploy.round_weights(model, bits={bits}, only={list(self.inexact)}), or exact=False"
             if bits >= 2
             else "convert the model to a wider dtype"
         )

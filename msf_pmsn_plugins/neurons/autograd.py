@@ -14,9 +14,12 @@ __all__ = [
     "Recomputation",
     "guarded",
     "loop_vmap",
+    "marks_one_call",
     "no_autograd",
     "no_dispatch",
+    "packed_by_hooks",
     "recomputation",
+    "refuse_export",
     "saved_tensors",
     "transformed",
     "undisturbed",
@@ -56,6 +59,12 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
             "msf_pmsn_plugins.snntorch.reset(net)), or cut the graph there (functional.detach_net(net), "
             "msf_pmsn_plugins.snntorch.detach(net)). To go through one graph twice: backward(retain_graph=True)"
         ) from error
+
+
+def packed_by_hooks() -> bool:
+    """True where what autograd keeps goes through hooks, as under checkpointing; torch before 2.8 cannot tell."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
 
 
 class _Guarded(torch.autograd.Function):
@@ -109,6 +118,28 @@ def recomputation(exact: str = "") -> Recomputation | None:
     return None
 
 
+def refuse_export(node: str, sequences: str) -> None:
+    """Raise where torch.export or an ONNX exporter would make a program of a call whose state ``node`` keeps inside.
+
+    ``sequences`` says in the host's words how whole sequences start at rest. Torch
+    before 2.9 cannot always tell an export from a compilation: there it may pass.
+    """
+    if torch.compiler.is_compiling():
+        exporting = _is_exporting()
+    else:  # the older ONNX exporter; other tracers of TorchScript, such as fvcore's, are welcome
+        exporting = torch._C._is_tracing() and torch.onnx.is_in_onnx_export()
+    if exporting:
+        raise RuntimeError(
+            f"{node} keeps its state inside, and an exported program has no memory: it would start every call from the "
+            "state that the node has now. Export one step with the states in and out, "
+            f"msf_pmsn_plugins.export.Streaming(net), or whole sequences from rest: {sequences}"
+        )
+
+
+# New in torch 2.7.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def usable(value: Any) -> Any:
     """``value``; of a tensor that inference mode left, and autograd refuses, a copy."""
     if torch.compiler.is_compiling() or not isinstance(value, Tensor):
@@ -154,6 +185,20 @@ def undisturbed(*tensors: Any) -> bool:
         if t.is_inference() and not torch.is_inference_mode_enabled():  # autograd would refuse it
             return False
     return no_dispatch()
+
+
+def marks_one_call(function: Callable[..., Any]) -> Callable[[], bool]:
+    """What, called where torch.compile traces, makes it leave ``function`` in its graph as one call.
+
+    Behind the tracer autograd and vmap take such a function apart, as in eager mode.
+    """
+
+    def mark() -> bool:
+        torch.compiler.allow_in_graph(function)  # at import this would load the compiler, which takes seconds
+        return True
+
+    mark._dynamo_marked_constant = True  # type: ignore[attr-defined]  # run by the tracer, as is
+    return mark
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 State = tuple[Tensor, ...]
+Step = Callable[[Tensor, State], tuple[Tensor, State, Tensor]]
 
 
 def number(name: str, value: Any) -> float:
@@ -37,8 +38,8 @@ def number(name: str, value: Any) -> float:
         result = float(value)
     except (TypeError, ValueError, RuntimeError):
         result = math.nan
-    if isinstance(value, str | bool) or not -math.inf < result < math.inf:
-        raise (ValueError if isinstance(value, int | float) else TypeError)(
+    if isinstance(value, (str, bool)) or not -math.inf < result < math.inf:
+        raise (ValueError if isinstance(value, (int, float)) else TypeError)(
             f"{name} must be a finite number, got {value!r}"
         )
     return result
@@ -106,8 +107,10 @@ def channel_shape(channel_dim: int | Sequence[int], x: Tensor) -> list[int]:
 
 def broadcasts(value: Tensor, x: Tensor) -> bool:
     """Whether ``value`` broadcasts against one step ``x`` and leaves its shape as it is."""
-    sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
-    return value.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
+    ahead = x.dim() - value.dim()
+    if ahead < 0:
+        return False
+    return all(own in (1, size) for own, size in zip(value.shape, x.shape[ahead:], strict=True))
 
 
 NOTHING: dict[Any, Any] = {}
@@ -300,7 +303,7 @@ class Neuron(PropertiesFirst, nn.Module):
             )
         ):
             return state
-        if not isinstance(state, tuple | list) or len(state) != len(spec):
+        if not isinstance(state, (tuple, list)) or len(state) != len(spec):
             given = f"a {type(state).__name__}" if isinstance(state, Tensor) else f"{len(state)} of them"
             raise ValueError(
                 f"the state of {name} is a tuple of {len(spec)} tensors {self.state_names}, got {given}"
@@ -413,17 +416,23 @@ class Neuron(PropertiesFirst, nn.Module):
         return None
 
     def _loop(
-        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None = None
+        self,
+        x_seq: Tensor,
+        state: State,
+        membrane: bool,
+        lengths: Tensor | None = None,
+        step: Step | None = None,
     ) -> tuple[Tensor, State, Tensor | None]:
         """The oracle of ``sequence``: one ``step`` after another."""
+        step = self.step if step is None else step
         s_seq, m_seq = [], []
         live_seq = None if lengths is None else live_steps(lengths, x_seq)
         for t, x in enumerate(x_seq.unbind(0)):
             if live_seq is None:
-                s, state, m = self.step(x, state)
+                s, state, m = step(x, state)
             else:
                 live = live_seq[t]
-                s, after, m = self.step(torch.where(live, x, 0.0), state)
+                s, after, m = step(torch.where(live, x, 0.0), state)
                 # A state may have trailing axes of its own.
                 state = tuple(
                     torch.where(live.reshape(len(live), *[1] * (new.dim() - 1)), new, old)

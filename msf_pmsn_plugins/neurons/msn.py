@@ -371,7 +371,7 @@ class MSN(PerChannel):
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
-        return (x.shape, dtype), (torch.Size((*x.shape, self.hidden)), dtype)
+        return (x.shape, dtype), (x.shape + (self.hidden,), dtype)
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``T``, the tridiagonal matrix of the hidden compartments, [channels, n-1, n-1]."""
@@ -396,21 +396,21 @@ class MSN(PerChannel):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)
+        return self._step(x, state, self.weights(state_dtype(x.dtype)))
+
+    def _step(self, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Tensor]:
         v, h = self.check_state(x, state)
         shape = channel_shape(self.channel_dim, x)
-        weights = Weights(*(w.reshape([*shape, *w.shape[1:]]) for w in self.weights(v.dtype)))
+        weights = Weights(*(w.reshape([*shape, *w.shape[1:]]) for w in weights))
         s, v, h, m = msn_step(x.to(v.dtype), v, h, weights, **self._settings())
         return s.to(x.dtype), (v, h), m
 
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        # The loop of step with the matrix exponential taken once. A second shell of the same neuron holds it, so that
-        # threads do not see each other's; copy.copy() would do, but torch.compile cannot trace it.
+        # The loop of step with the matrix exponential taken once.
         weights = self.weights(state[0].dtype)
-        held = object.__new__(type(self))
-        held.__dict__.update(self.__dict__, weights=lambda dtype: weights)
-        return held._loop(x_seq, state, membrane, lengths)
+        return self._loop(x_seq, state, membrane, lengths, lambda x, state: self._step(x, state, weights))
 
     def extra_repr(self) -> str:
         return (

@@ -7,7 +7,6 @@ arXiv 2408.14917) holds for any non-leaky compartment whose input is known in ad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -107,7 +106,7 @@ class ParallelIF(Neuron):
         (r,) = state
         if not self._has_kernel(self.surrogate):
             return super()._trajectory(x_seq, state, lengths, names)
-        settings = replace(self.settings(), keep_residual=True)
+        settings = self.settings().but(keep_residual=True)
         s_seq, r_seq, _m = parallel_reset(
             x_seq.to(r.dtype), r, settings, surrogate=self.surrogate, lengths=lengths, backend=self.backend
         )

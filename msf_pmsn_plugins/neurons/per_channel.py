@@ -31,7 +31,7 @@ class PerChannel(Neuron):
             raise ValueError(
                 f"channels must be a positive integer or None (taken from the first input), got {channels!r}"
             )
-        dims = channel_dim if isinstance(channel_dim, tuple | list) else (channel_dim,)
+        dims = channel_dim if isinstance(channel_dim, (tuple, list)) else (channel_dim,)
         if not dims or any(type(d) is not int for d in dims):
             raise TypeError(f"channel_dim must be an integer or a tuple of them, got {channel_dim!r}")
         self.channel_dim = channel_dim

@@ -88,7 +88,8 @@ def say_silent(ax: Axes, s_seq: Tensor) -> None:
     """Say in the picture that nothing fired, where nothing did."""
     if not bool(s_seq.any()):
         steps = f"{len(s_seq)} step{'s' if len(s_seq) > 1 else ''}"
-        ax.text(0.5, 0.5, f"silent: no spike in {steps}", transform=ax.transAxes, ha="center", va="center")
+        text = f"silent: no spike in {steps}"  # above the flat line of the counts
+        ax.text(0.5, 0.55, text, transform=ax.transAxes, ha="center", va="bottom")
 
 
 def band(ax: Axes, x: Tensor, lanes: Tensor, color: str) -> None:

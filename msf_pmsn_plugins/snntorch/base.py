@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import neurons
-from ..lengths import Lengths, valid_steps
-from ..neurons.autograd import Recomputation, recomputation, undisturbed, usable
+from ..lengths import Lengths, first_given, valid_steps
+from ..neurons.autograd import Recomputation, recomputation, refuse_export, undisturbed, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
+from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
 from .states import cut, detached
@@ -127,6 +128,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     host_numbers: ClassVar[dict[str, str]] = {"threshold": "v_threshold"}  # in the state dict -> held
     _left_by: Recomputation | None = None  # in which the state was left, if in one
     kept: tuple[str, ...] | None = None  # after a swap: the words taken over from the neuron that stood here
+    backend = of_neuron("backend", '``"auto"`` or the name of a backend.')
 
     def __init__(
         self,
@@ -360,10 +362,12 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         _refuse_tracers(type(self).__name__, input_)
         if self.init_hidden and mem is not None:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True: it keeps its own state")
-        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
+        lengths = first_given(lengths, self.lengths, self.padding)
         if lengths is not None and not self.sequence:
             raise ValueError("lengths belong to sequences: set sequence=True, or lengths=None")
         before, passed = (self.mem, False) if mem is None else (mem, True)
+        if not passed and not (self.sequence and self.carried is None):
+            refuse_export(type(self).__name__, "build its neurons with sequence=True, and reset(net)")
         again = recomputation()
         if not passed and again is not self._left_by and self.carried is not None and again is not None:
             raise RuntimeError(

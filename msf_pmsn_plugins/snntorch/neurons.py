@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,6 +13,7 @@ from ..lengths import Lengths, valid_steps
 from ..neurons.autograd import guarded
 from ..neurons.base import State
 from ..neurons.msf import msf_step
+from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..settings import MSFValues
 from ..tensors import MSFParameters
 from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold
@@ -22,7 +22,7 @@ from .surrogates import GradientOf, SpikeGrad
 __all__ = ["MSF", "PMSN", "ParallelIF"]
 
 
-class MSF(SnnTorchNeuron):
+class MSF(ShowsMSF, SnnTorchNeuron):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a snnTorch neuron: Leaky with D thresholds.
 
     Emits integer counts 0..D. What is not said is as in ``Leaky``, whose arguments come first and mean the same here;
@@ -157,8 +157,8 @@ class MSF(SnnTorchNeuron):
         """What membranes ``m`` [B, *] fire, and ``m`` after the reset of the neuron's own."""
         held = self.neuron
         _rate, threshold, amount = held.parameters_of(m, m.dtype)
-        alone = replace(
-            held.settings(), charge="decay", rate=0.0, input_scale=1.0, reset_delay=False, retake=False
+        alone = held.settings().but(
+            charge="decay", rate=0.0, input_scale=1.0, reset_delay=False, retake=False
         )
         s, after, _m = msf_step(
             m, torch.zeros_like(m), alone, MSFParameters(None, threshold, amount), self.spike_grad
@@ -226,7 +226,7 @@ class MSF(SnnTorchNeuron):
         return s if self.reset_mechanism == "subtract" else s.clamp(max=1)
 
 
-class PMSN(SnnTorchNeuron):
+class PMSN(ShowsPMSN, SnnTorchNeuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a snnTorch neuron.
 
     ``mem`` is the membrane of the soma before its reset, volts, [B, *]: a tensor that brings the residual and the
@@ -297,11 +297,6 @@ class PMSN(SnnTorchNeuron):
             sequence=sequence,
         )
 
-    @property
-    def channels(self) -> int | None:
-        """Size of the channel axis, None before it is known."""
-        return self.neuron.channels
-
     def _to_mem(self, state: State) -> Mem:
         r, z = state
         return r * float(self.neuron.v_threshold), z
@@ -311,7 +306,7 @@ class PMSN(SnnTorchNeuron):
         return v / float(self.neuron.v_threshold), z
 
 
-class ParallelIF(SnnTorchNeuron):
+class ParallelIF(ShowsParallelIF, SnnTorchNeuron):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a neuron of its own.
 
     ``mem`` is the membrane before reset, volts, [B, *], and carries the residual, as in :class:`PMSN`. Negative inputs

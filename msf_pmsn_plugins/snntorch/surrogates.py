@@ -54,7 +54,7 @@ def no_gradient(u: Tensor) -> Tensor:
 def as_surrogate(spike_grad: SpikeGrad) -> SpikeGrad:
     """What the neuron is given for the host's ``spike_grad``."""
     ours = spike_grad is None or spike_grad is no_gradient
-    if ours or isinstance(spike_grad, str | Surrogate | Custom | Soft | GradientOf):
+    if ours or isinstance(spike_grad, (str, Surrogate, Custom, Soft, GradientOf)):
         return spike_grad
     if not callable(spike_grad):
         kind = type(spike_grad).__name__

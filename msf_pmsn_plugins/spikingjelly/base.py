@@ -9,9 +9,9 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from ..lengths import Lengths
+from ..lengths import Lengths, first_given
 from ..neurons import Neuron
-from ..neurons.autograd import Recomputation, recomputation, transformed, usable
+from ..neurons.autograd import Recomputation, recomputation, refuse_export, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
@@ -20,6 +20,7 @@ from .version import FUNCTIONAL
 
 __all__ = ["SpikingJellyNode"]
 
+SEQUENCES = "functional.set_step_mode(net, 'm') and functional.reset_net(net)"
 RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
 MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"
 SNNTORCH = ("threshold", "graded_spikes_factor", "reset_mechanism_val", "beta")  # buffers of its neurons
@@ -297,6 +298,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self._check_tensor(x)
         if self.lengths is not None or self.padding is not None:
             raise ValueError("lengths belong to sequences: set step_mode='m', or lengths=None")
+        refuse_export(type(self).__name__, SEQUENCES)
         (s,), states = self.single_step_functional_forward((x,), self._recall())
         self._remember(states)
         for name in self._stored():
@@ -307,12 +309,14 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor, lengths: Lengths | None = None) -> Tensor:
         """All steps, state in the memories: ``x_seq`` [T, N, *] -> spikes [T, N, *]; ``lengths`` [N] or mask [T, N]."""
         self._check_tensor(x_seq)
-        lengths = next((given for given in (lengths, self.lengths) if given is not None), self.padding)
+        lengths = first_given(lengths, self.lengths, self.padding)
         if x_seq.dim() == 0:
             raise ValueError(
                 "step_mode='m' takes a sequence [T, N, *], time first; got a tensor without axes. "
                 "For single steps use step_mode='s'"
             )
+        if self.carried is not None:
+            refuse_export(type(self).__name__, SEQUENCES)
         if self._stored():
             return self._multi_step_stored(x_seq, lengths)
         (s_seq,), states = self.multi_step_functional_forward((x_seq,), self._recall(), lengths)

@@ -3,7 +3,7 @@
 A counter sees a sequence of ours as one operation, of which it has no rule: it would count nothing, or raise if it is
 strict. A counter's public table ``rules`` takes them from here, as ``FlopCounter(extra_rules=..)`` would, at the first
 call of a node inside a ``DispatchCounterMode``. Ours count as the operations of ``LIFNode``'s own step do there, ten
-an update; backward passes twice that.
+an update; backward passes twice that. ``NeuronStateCounter`` takes its rules likewise.
 """
 
 from __future__ import annotations
@@ -147,14 +147,19 @@ def counted(forward: Callable[..., Any]) -> Callable[..., Any]:
         with ExitStack() as stack:
             for mode in _get_current_dispatch_mode_stack():
                 for counter in getattr(mode, "counters", ()):
-                    _add_rules(counter, getattr(mode, "strict", False), stack)
+                    _add_rules(counter, self, getattr(mode, "strict", False), stack)
             return forward(self, *args, **kwargs)
 
     return wrapped
 
 
-def _add_rules(counter: Any, strict: bool, stack: ExitStack) -> None:
-    kind = next((cls.__name__ for cls in type(counter).__mro__ if cls.__name__ in RULES), None)
+def _add_rules(counter: Any, node: Any, strict: bool, stack: ExitStack) -> None:
+    names = [cls.__name__ for cls in type(counter).__mro__]
+    if "NeuronStateCounter" in names:
+        from .tools.counters import state_rule
+
+        counter.extra_state_rules.setdefault(type(node), state_rule)
+    kind = next((name for name in names if name in RULES), None)
     if kind is None:
         return
     for op, rule in RULES[kind].items():

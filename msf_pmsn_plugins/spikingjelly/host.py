@@ -40,7 +40,7 @@ def is_stock(module: nn.Module) -> bool:
 def is_readout(module: Any) -> bool:
     """Whether ``module`` integrates without firing."""
     threshold = getattr(module, "v_threshold", 0.0)
-    infinite = isinstance(threshold, int | float) and math.isinf(threshold)
+    infinite = isinstance(threshold, (int, float)) and math.isinf(threshold)
     return "NonSpiking" in type(module).__name__ or infinite
 
 
@@ -93,7 +93,7 @@ def site_charges(module: Any) -> list[dict[str, Any]]:
 def site_settings(module: Any, step_mode: str | None = None) -> dict[str, Any]:
     """What both targets take over from a node; without ``v_threshold`` where the node has none that is a number."""
     threshold = getattr(module, "v_threshold", None)
-    number_given = isinstance(threshold, int | float) or (
+    number_given = isinstance(threshold, (int, float)) or (
         isinstance(threshold, Tensor) and threshold.numel() == 1
     )
     settings = {"v_threshold": float(threshold)} if number_given else {}  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,6 +18,7 @@ from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out
 from ..neurons.pmsn import pmsn_step
+from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
 from .base import SpikingJellyNode, brief
@@ -29,7 +29,7 @@ from .version import FUNCTIONAL
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
 
-class MSFNode(SpikingJellyNode):
+class MSFNode(ShowsMSF, SpikingJellyNode):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a SpikingJelly node: LIF with D thresholds.
 
     Emits integer counts 0..D. What is not said is as in ``LIFNode``, and ``MSFNode(D=1)`` is one, to the bit. The
@@ -124,33 +124,6 @@ class MSFNode(SpikingJellyNode):
         ``settings`` are those of the constructor, and win.
         """
         return cls(D=D, **{**cls.PUBLISHED, **settings})
-
-    @property
-    def D(self) -> int:
-        """The number of thresholds."""
-        return self.neuron.D
-
-    @D.setter
-    def D(self, value: int) -> None:
-        self.neuron.D = value
-
-    @property
-    def threshold_step(self) -> float:
-        """The spacing of the thresholds, volts."""
-        return self.neuron.threshold_step
-
-    @threshold_step.setter
-    def threshold_step(self, value: float) -> None:
-        self.neuron.threshold_step = value
-
-    @property
-    def thresholds(self) -> list[float]:
-        """The thresholds in volts. Assign a list to replace ``D``, ``v_threshold`` and the spacing, None to go back."""
-        return self.neuron.thresholds
-
-    @thresholds.setter
-    def thresholds(self, values: Sequence[float] | None) -> None:
-        self.neuron.thresholds = values
 
     @property
     def _rate(self) -> str:
@@ -316,7 +289,7 @@ class _ResidualNode(SpikingJellyNode):
         return type(self).v.fget(self) if name == "v" else super().__getattr__(name)  # type: ignore[attr-defined]
 
 
-class PMSNNode(_ResidualNode):
+class PMSNNode(ShowsPMSN, _ResidualNode):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a SpikingJelly node.
 
     Args:
@@ -450,19 +423,14 @@ class PMSNNode(_ResidualNode):
         held, (r, z), theta = self.neuron, states, torch.as_tensor(self.v_threshold).to(states[0])
         if held.context == "global" or not bool((theta > 0).all()):
             raise ValueError("a tensor of thresholds must be positive and needs context='local'")
-        settings = replace(held.settings(), v_threshold=theta)  # type: ignore[arg-type]
+        settings = held.settings().but(v_threshold=theta)
         s, state, _m = pmsn_step(
             x.to(r.dtype), PMSNState(r, z), held.step_weights(x, r.dtype), settings, held.surrogate
         )
         return s, tuple(state)
 
-    @property
-    def channels(self) -> int | None:
-        """Size of the channel axis, None before it is known."""
-        return self.neuron.channels
 
-
-class ParallelIFNode(_ResidualNode):
+class ParallelIFNode(ShowsParallelIF, _ResidualNode):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a node of its own.
 
     Negative inputs are clamped and a reset removes all whole thresholds; see
@@ -502,7 +470,7 @@ def _least(value: Any) -> float:
     """The smallest of a number or tensor; 2 of a tensor on a device, where the question would wait for it."""
     if isinstance(value, Tensor):
         return float(value.min()) if value.device.type == "cpu" else 2.0
-    return math.nan if isinstance(value, str | bool) else float(value)
+    return math.nan if isinstance(value, (str, bool)) else float(value)
 
 
 def register() -> None:

@@ -58,7 +58,7 @@ def translate(function: Any, dtype: torch.dtype, detach_reset: bool, exact: bool
     the order of our op.
     """
     kind, alpha = type(function), getattr(function, "alpha", None)
-    if kind.__module__ != surrogate.__name__ or not function.spiking or not isinstance(alpha, int | float):
+    if kind.__module__ != surrogate.__name__ or not function.spiking or not isinstance(alpha, (int, float)):
         return BySteps(function) if exact else function
     name, alpha = kind.__name__, float(alpha)
     by_formula = FUNCTIONAL and dtype != torch.float64

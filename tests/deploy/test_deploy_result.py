@@ -67,9 +67,7 @@ def test_it_does_not_train_and_does_not_change_its_dtype(x):
     out = deploy.to_binary(randomise(plain(3)), x)
     with pytest.raises(RuntimeError, match="only infers: call .eval()"):
         out.train()(x)
-    with pytest.raises(
-        TypeError, match=r"found exact in torch.float32, but its neurons now emit torch.float64"
-    ):
+    with pytest.raises(TypeError, match=r"checked in torch.float32, but its neurons now emit torch.float64"):
         out.eval().double()(x.double())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from helpers import randn, sequence
+from helpers import needs_torch, randn, sequence
 from msf_pmsn_plugins import backends
 from msf_pmsn_plugins.backends import BACKENDS, Backend
 from msf_pmsn_plugins.neurons import MSF, MSN, PMSN
@@ -83,6 +83,7 @@ def test_export():
     "make", [MSF, lambda: PMSN(4), lambda: PMSN(4, residual="fixed")], ids=["msf", "pmsn", "fixed"]
 )
 def test_export_with_any_number_of_steps(make):
+    needs_torch(2, 7, "exports with a free number of steps")
     neuron = make().eval()
     steps = torch.export.Dim("T", min=2, max=512)
     program = torch.export.export(neuron, (randn(20, 3, 4, dtype=F32),), dynamic_shapes=({0: steps},))

@@ -1,5 +1,6 @@
 """Single steps out of torch: streaming, torch.export, ONNX."""
 
+import functools
 import io
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import loop, randn
+from helpers import loop, needs_torch, randn
 from msf_pmsn_plugins.export import RealPMSN, Streaming
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
@@ -274,6 +275,92 @@ def test_onnx_refuses_a_sequence():
     pytest.importorskip("onnxscript")
     with pytest.raises(torch.onnx.errors.OnnxExporterError, match="msf_pmsn_plugins.msf"):
         torch.onnx.export(MSF().eval(), (torch.zeros(4, 2, 3),), io.BytesIO(), dynamo=True, verbose=False)
+
+
+EXPORTERS = {
+    "torch.export": lambda net, x: torch.export.export(net, (x,), strict=False),
+    "torch.export strict": lambda net, x: torch.export.export(net, (x,), strict=True),
+    "onnx": lambda net, x: torch.onnx.export(net, (x,), io.BytesIO(), dynamo=True, verbose=False),
+    "onnx by TorchScript": lambda net, x: torch.onnx.export(net, (x,), io.BytesIO(), dynamo=False),
+}
+
+
+@functools.cache
+def tells_of_export(strict):
+    """Whether this torch says to a module that it is being exported: 2.6 never does, 2.7 and 2.8 not if strict."""
+
+    class Probe(nn.Module):
+        def forward(self, x):
+            return x + 1 if torch.compiler.is_exporting() else x + 0
+
+    if not hasattr(torch.compiler, "is_exporting"):
+        return False
+    zero = torch.zeros(1)
+    return bool(torch.export.export(Probe(), (zero,), strict=strict).module()(zero))
+
+
+def causes(error):
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export")
+@pytest.mark.parametrize("what", ["a step", "a carried state"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@both_hosts
+def test_a_program_without_the_memory_of_its_nodes_is_refused(host, exporter, what):
+    if exporter == "onnx":
+        pytest.importorskip("onnxscript")
+    if exporter.startswith("torch.export") and not tells_of_export("strict" in exporter):
+        pytest.skip("this torch cannot tell an export from a compilation")
+    net = network(host, step_by_step=what == "a step")
+    given = X_SEQ[0] if what == "a step" else X_SEQ
+    with torch.no_grad():
+        if what == "a carried state":
+            net(X_SEQ)
+        for module in (net, net[3]) if what == "a step" else (net,):  # PMSN alone too
+            x = given if module is net else torch.rand(5, 4)
+            with pytest.raises(Exception) as raised:  # noqa: PT011  # of the exporter's own
+                EXPORTERS[exporter](module, x)
+            text = "\n".join(causes(raised.value))
+            assert "msf_pmsn_plugins.export.Streaming(net)" in text
+            assert "set_step_mode(net, 'm')" in text or "sequence=True" in text
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@both_hosts
+def test_export_of_whole_sequences_from_rest(host, strict):
+    if strict and host == "snntorch":
+        needs_torch(2, 7, "strict exports of modules that set an attribute")
+    net = network(host)
+    with torch.no_grad():
+        expected = net(X_SEQ)
+        rest(net)
+        program = torch.export.export(net, (X_SEQ,), strict=strict).module()
+        for _ in range(2):  # every call starts at rest
+            assert_same(program(X_SEQ), expected)
+        rest(net)  # torch before 2.9 leaves the tensors of its tracing in the states
+        assert_same(net(X_SEQ), expected)
+
+
+@pytest.mark.parametrize("name", ["MSF", "PMSN"])
+def test_export_of_a_snntorch_step_with_its_mem(name):
+    """What is passed in and out is no memory inside."""
+    needs_torch(2, 7, "exports of modules that set an attribute")
+    module = pytest.importorskip("msf_pmsn_plugins.snntorch")
+    neuron = module.MSF.published() if name == "MSF" else module.PMSN(3)
+    zeros = torch.zeros(5, 3)
+    mem = zeros if name == "MSF" else (zeros, torch.zeros(5, 3, 4, dtype=torch.complex64))
+    with torch.no_grad():
+        program = torch.export.export(neuron, (X_SEQ[0], mem)).module()
+        expected = neuron.neuron.sequence(X_SEQ)[0]
+        s_seq = []
+        for x in X_SEQ:
+            s, mem = program(x, mem)
+            s_seq.append(s)
+    assert_same(torch.stack(s_seq), expected)
+    assert expected.any()
 
 
 def test_the_onnx_example_of_the_docs_runs(tmp_path, monkeypatch):

@@ -207,6 +207,7 @@ import torch
 before = set(sys.modules)
 import {PACKAGE}, {PACKAGE}.neurons, {PACKAGE}.adapters, {PACKAGE}.swap, {PACKAGE}.optim
 import {PACKAGE}.energy, {PACKAGE}.export, {PACKAGE}.nir, {PACKAGE}.plot
+assert "torch._dynamo" not in sys.modules  # takes longer than all else
 heavy = {{"spikingjelly", "snntorch", "cupy", "numba", "triton", "matplotlib", "nir", "scipy", "pandas"}}
 print(*sorted(heavy & {{name.split(".")[0] for name in sys.modules}}))
 """

@@ -4,13 +4,16 @@ What the custom ops themselves must do (opcheck, functorch, autocast around a fl
 processes are in test_distributed.py.
 """
 
+import ast
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import loop, randn
+import msf_pmsn_plugins
+from helpers import loop, needs_torch, randn
 from msf_pmsn_plugins import state as states
 from msf_pmsn_plugins.neurons import MSF, ParallelIF
 from networks import X_SEQ, both_hosts, every_host, network, rest, run
@@ -151,6 +154,76 @@ def test_steps_compile_with_inductor(make):
         assert_close(a, b, "drive")
 
 
+TRACED = ["neurons", "spikingjelly", "snntorch", "surrogate.py", "settings.py"]
+
+
+def test_code_that_is_traced_asks_for_types_as_the_oldest_torch_can():
+    """``isinstance(x, A | B)`` breaks the tracer of torch.compile before 2.9."""
+    package = Path(msf_pmsn_plugins.__file__).parent
+    files = [file for name in TRACED for file in [package / name, *(package / name).rglob("*.py")]]
+    files = [file for file in files if file.suffix == ".py"]
+    assert len(files) > 30
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                assert not isinstance(node.args[1], ast.BinOp), f"{file}, line {node.lineno}"
+
+
+def forward(neuron, x_seqs):
+    with torch.no_grad():
+        return torch.vmap(lambda x_seq: neuron(x_seq)[0])(x_seqs)
+
+
+def backward(neuron, x_seqs):
+    return torch.vmap(lambda x_seq: neuron(x_seq)[0])(x_seqs)
+
+
+def per_sample(neuron, x_seqs):
+    with torch.no_grad():  # the parameters are not differentiated a second time
+        return torch.vmap(torch.func.grad(lambda x_seq: neuron(x_seq)[0].sum()))(x_seqs)
+
+
+@pytest.mark.parametrize("how", [forward, backward, per_sample])
+@pytest.mark.parametrize(
+    "make",
+    [MSF, lambda: MSF(surrogate="gaussian", learn_decay=True, D=2), lambda: build_pmsn(3), ParallelIF],
+    ids=["msf", "msf-learned", "pmsn", "parallel-if"],
+)
+def test_compile_over_vmap(make, how):
+    if how is backward:
+        needs_torch(2, 7, "backward through vmap")
+    neuron, x_seqs = make(), 2 * randn(3, 8, 4, 3, dtype=F32)
+    torch._dynamo.reset()
+    compiled = torch.compile(how, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (how, compiled):
+        given = x_seqs.clone().requires_grad_(how is backward)
+        y = function(neuron, given)
+        wanted = [given, *neuron.parameters()] if how is backward else []
+        results.append((y, *(torch.autograd.grad(y.sum(), wanted) if wanted else ())))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, "adjoint")
+        assert other.any()
+
+
+@both_hosts
+def test_a_network_compiles_over_vmap(host):
+    net = network(host)
+    parameters, buffers = torch.func.stack_module_state([network(host, seed=seed) for seed in range(2)])
+
+    def call(parameters, buffers):
+        rest(net)
+        try:
+            return torch.func.functional_call(net, (parameters, buffers), (X_SEQ,))
+        finally:
+            rest(net)
+
+    eager = torch.vmap(call)(parameters, buffers)
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.vmap(call), backend="aot_eager")(parameters, buffers)
+    assert_same(compiled, eager)
+
+
 # ---------------------------------------------------------------- copies and files
 
 
@@ -196,6 +269,7 @@ def test_weights_and_states_come_back_from_a_file_without_code(host):
 
 @every_host
 def test_vmap_over_an_ensemble_of_networks(host):
+    needs_torch(2, 7, "backward through vmap")
     nets = [network(host, seed=seed) for seed in range(3)]
     assert_same(run(nets[0])[0], run(network(host))[0])
     parameters, buffers = torch.func.stack_module_state(nets)

@@ -11,7 +11,7 @@ op_counter = pytest.importorskip(
 )
 from spikingjelly.activation_based import layer, neuron  # noqa: E402
 
-from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode  # noqa: E402
+from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode, tools  # noqa: E402
 
 if not hasattr(op_counter, "MemoryAccessCounter"):
     pytest.skip("this SpikingJelly has no counters of operations", allow_module_level=True)
@@ -64,6 +64,33 @@ def test_every_node_is_counted(name, mode, strict):
 @pytest.mark.parametrize("name", NODES)
 def test_the_backward_pass_costs_more_than_the_forward(name):
     assert 1.5 < counts(NODES[name], grad=True)[0] / counts(NODES[name])[0] < 5
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
+@pytest.mark.parametrize("name", ["msf", "msf-4", "pmsn", "parallel-if"])
+def test_the_state_counter_alone_counts_as_ours_does(name, strict):
+    net, x_seq = nn.Sequential(NODES[name](step_mode="m")), torch.randn(5, 2, 16)
+    with torch.no_grad(), tools.op_counters(net, strict=strict) as counters:
+        net(x_seq)
+    net[0].reset()
+    alone = op_counter.NeuronStateCounter(strict=strict)
+    with torch.no_grad(), op_counter.DispatchCounterMode([alone]):
+        net(x_seq)
+    one, other = (
+        {op: n for op, n in counter.get_counts()["Global"].items() if n}
+        for counter in (alone, counters.state)
+    )
+    assert one == other
+    assert alone.get_total() > x_seq.numel()
+
+
+def test_a_state_rule_of_the_user_stays():
+    alone = op_counter.NeuronStateCounter(
+        extra_state_rules={MSFNode: lambda *_: {"state_reads": 1, "state_writes": 0}}
+    )
+    with torch.no_grad(), op_counter.DispatchCounterMode([alone]):
+        nn.Sequential(MSFNode(step_mode="m"))(torch.randn(5, 2, 16))
+    assert alone.get_total() < 20
 
 
 def test_a_rule_of_the_user_stays_and_other_modules_stay_strict():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -287,7 +286,7 @@ def msf_backward(
     gs, gm, x, total, first = (None if seq is None else ready(seq, dtype) for seq in read)
     sequences = gs, gm, x, kept, total, first, gx_seq
     call = _prepare_backward(
-        settings if slopes is None else replace(settings, surrogate=""),
+        settings if slopes is None else settings.but(surrogate=""),
         _own(parameters),
         any(own is not None for own in parameters),
         dtype,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,13 +236,13 @@ def pmsn_backward(
         gz0 = gz0.zero_() if grads.z is None or not settings.state_grad else gz0.copy_(grads.z)
         return gx_seq, PMSNState(gr0, gz0), PMSNWeights(*map(torch.zeros_like, weights))
     if is_step(x_seq.shape, lengths) and not cumulative:
-        named = settings if slopes is None else replace(settings, surrogate="")
+        named = settings if slopes is None else settings.but(surrogate="")
         made = step_backward(grads, x_seq, state, weights, slopes, named, (gx_seq, gz0))
         return gx_seq, PMSNState(gr0, gz0), made
     read = grads.s, grads.y, grads.m, x_seq, None if slopes is None else slopes.total
     gs, gy, gm, x, total = (None if seq is None else ready(seq, dtype) for seq in read)
     call = _prepare_backward(
-        settings if slopes is None else replace(settings, surrogate=""),
+        settings if slopes is None else settings.but(surrogate=""),
         dtype,
         x_seq.shape,
         tuple(None if seq is None else seq.stride() for seq in (gs, gy, gm, x, total, gx_seq)),

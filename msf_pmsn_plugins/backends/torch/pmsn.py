@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ def pmsn_forward(
         s_seq, y_seq, m_seq = (torch.empty_like(x_seq).zero_() for _ in range(3))
         r_seq, z = state.r.expand(x_seq.shape).clone(), state.z.clone()
         for steps, lanes in _by_length(lengths):
-            whole = replace(settings, keep_drive=True, keep_membrane=True, keep_residual=True)
+            whole = settings.but(keep_drive=True, keep_membrane=True, keep_residual=True)
             part = PMSNState(state.r[lanes], z[lanes])
             s, y, m, part = pmsn_forward(x_seq[:steps, lanes], part, weights, None, whole)
             s_seq[:steps, lanes], y_seq[:steps, lanes], m_seq[:steps, lanes] = s, y, m
@@ -147,7 +147,7 @@ def _backward_by_length(
             weights,
             None,
             None if slopes is None else Slopes(slopes.total[:steps, lanes]),
-            replace(settings, state_grad=True),
+            settings.but(state_grad=True),
         )
         total = PMSNWeights(*(a + b for a, b in zip(total, g_weights, strict=True)))
     return gx, PMSNState(gr, gz if settings.state_grad else gz.new_empty(0)), total

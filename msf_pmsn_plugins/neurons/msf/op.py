@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,15 @@ from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
+from ..autograd import (
+    NoSecondDerivative,
+    loop_vmap,
+    marks_one_call,
+    no_autograd,
+    no_dispatch,
+    saved_tensors,
+    transformed,
+)
 from ..layout import GradientLayout, as_steps_of, memory_order, permuted
 
 __all__ = ["msf"]
@@ -300,6 +307,24 @@ class _MSFBackward(NoSecondDerivative):
         return _msf_backward_op(*tensors, *flatten(settings), backend)
 
 
+def _compiled(
+    x_seq: Tensor,
+    v: Tensor,
+    rate: Tensor | None,
+    threshold: Tensor | None,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    *flat: Any,
+) -> Any:
+    """The Function with a call that is flat, as the graph of a compiler wants it."""
+    *values, backend, surrogate, width = flat
+    call = restore(MSFSettings, values), backend, Surrogate(surrogate, width) if surrogate else None
+    return _MSFFunction.apply(x_seq, v, rate, threshold, reset, lengths, call)
+
+
+_mark_compiled = marks_one_call(_compiled)
+
+
 def _slopes(
     kept: Tensor, parameters: MSFParameters, settings: MSFSettings, surrogate: FireFunction
 ) -> Slopes:
@@ -376,13 +401,13 @@ def plan(
 ) -> Call:
     """What :func:`msf` decides before it computes; the same for all inputs on a device and in one grad mode."""
     if isinstance(surrogate, Surrogate):
-        settings, surrogate = replace(settings, surrogate=surrogate.name, width=surrogate.width), None
+        settings, surrogate = settings.but(surrogate=surrogate.name, width=surrogate.width), None
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))
     if surrogate is None and not backends.knows(backend, "msf", f"surrogate {settings.surrogate!r}"):
         surrogate = Surrogate(settings.surrogate, settings.width)
     if surrogate is not None:
-        settings = replace(settings, surrogate="")
-    return replace(settings, keep=_keep(settings, parameters, membrane)), backend, surrogate
+        settings = settings.but(surrogate="")
+    return settings.but(keep=_keep(settings, parameters, membrane)), backend, surrogate
 
 
 def run_step(
@@ -409,10 +434,21 @@ def run(
     if order is not None:
         return _run_in_order(order, x_seq, v, parameters, lengths, call, membrane)
     function: Any = _MSFFunction.apply if transformed() else _MSFDirect.apply
-    if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
+    if torch.compiler.is_compiling():
+        function = _run_compiled
+    elif no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
         function = _MSFFunction.forward
     s_seq, m_seq, v = function(x_seq, v, *parameters, lengths, call)
     return s_seq, m_seq if membrane else None, v
+
+
+def _run_compiled(*tensors_and_call: Any) -> Any:
+    *tensors, (settings, backend, surrogate) = (
+        tensors_and_call  # no surrogate but one with a name is compiled
+    )
+    named = ("", 0.0) if surrogate is None else (surrogate.name, surrogate.width)
+    _mark_compiled()
+    return _compiled(*tensors, *flatten(settings), backend, *named)
 
 
 def _run_in_order(

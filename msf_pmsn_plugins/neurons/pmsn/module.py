@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -261,7 +260,7 @@ class PMSN(PerChannel):
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
-        return (x.shape, dtype), (torch.Size((*x.shape, self.modes)), paired_dtype(dtype))
+        return (x.shape, dtype), (x.shape + (self.modes,), paired_dtype(dtype))
 
     def _rest(self, x: Tensor) -> State:
         if self.context == "global" or type(self).initial_state is not PMSN.initial_state:
@@ -411,7 +410,7 @@ class PMSN(PerChannel):
             ("call", x.device.type, torch.is_grad_enabled(), membrane, residuals),
             lambda: plan(
                 x,
-                replace(self.settings(), keep_membrane=membrane, keep_residual=residuals),
+                self.settings().but(keep_membrane=membrane, keep_residual=residuals),
                 self.surrogate,
                 self.backend,
             ),

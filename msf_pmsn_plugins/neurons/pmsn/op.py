@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,15 @@ from ... import backends
 from ...settings import PMSNSettings, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
-from ..autograd import NoSecondDerivative, loop_vmap, no_autograd, no_dispatch, saved_tensors, transformed
+from ..autograd import (
+    NoSecondDerivative,
+    loop_vmap,
+    marks_one_call,
+    no_autograd,
+    no_dispatch,
+    saved_tensors,
+    transformed,
+)
 from ..layout import as_steps_of
 from .step import BURSTS, RESET_MODES, slope_argument
 
@@ -140,7 +147,7 @@ class _PMSNFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x_seq, y_seq, m_seq, r, z, e, w, d, lengths = saved_tensors(ctx)
         settings, backend, surrogate = ctx.call
-        settings = replace(settings, state_grad=ctx.needs_input_grad[2])
+        settings = settings.but(state_grad=ctx.needs_input_grad[2])
         gz = None if gz is None else gz.resolve_conj()
         gy_seq = gy_seq if settings.keep_drive else None
         gm_seq = gm_seq if settings.keep_membrane else None
@@ -157,6 +164,25 @@ class _PMSNFunction(torch.autograd.Function):
         gx, gr, gz, ge, gw, gd = run(*tensors, (settings, backend))
         gr = gr if settings.reset_mode == "cumulative" else None
         return as_steps_of(gx, gs_seq), gr, gz if settings.state_grad else None, ge, gw, gd, None, None
+
+
+def _compiled(
+    x_seq: Tensor,
+    r: Tensor,
+    z: Tensor,
+    e: Tensor,
+    w: Tensor,
+    d: Tensor,
+    lengths: Tensor | None,
+    *flat: Any,
+) -> Any:
+    """The Function with a call that is flat, as the graph of a compiler wants it."""
+    *values, backend, surrogate, width = flat
+    call = restore(PMSNSettings, values), backend, Surrogate(surrogate, width) if surrogate else None
+    return _PMSNFunction.apply(x_seq, r, z, e, w, d, lengths, call)
+
+
+_mark_compiled = marks_one_call(_compiled)
 
 
 class _PMSNDirect(torch.autograd.Function):
@@ -236,20 +262,19 @@ Call = tuple[PMSNSettings, str, FireFunction | None]
 
 def plan(x: Tensor, settings: PMSNSettings, surrogate: FireFunction | None, backend: str) -> Call:
     """What :func:`pmsn` decides before it computes; the same for all inputs on a device and in one grad mode."""
-    if settings.reset_mode not in RESET_MODES or settings.burst not in BURSTS.values():
+    if settings.reset_mode not in RESET_MODES or settings.burst not in [*BURSTS.values()]:
         raise ValueError(
             f"unknown reset_mode or burst: {settings.reset_mode!r}, {settings.burst!r}; known: "
             f"{', '.join(RESET_MODES)}; {', '.join(map(repr, BURSTS.values()))}"
         )
     if isinstance(surrogate, Surrogate):
-        settings, surrogate = replace(settings, surrogate=surrogate.name, width=surrogate.width), None
+        settings, surrogate = settings.but(surrogate=surrogate.name, width=surrogate.width), None
     training = torch.is_grad_enabled()
     backend = backends.resolve(backend, x, "pmsn", asks(settings))
     if surrogate is None and not backends.knows(backend, "pmsn", f"surrogate {settings.surrogate!r}"):
         surrogate = Surrogate(settings.surrogate, settings.width)
     return (
-        replace(
-            settings,
+        settings.but(
             surrogate=settings.surrogate if surrogate is None else "",
             # There the slopes of a surrogate without a name are read.
             keep_membrane=settings.keep_membrane or (training and surrogate is not None),
@@ -271,7 +296,9 @@ def run(
         x_seq, r, z = _inside(x_seq, 2), _inside(r, 1), _inside(z, 1)
         lengths = None if lengths is None else lengths.repeat_interleave(shape[3])
     function: Any = _PMSNFunction.apply if transformed() else _PMSNDirect.apply
-    if no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
+    if torch.compiler.is_compiling():
+        function = _run_compiled
+    elif no_autograd():  # of a single step in a stream, autograd's bookkeeping would be a third
         function = _PMSNFunction.forward
     s_seq, y_seq, m_seq, r, z = function(x_seq, r, z, *weights, lengths, call)
     if inside:
@@ -280,6 +307,15 @@ def run(
         y_seq = _outside(y_seq, 2, shape) if settings.keep_drive else y_seq
         m_seq = _outside(m_seq, 2, shape) if settings.keep_membrane else m_seq
     return s_seq, y_seq, m_seq, PMSNState(r, z)
+
+
+def _run_compiled(*tensors_and_call: Any) -> Any:
+    *tensors, (settings, backend, surrogate) = (
+        tensors_and_call  # no surrogate but one with a name is compiled
+    )
+    named = ("", 0.0) if surrogate is None else (surrogate.name, surrogate.width)
+    _mark_compiled()
+    return _compiled(*tensors, *flatten(settings), backend, *named)
 
 
 def _channels_inside(x_seq: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,7 +62,7 @@ def parallel_reset(
         y_seq.reshape(y_seq.shape[0], *lanes),
         PMSNState(r.reshape(lanes), none.expand(*lanes, 0)),
         PMSNWeights(none.expand(1, 0), none.expand(1, 0), r.new_ones(1)),
-        replace(settings, keep_drive=False, keep_membrane=membrane),
+        settings.but(keep_drive=False, keep_membrane=membrane),
         surrogate=surrogate,
         lengths=lengths,
         backend=backend,

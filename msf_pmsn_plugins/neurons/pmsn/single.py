@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ class Single:
         if no_autograd() and no_dispatch(*grads, x, *state, *weights):
             gx, gz, made = self.kernel.backward(grads, x, state, weights, *wanted)
             return gx, None, gz, *made
-        settings = replace(self.settings, state_grad=wanted[0])
+        settings = self.settings.but(state_grad=wanted[0])
         gs, gm = (None if g is None else g.reshape(1, *self.lanes, 1) for g in (grads.s, grads.m))
         r, z = state.r.reshape(*self.lanes, 1), state.z.reshape(*self.lanes, 1, -1)
         gz = None if grads.z is None else grads.z.reshape(z.shape)

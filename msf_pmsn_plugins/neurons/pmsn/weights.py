@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...tensors import PMSNWeights
-from ..autograd import transformed
+from ..autograd import packed_by_hooks, transformed
 
 __all__ = ["Weights"]
 
@@ -87,12 +87,13 @@ class Weights:
 
     def passed_on(self, state: Tensor) -> None:
         """Remember the state that a step with these weights left."""
-        self.left = weakref.ref(state) if state.requires_grad else None
+        if not torch.compiler.is_compiling():  # there a state that is kept would come out of the graph
+            self.left = weakref.ref(state) if state.requires_grad else None
 
     def _follows(self, differentiated: bool, state: Any) -> bool:
         if not differentiated:
             return True
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if packed_by_hooks():
             return (
                 False  # checkpointing makes this part of the graph again, and must meet the same operations
             )

@@ -74,15 +74,16 @@ def state_rules(net: nn.Module) -> dict[type[nn.Module], Callable[..., dict[str,
     node.
     """
     ours = {type(m) for m in net.modules() if isinstance(m, SpikingJellyNode)}
-    return dict.fromkeys(ours, _state_rule)
+    return dict.fromkeys(ours, state_rule)
 
 
 _SEQUENCES = {torch.ops.msf_pmsn_plugins.msf.default, torch.ops.msf_pmsn_plugins.pmsn.default}
 
 
-def _state_rule(
+def state_rule(
     node: SpikingJellyNode, op: Any, args: Any, kwargs: Any, out: Any, states: Any
 ) -> dict[str, int] | None:
+    """The rule of :func:`state_rules` for one operation inside ``node``; None leaves it to the counter."""
     stepwise = not isinstance(node, MSFNode) and (
         node.step_mode == "s" or bool(node._stored()) or node.has_margin
     )

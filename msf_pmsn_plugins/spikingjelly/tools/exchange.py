@@ -43,7 +43,7 @@ def binary_input(layer: nn.Module, D: int) -> nn.Sequential:
     host = require(
         "layer.misc", "msf_pmsn_plugins.deploy.to_binary(net, example_input), which rewrites whole nets"
     )
-    weighted = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+    weighted = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
     if not weighted or (not isinstance(layer, nn.Linear) and not hasattr(layer, "step_mode")):
         raise TypeError(
             f"binary_input takes a weight layer of spikingjelly.activation_based.layer, got {type(layer).__name__}"
