@@ -4,6 +4,17 @@ A backend is a package and one line in :data:`BACKENDS`. It holds two modules, `
 functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has (None: all); the package
 holds ``unusable()``, why it cannot work here (``""`` if it can). ``"auto"`` takes the first one that is installed
 where the input lies, works, and knows all that is asked; torch does. A name given explicitly is used or raises.
+
+Tensors come as the op was given them, nothing copied or converted on the way:
+
+- Sequences [T, N, *] (MSF) and [T, L, C, K] (PMSN) in any strides; ``x_seq`` in float32, float64, float16 or bfloat16.
+- Spikes or counts, their incoming gradient ``s`` and the outgoing one of ``x_seq`` have the dtype of ``x_seq``.
+- All else (states, weights, parameters, kept membranes and drives, slopes, and the gradients of them) is float64 where
+  ``x_seq`` is, else float32: :func:`~msf_pmsn_plugins.tensors.state_dtype`. Computed is in that dtype; the gradient of
+  a half-precision ``x_seq`` is rounded once, at the end. ``"code"`` keeps uint8; lengths are int64.
+- A backend whose kernels know no half precision widens by itself: ``halves.widens`` around its functions.
+- A backward of MSF reads values of ``x_seq`` only with a tensor of rates, of ``v0`` only with one, a delayed reset or a
+  tensor of resets; where the op has no need of them, it gives something of that shape and dtype.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...settings import PMSNSettings
 from ...surrogate import slope
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
+from ..halves import widens
 
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 
@@ -44,6 +45,7 @@ def _full_precision(x: Tensor) -> Iterator[None]:
             setattr(settings, name, before)
 
 
+@widens
 def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
 ) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
@@ -78,6 +80,7 @@ def _by_length(lengths: Tensor) -> Iterator[tuple[int, Tensor]]:
             yield steps, torch.nonzero(lengths == steps).squeeze(1)
 
 
+@widens
 def pmsn_backward(
     grads: PMSNGrads,
     x_seq: Tensor,

@@ -15,8 +15,8 @@ from ...charges import CHARGES
 from ...resets import RESETS
 from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
-from ...tensors import MSFParameters
-from ..base import Neuron, State, broadcasts, channel_shape, first_step, number, state_dtype
+from ...tensors import MSFParameters, state_dtype
+from ..base import Neuron, State, broadcasts, channel_shape, first_step, number
 from .op import Call, plan, run, run_step
 from .step import msf_step
 
@@ -365,8 +365,8 @@ class MSF(Neuron):
         (v,) = state
         parameters = self.parameters_of(first_step(x_seq), v.dtype)
         call = self._call(x_seq, parameters, membrane)
-        s_seq, m_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, membrane)
-        return s_seq.to(x_seq.dtype), (v,), m_seq
+        s_seq, m_seq, v = run(x_seq, v, parameters, lengths, call, membrane)
+        return s_seq, (v,), m_seq
 
     def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
         return self._remembered(
@@ -378,7 +378,7 @@ class MSF(Neuron):
         self, x: Tensor, state: State, membrane: bool
     ) -> tuple[Tensor, State, Tensor | None] | None:
         (v,) = state
-        if x.dtype != v.dtype or not self._has_kernel(self.surrogate):
+        if not self._has_kernel(self.surrogate):
             return None
         parameters = self.parameters_of(x, v.dtype)
         done = run_step(x, v, parameters, self._call(x, parameters, membrane), membrane)
