@@ -17,7 +17,15 @@ from msf_pmsn_plugins.neurons.msf import msf_step
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
 from msf_pmsn_plugins.settings import MSFSettings, MSFValues, PMSNSettings
 from msf_pmsn_plugins.surrogate import Surrogate, slope
-from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights, Slopes
+from msf_pmsn_plugins.tensors import (
+    MSFGrads,
+    MSFParameters,
+    PMSNGrads,
+    PMSNState,
+    PMSNWeights,
+    Slopes,
+    state_dtype,
+)
 from tolerances import assert_close, assert_same
 
 EXPONENTIAL = ("sigmoid", "gaussian")  # whose last bit depends on the library's exp
@@ -46,7 +54,7 @@ class MSFCase:
 
     @property
     def state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return state_dtype(self.dtype)
 
 
 def msf_problem(case: MSFCase) -> dict[str, Any]:
@@ -116,14 +124,12 @@ def msf_forward(
 def msf_backward(backend: str, case: MSFCase, p: dict[str, Any], kept: Tensor) -> list[Tensor]:
     """Gradients to x, v and what is learned."""
     grads = MSFGrads(p["gs_seq"], p["gm_seq"] if case.grad_membrane else None, p["gv"])
-    half = case.dtype in (torch.float16, torch.bfloat16)
-    x_seq = p["x_seq"] if p["rate_tensor"] is not None or half else kept
     settings, parameters, slopes = msf_settings(case, p, case.keep), msf_parameters(p), None
     if case.slopes:
         slopes = msf_slopes(settings, parameters, kept)
         settings = replace(settings, surrogate="")
     gx, gv, of_parameters = backends.load(backend, "msf").msf_backward(
-        grads, x_seq, kept, p["v"], parameters, p["lengths"], slopes, settings
+        grads, p["x_seq"], kept, p["v"], parameters, p["lengths"], slopes, settings
     )
     return [gx, gv, *(g for g in of_parameters if g is not None)]
 
@@ -174,6 +180,7 @@ def check_msf(case: MSFCase) -> None:
     s, kept, v = msf_forward("cupy", case, p)
     assert_same(s, s_ref.to(case.dtype))
     assert_same(v, v_ref)
+    assert kept.dtype == (torch.uint8 if case.keep == "code" else case.state_dtype)
     if case.keep == "membrane":
         assert_same(kept, m_ref)
     bare = msf_forward("cupy", case, p, "none")
@@ -223,10 +230,14 @@ class PMSNCase:
     lanes: tuple[int, int, int] = (5, 3, 2)  # L, C, K
     seed: int = 0
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        return state_dtype(self.dtype)
+
 
 def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
     g = torch.Generator().manual_seed(case.seed)
-    complex_dtype = case.dtype.to_complex()
+    complex_dtype = case.state_dtype.to_complex()
     channels, modes = case.lanes[1], case.modes
 
     def complex_randn(*shape: int) -> Tensor:
@@ -236,21 +247,21 @@ def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
         return torch.view_as_complex(pairs.contiguous()).to(complex_dtype)
 
     def real(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(case.dtype)
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(case.state_dtype)
 
     turn = 3 * torch.rand(channels, modes, generator=g, dtype=torch.float64)
     size = 0.5 + 0.45 * torch.rand(channels, modes, generator=g, dtype=torch.float64)
     seq = (case.steps, *case.lanes)
     lengths = torch.randint(0, case.steps + 1, case.lanes[:1], generator=g) if case.lengths else None
     return {
-        "x_seq": real(*seq),
-        "r": torch.rand(case.lanes, generator=g, dtype=torch.float64).to(case.dtype),
+        "x_seq": real(*seq).to(case.dtype),
+        "r": torch.rand(case.lanes, generator=g, dtype=torch.float64).to(case.state_dtype),
         "z": as_complex(complex_randn(*case.lanes, modes)),
         "e": (torch.polar(size, turn) - 1).to(complex_dtype),
         "w": as_complex(complex_randn(channels, modes) / max(1, modes) ** 0.5),
         "d": real(channels),
         "lengths": lengths,
-        "gs_seq": real(*seq),
+        "gs_seq": real(*seq).to(case.dtype),
         "gy_seq": real(*seq) if case.grad_drive else None,
         "gm_seq": real(*seq) if case.grad_membrane else None,
         "gr": real(*case.lanes),
@@ -333,15 +344,17 @@ def check_pmsn(case: PMSNCase) -> None:
     """Raise unless the kernels do what the oracle does.
 
     In float64 spikes are those of the oracle. In float32 they follow, to the last bit, from the kernel's own drive,
-    which is near the oracle's; gradients are those of the plain backend at that drive.
+    which is near the oracle's; gradients are those of the plain backend at that drive. In half precision only x, spikes
+    and their gradients are halves: the rest has the bits of the same numbers in float32.
     """
     p = pmsn_problem(case)
     double = {key: _double(value) for key, value in p.items()}
     s, y, m, r, z = pmsn_forward("cupy", case, p)
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
-    assert_close(y, y_ref, "drive", case.dtype)
-    assert_close(z, z_ref, "drive", case.dtype)
-    for one, other in zip((s, m, r), soma_loop(case, p, y), strict=True):
+    assert_close(y, y_ref, "drive", case.state_dtype)
+    assert_close(z, z_ref, "drive", case.state_dtype)
+    s_loop, m_loop, r_loop = soma_loop(case, p, y)
+    for one, other in ((s, s_loop.to(case.dtype)), (m, m_loop), (r, r_loop)):
         assert_same(one, other)
     assert s.any() or s.numel() < 50
     bare = pmsn_forward("cupy", case, p, keep=False)
@@ -350,7 +363,12 @@ def check_pmsn(case: PMSNCase) -> None:
         assert_same(one, other)
     grads = pmsn_backward("cupy", case, p, y.new_empty(0))
     for grad, ref in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
-        assert_close(grad, ref, "pmsn_adjoint", case.dtype)
+        assert_close(grad, ref, "pmsn_adjoint")
+    if case.dtype != case.state_dtype:
+        wide = {**p, "x_seq": p["x_seq"].to(case.state_dtype), "gs_seq": p["gs_seq"].to(case.state_dtype)}
+        expected = (*pmsn_forward("cupy", case, wide), *pmsn_backward("cupy", case, wide, y.new_empty(0)))
+        for one, other in zip((s, y, m, r, z, *grads), expected, strict=True):
+            assert_same(one, other.to(one.dtype))
     if case.dtype == torch.float64:
         without = replace(case, grad_drive=False, slopes=False)
         (s_ref, m_ref, r_ref, z_ref), grads_ref = pmsn_oracle(without, {**p, "gy_seq": None})

@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_chunk(const io_t* __restrict__ x_seq, const real_t* __restrict__ starts, const real_t* __restrict__ e,
                const real_t* __restrict__ w, const real_t* __restrict__ d, const i64* __restrict__ lengths,
                real_t* __restrict__ ends, real_t* __restrict__ p_ends, i64* __restrict__ lost,
-               io_t* __restrict__ y_seq, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks,
+               real_t* __restrict__ y_seq, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks,
                i64 x_step) {
   const i64 v = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (v >= lanes * chunks) return;

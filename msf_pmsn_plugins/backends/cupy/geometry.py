@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...tensors import state_dtype
 from . import launch
 from .arguments import parts
 
@@ -33,7 +34,7 @@ def chunks_of(x: Tensor, modes: int, fixed: bool) -> Chunks:
     """Where time is cut for an input ``x`` [T, L, C, K]. A fixed-point residual promises the bits of one long walk."""
     steps, lanes = len(x), math.prod(x.shape[1:])
     count = 1
-    if steps >= LEAST_STEPS * LEAST_CHUNKS and 0 < modes <= CHUNKED_MODES[x.dtype] and not fixed:
+    if steps >= LEAST_STEPS * LEAST_CHUNKS and 0 < modes <= CHUNKED_MODES[state_dtype(x.dtype)] and not fixed:
         count = min(steps // LEAST_STEPS, launch.device.multiprocessors(x) * THREADS_WANTED // lanes)
     if count < LEAST_CHUNKS:
         return Chunks(1, steps)

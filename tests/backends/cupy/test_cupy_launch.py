@@ -69,13 +69,10 @@ def test_what_no_kernel_has_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="charge 'lif' has no gradient to its rate"):
         case = MSFCase("lif", learned="one")
         msf_backward("cupy", case, msf_problem(case), p["x_seq"])
-    half = pmsn_problem(PMSNCase(modes=0))
-    half = {key: half[key].half() if key in ("x_seq", "r", "d") else half[key] for key in half}
-    half |= {key: half[key].to(torch.complex32) for key in ("z", "e", "w")}
-    with pytest.raises(
-        TypeError, match=r"no kernel for torch.float16: convert the input to .* torch.float32, "
-    ):
-        pmsn_forward("cupy", PMSNCase(), half)
+    eight = pmsn_problem(PMSNCase())
+    eight["x_seq"] = eight["x_seq"].to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"no kernel for torch.float8_e4m3fn: convert .* torch.bfloat16"):
+        pmsn_forward("cupy", PMSNCase(), eight)
 
 
 def test_missing_cupy(monkeypatch):

@@ -104,7 +104,7 @@ def test_msf_everywhere(architecture, io):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("io", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("io", ["FLOAT", "DOUBLE", "HALF", "BFLOAT16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_pmsn_everywhere(architecture, io):
     other = {"LENGTHS": 1, "GRAD_DRIVE": 1, "RESET": "reset_serial", "BURST": "burst_sawtooth"}
