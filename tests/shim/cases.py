@@ -169,13 +169,13 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
-def check_msf(case: MSFCase) -> None:
-    """Raise unless the kernels' counts, membranes and gradients are those of the oracle.
+def check_msf(case: MSFCase, p: dict[str, Any] | None = None) -> None:
+    """Raise unless the kernels' counts, membranes and gradients are those of the oracle, for a problem of the case.
 
     To the last bit, but for gradients through an exponential, sums over lanes, and half-precision outputs, which are
     the float32 ones rounded.
     """
-    p = msf_problem(case)
+    p = msf_problem(case) if p is None else p
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
     s, kept, v = msf_forward("cupy", case, p)
     assert_same(s, s_ref.to(case.dtype))
@@ -340,14 +340,14 @@ def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], 
     return (s_seq, m_seq, *state), tuple(grads)
 
 
-def check_pmsn(case: PMSNCase) -> None:
-    """Raise unless the kernels do what the oracle does.
+def check_pmsn(case: PMSNCase, p: dict[str, Any] | None = None) -> None:
+    """Raise unless the kernels do what the oracle does, for a problem of the case.
 
     In float64 spikes are those of the oracle. In float32 they follow, to the last bit, from the kernel's own drive,
     which is near the oracle's; gradients are those of the plain backend at that drive. In half precision only x, spikes
     and their gradients are halves: the rest has the bits of the same numbers in float32.
     """
-    p = pmsn_problem(case)
+    p = pmsn_problem(case) if p is None else p
     double = {key: _double(value) for key, value in p.items()}
     s, y, m, r, z = pmsn_forward("cupy", case, p)
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
@@ -404,11 +404,57 @@ def soma_loop(case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor,
 
 
 def views(seq: Tensor) -> dict[str, Tensor]:
-    """Views [T, *] with the values of ``seq``: misaligned, with a gap between steps, permuted, one step repeated."""
+    """Views [T, *] with the values of ``seq``: misaligned; with a gap between steps, of whole steps or of one element;
+    permuted; one step repeated; lazily negated.
+    """
+    lanes = seq[0].numel()
     odd = torch.empty(seq.numel() + 1, dtype=seq.dtype)[1:].view(seq.shape).copy_(seq)
     gap = torch.empty(seq.shape[0], 3, *seq.shape[1:], dtype=seq.dtype)[:, 1].copy_(seq)
+    skew = torch.empty(len(seq), lanes + 1, dtype=seq.dtype)[:, :lanes].unflatten(1, seq.shape[1:]).copy_(seq)
     turned = seq.movedim(-1, 0).contiguous().movedim(0, -1)
-    return {"odd": odd, "gap": gap, "turned": turned, "repeated": seq[:1].expand(seq.shape)}
+    return {
+        "plain": seq,
+        "odd": odd,
+        "gap": gap,
+        "skew": skew,
+        "turned": turned,
+        "repeated": seq[:1].expand(seq.shape),
+        "negated": torch._neg_view(-seq),
+    }
+
+
+# How each sequence of a problem lies, where they do not all lie alike.
+APART = {"x_seq": "gap", "gs_seq": "skew", "gy_seq": "negated", "gm_seq": "odd"}
+SEQUENCES = tuple(APART)
+STATES = ("v", "gv", "r", "gr", "z", "gz", "e", "w", "d")
+
+
+def laid_out(
+    p: dict[str, Any], layout: str, odd: Iterable[str] = (), lazy: bool = False, strided_lengths: bool = False
+) -> dict[str, Any]:
+    """The problem ``p`` in other memory: the same numbers, but where one step is repeated.
+
+    Args:
+        layout: of the sequences, a key of :func:`views`, or ``"apart"``: each another.
+        odd: states and weights that are misaligned.
+        lazy: the states and weights are lazily negated, the complex ones conjugated.
+        strided_lengths: lengths are a column of a matrix.
+    """
+    p = dict(p)
+    for key in SEQUENCES:
+        if p.get(key) is not None:
+            p[key] = views(p[key])[APART[key] if layout == "apart" else layout]
+    for key in STATES:
+        if p.get(key) is None:
+            continue
+        if lazy:
+            value = p[key]
+            p[key] = value.conj().resolve_conj().conj() if value.is_complex() else torch._neg_view(-value)
+        elif key in odd:
+            p[key] = views(p[key][None])["odd"][0]
+    if strided_lengths and p["lengths"] is not None:
+        p["lengths"] = torch.stack([p["lengths"], p["lengths"] + 7], 1)[:, 0]
+    return p
 
 
 def slow_unless(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:

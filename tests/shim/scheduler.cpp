@@ -224,8 +224,9 @@ extern "C" const char* shim_launch(void (*kernel)(void**), const unsigned* grid,
   if (threads < 1 || threads > 1024 || block[2] > 64 || blocks < 1 || grid[0] > 2147483647u || grid[1] > 65535 ||
       grid[2] > 65535)
     return "the device would refuse this geometry";
-  for (int i : make_order((int)blocks, order)) {
-    if (only >= 0 && i != only) continue;
+  if (__start_shim_shared && __stop_shim_shared - __start_shim_shared > 48 << 10)
+    return "more than 48 KiB of shared memory, for which a device must be asked";
+  for (int i : only < 0 ? make_order((int)blocks, order) : std::vector<int>{(int)only}) {
     shim_block = {i % grid[0], i / grid[0] % grid[1], (unsigned)(i / ((long)grid[0] * grid[1]))};
     if (__start_shim_shared) memset(__start_shim_shared, 0xff, __stop_shim_shared - __start_shim_shared);
     if (!run_block(threads, order)) return message;

@@ -313,6 +313,8 @@ def plan(
     backend: str,
 ) -> Call:
     """What :func:`msf` decides before it computes; the same for all inputs on a device and in one grad mode."""
+    if settings.reset_delay and not settings.detach_reset:
+        raise ValueError("a delayed reset passes no gradient: set detach_reset=True or reset_delay=False")
     if isinstance(surrogate, Surrogate):
         settings, surrogate = replace(settings, surrogate=surrogate.name, width=surrogate.width), None
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))

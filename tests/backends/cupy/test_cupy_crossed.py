@@ -1,0 +1,120 @@
+"""Where two axes meet: layouts, paths, lengths, dtypes, modes and settings of the kernels, every pair of values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from covering import label, pairwise
+from shim.cases import (
+    STATES,
+    MSFCase,
+    PMSNCase,
+    check_msf,
+    check_pmsn,
+    cut_time,
+    laid_out,
+    msf_problem,
+    pmsn_problem,
+)
+
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16}
+LAYOUTS = ["plain", "odd", "gap", "skew", "turned", "repeated", "negated", "apart"]
+LENGTHS = ["whole", "lengths", "strided"]
+
+MSF = {
+    "dtype": list(DTYPES),
+    "layout": LAYOUTS,
+    "lanes": ["wide", "straddling", "odd"],
+    "lengths": LENGTHS,
+    "states": ["plain", "odd-v", "odd-gv", "lazy"],
+    "kept": ["membrane", "code"],
+    "numbers": ["constants", "one", "lanes"],
+    "reset": ["hard", "soft", "none"],
+    "when": ["at-once", "delayed"],
+    "grads": ["s", "m", "attached", "slopes"],
+}
+LANES = {
+    "wide": (2, 16),
+    "straddling": (8, 5),
+    "odd": (3, 5),
+}  # of a sample 5: packs of lanes hold parts of two
+
+
+def possible_msf(case):
+    bytes_suffice = case["numbers"] == "constants" and case["grads"] == "s"
+    passes_gradient = case["when"] == "at-once" or case["grads"] != "attached"
+    return passes_gradient and (case["kept"] == "membrane" or bytes_suffice)
+
+
+@pytest.mark.parametrize("case", pairwise(MSF, possible_msf), ids=label)
+def test_msf(case):
+    numbers = "" if case["numbers"] == "constants" else case["numbers"]
+    msf = MSFCase(
+        charge="plif" if numbers else "decay",
+        reset_mode=case["reset"],
+        surrogate="rectangular" if case["kept"] == "code" else "atan",
+        dtype=DTYPES[case["dtype"]],
+        keep=case["kept"],
+        detach=case["grads"] != "attached",
+        learned=numbers,
+        threshold=numbers,
+        amount=numbers if case["reset"] == "soft" else "",
+        delay=case["when"] == "delayed",
+        slopes=case["grads"] == "slopes",
+        lengths=case["lengths"] != "whole",
+        grad_membrane=case["grads"] == "m",
+        v_reset=0.25 if case["reset"] == "hard" else 0.0,
+        steps=5,
+        shape=LANES[case["lanes"]],
+        seed=1,
+    )
+    odd = {"odd-v": ("v",), "odd-gv": ("gv",)}.get(case["states"], ())
+    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    check_msf(msf, laid_out(msf_problem(msf), case["layout"], odd, lazy, strided))
+
+
+PMSN = {
+    "dtype": list(DTYPES),
+    "layout": LAYOUTS,
+    "path": ["whole", "chunks"],
+    "modes": ["0", "3", "6"],
+    "lanes": ["5x3x2", "33x1x1", "2x70x1"],
+    "lengths": LENGTHS,
+    "states": ["plain", "odd", "lazy"],
+    "reset": ["floor", "serial", "none", "cumulative", "fixed"],
+    "burst": ["", "nearest", "sawtooth"],
+    "grads": ["s", "y", "m", "y-m", "slopes"],
+}
+
+
+def possible_pmsn(case):
+    return case["path"] == "whole" or (case["modes"] != "0" and case["reset"] != "fixed")
+
+
+@pytest.mark.parametrize("case", pairwise(PMSN, possible_pmsn), ids=label)
+def test_pmsn(shim, monkeypatch, case):
+    fixed = case["reset"] == "fixed"
+    pmsn = PMSNCase(
+        modes=int(case["modes"]),
+        reset_mode="floor" if fixed else case["reset"],
+        burst=case["burst"],
+        fixed=fixed,
+        dtype=DTYPES[case["dtype"]],
+        lengths=case["lengths"] != "whole",
+        grad_drive="y" in case["grads"],
+        grad_membrane="m" in case["grads"],
+        slopes=case["grads"] == "slopes",
+        threshold=0.75,
+        steps=11,
+        lanes=tuple(map(int, case["lanes"].split("x"))),
+    )
+    if case["path"] == "chunks":
+        cut_time(monkeypatch, shim)
+    odd = STATES if case["states"] == "odd" else ()
+    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    check_pmsn(pmsn, laid_out(pmsn_problem(pmsn), case["layout"], odd, lazy, strided))
+    chunked = any(one.kernel.name == "pmsn_chunk" for one in shim.launches)
+    assert chunked == (case["path"] == "chunks")
