@@ -206,6 +206,12 @@ def check_msf(case: MSFCase, p: dict[str, Any] | None = None) -> None:
         assert_close(grad, expected, "adjoint")
 
 
+def few_lanes(monkeypatch: Any, device: Any) -> None:
+    """Have MSF read ahead, one lane a thread, in sequences of any length."""
+    monkeypatch.setattr(geometry, "LONG_STEPS", 1)
+    monkeypatch.setattr(device, "size", 132)
+
+
 def cut_time(monkeypatch: Any, device: Any) -> None:
     """Have every sequence of four steps and more cut into chunks in time."""
     monkeypatch.setattr(geometry, "LEAST_STEPS", 2)

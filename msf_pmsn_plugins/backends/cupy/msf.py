@@ -29,6 +29,7 @@ from .arguments import (
     steps_of,
 )
 from .compile import Kernel, Macros, variant, words
+from .geometry import Packs, packs_of
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
 
@@ -40,7 +41,6 @@ KNOWS = frozenset(
         *("delayed reset", "tensor of rates", "tensor of thresholds", "tensor of resets"),
     ]
 )
-THREADS = 256  # in a block
 LEVELS_BY_VALUE = 256  # thresholds that fit a kernel's parameters; more lie in memory
 WIDE = 16  # bytes of the widest access
 KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE"}
@@ -60,8 +60,9 @@ def msf_forward(
         x, v0, lengths = steps_of(x_seq), plain(v), plain(lengths)
         numbers = _numbers(parameters, settings, v0)
         tensors = [x.seq, v0, lengths, *(n.tensor for n in numbers), s_seq, kept, v_last]
-        vec = _lanes_per_thread(v0.numel(), s_seq, [x.distance], [x.seq, v0, s_seq, kept, v_last])
-        macros = _macros(x_seq.dtype, vec, settings, parameters, lengths)
+        width = _widest(v0.numel(), s_seq, [x.distance], [x.seq, v0, s_seq, kept, v_last])
+        packs = _packs(len(x_seq), v0, width, [x.seq])
+        macros = _macros(x_seq.dtype, packs, settings, parameters, lengths)
         counts = [len(x_seq), v0.numel(), _sample(v0), x.distance, *(np.int32(n.step) for n in numbers)]
         constants = [*_constants(numbers, settings), settings.width]
         args = [*tensors, *counts, *constants, _thresholds(settings.thresholds, v0)]
@@ -102,9 +103,10 @@ def msf_backward(
     given = [*(steps.seq for steps in walked[:2]), gv, *(steps.seq for steps in walked[2:]), held, v]
     distances = [steps.distance for steps in walked]
     out = [gx_seq, gv0, *sums]
-    vec = _lanes_per_thread(v.numel(), gx_seq, distances, [*given, *out])
+    width = _widest(v.numel(), gx_seq, distances, [*given, *out])
+    packs = _packs(len(kept), v, width, [held, *(steps.seq for steps in walked)])
     macros = (
-        *_macros(x_seq.dtype, vec, settings, parameters, lengths),
+        *_macros(x_seq.dtype, packs, settings, parameters, lengths),
         ("SURROGATE", variant("surrogate.cuh", "surrogate", settings.surrogate or "rectangular")),
         ("SLOPES", int(slopes is not None)),
         ("DETACH", int(settings.detach_reset)),
@@ -134,17 +136,22 @@ def _walked(grads: MSFGrads, x_seq: Tensor, parameters: MSFParameters, slopes: S
 
 def _launch(kernel: Kernel, v: Tensor, args: Sequence[Any]) -> None:
     """One thread for each ``VEC`` lanes of ``v``."""
-    blocks = parts(v.numel(), int(dict(kernel.macros)["VEC"]) * THREADS)
-    launch.device.launch(kernel, v, blocks, (THREADS, 1), packed(args, v.dtype))
+    macros = dict(kernel.macros)
+    width, threads = int(macros["VEC"]), int(macros["THREADS"])
+    launch.device.launch(kernel, v, parts(v.numel(), width * threads), (threads, 1), packed(args, v.dtype))
 
 
 def _macros(
-    io_dtype: torch.dtype, vec: int, settings: MSFSettings, parameters: MSFParameters, lengths: Tensor | None
+    io_dtype: torch.dtype,
+    packs: Packs,
+    settings: MSFSettings,
+    parameters: MSFParameters,
+    lengths: Tensor | None,
 ) -> Macros:
     """The macros of both directions."""
     return (
         ("IO", element(io_dtype)),
-        ("VEC", vec),
+        ("VEC", packs.width),
         ("CHARGE", variant("charges.cuh", "charge", settings.charge)),
         ("RESET", variant("msf.cuh", "reset", settings.reset_mode)),
         ("DELAY", int(settings.reset_delay)),
@@ -153,7 +160,8 @@ def _macros(
         ("THRESHOLD_TENSOR", int(parameters.threshold is not None)),
         ("KEEP", KEEPS[settings.keep]),
         ("LENGTHS", int(lengths is not None)),
-        ("THREADS", THREADS),
+        ("THREADS", packs.threads),
+        ("AHEAD", packs.ahead),
     )
 
 
@@ -191,9 +199,13 @@ def _constants(numbers: Sequence[_Number], settings: MSFSettings) -> list[float]
     return [rate.constant, amount.constant, settings.input_scale, settings.v_reset]
 
 
-def _lanes_per_thread(
-    lanes: int, wide: Tensor, steps: Iterable[int], tensors: Iterable[Tensor | None]
-) -> int:
+def _packs(steps: int, v: Tensor, width: int, read: Iterable[Tensor | None]) -> Packs:
+    """The geometry for the lanes of ``v`` and the sequences that are read."""
+    registers = sum(parts(seq.element_size(), 4) for seq in read if seq is not None)
+    return packs_of(steps, v.numel(), width, registers, launch.device.multiprocessors(v))
+
+
+def _widest(lanes: int, wide: Tensor, steps: Iterable[int], tensors: Iterable[Tensor | None]) -> int:
     """As many lanes as 16 bytes of ``wide`` hold, if every row of every tensor starts at such a place; else 1.
 
     Rows of N elements start there from the second step on only if N is a multiple.

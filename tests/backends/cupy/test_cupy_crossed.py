@@ -13,6 +13,7 @@ from shim.cases import (
     check_msf,
     check_pmsn,
     cut_time,
+    few_lanes,
     laid_out,
     msf_problem,
     pmsn_problem,
@@ -27,6 +28,8 @@ LENGTHS = ["whole", "lengths", "strided"]
 MSF = {
     "dtype": list(DTYPES),
     "layout": LAYOUTS,
+    "path": ["packs", "ahead"],
+    "steps": ["1", "5", "75"],
     "lanes": ["wide", "straddling", "odd"],
     "lengths": LENGTHS,
     "states": ["plain", "odd-v", "odd-gv", "lazy"],
@@ -50,7 +53,7 @@ def possible_msf(case):
 
 
 @pytest.mark.parametrize("case", pairwise(MSF, possible_msf), ids=label)
-def test_msf(case):
+def test_msf(shim, monkeypatch, case):
     numbers = "" if case["numbers"] == "constants" else case["numbers"]
     msf = MSFCase(
         charge="plif" if numbers else "decay",
@@ -67,13 +70,16 @@ def test_msf(case):
         lengths=case["lengths"] != "whole",
         grad_membrane=case["grads"] == "m",
         v_reset=0.25 if case["reset"] == "hard" else 0.0,
-        steps=5,
+        steps=int(case["steps"]),
         shape=LANES[case["lanes"]],
         seed=1,
     )
     odd = {"odd-v": ("v",), "odd-gv": ("gv",)}.get(case["states"], ())
     lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    if case["path"] == "ahead":
+        few_lanes(monkeypatch, shim)
     check_msf(msf, laid_out(msf_problem(msf), case["layout"], odd, lazy, strided))
+    assert all(bool(dict(one.kernel.macros)["AHEAD"]) == (case["path"] == "ahead") for one in shim.launches)
 
 
 PMSN = {

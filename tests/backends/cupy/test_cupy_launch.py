@@ -170,6 +170,18 @@ def test_launch_through_cupy(monkeypatch, cuda):
     assert cuda == []
 
 
+def test_the_multiprocessors_are_those_of_the_inputs_device(monkeypatch):
+    found = {0: 132, 1: 46}
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(multi_processor_count=found[getattr(device, "index", device)]),
+    )
+    for index, count in found.items():
+        x = SimpleNamespace(device=torch.device("cuda", index))
+        assert launch.CudaDevice().multiprocessors(x) == count
+
+
 def test_other_settings_are_another_kernel(monkeypatch, cuda):
     cupy = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
