@@ -5,8 +5,19 @@ from __future__ import annotations
 from mutants import Mutant
 
 C = "tests/backends/cupy/test_cupy_"
-CROSSED_MSF = f"-m kernels {C}crossed.py -k test_msf"
-CROSSED_PMSN = f"-m kernels {C}crossed.py -k test_pmsn"
+CROSSED = f"-m kernels {C}crossed.py -k"
+# The part of the crossed tests where a bug's axes lie.
+CROSSED_MSF, CROSSED_PMSN = f"{CROSSED} test_msf", f"{CROSSED} test_pmsn"
+VIEWS_MSF, VIEWS_PMSN = (
+    f"{CROSSED} 'test_{neuron} and (gap or skew or apart)'" for neuron in ("msf", "pmsn")
+)
+LENGTHS_MSF, LENGTHS_PMSN = (
+    f"{CROSSED} 'test_{neuron} and (lengths or strided)'" for neuron in ("msf", "pmsn")
+)
+LAZY_MSF, LAZY_PMSN = (f"{CROSSED} 'test_{neuron} and (lazy or negated)'" for neuron in ("msf", "pmsn"))
+AHEAD, CHUNKS = f"{CROSSED} 'test_msf and ahead'", f"{CROSSED} 'test_pmsn and chunks'"
+NUMBERS = f"{CROSSED} 'test_msf and (one or lanes)'"
+HALVES = f"{CROSSED} 'test_pmsn and f16'"
 SIZES = f"-m kernels {C}sizes.py"
 SUMS = f"-m kernels {C}pmsn_kernels.py -k sums_for_the_parameters"
 BEYOND = f"-m kernels {C}sanitizers.py -k 'nothing_to_report and address'"
@@ -21,22 +32,22 @@ _BUGS = [
         "msf.cuh",
         "lengths[(lane + j) / sample]",
         "lengths[lane / sample]",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
-    ("a valid step too many", "msf.cuh", "return t < steps[j];", "return t <= steps[j];", CROSSED_MSF),
+    ("a valid step too many", "msf.cuh", "return t < steps[j];", "return t <= steps[j];", LENGTHS_MSF),
     (
         "rates of the first lane for a whole pack",
         "msf.cuh",
         "CHARGE::rate(rates.of(lane + j))",
         "CHARGE::rate(rates.of(lane))",
-        CROSSED_MSF,
+        NUMBERS,
     ),
     (
         "samples counted along the last axis",
         "msf.py",
         "max(1, v.shape[0]) if",
         "max(1, v.shape[-1]) if",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
     # Sequences read as contiguous.
     (
@@ -44,91 +55,91 @@ _BUGS = [
         "msf_forward.cu",
         "x_seq + t * x_step + first",
         "x_seq + t * lanes + first",
-        CROSSED_MSF,
+        VIEWS_MSF,
     ),
     (
         "MSF's backward reads gs as contiguous",
         "msf_backward.cu",
         "gs_seq + t * gs_step + first",
         "gs_seq + t * lanes + first",
-        CROSSED_MSF,
+        VIEWS_MSF,
     ),
     (
         "MSF's backward reads gm as contiguous",
         "msf_backward.cu",
         "gm_seq + t * gm_step + first",
         "gm_seq + t * lanes + first",
-        CROSSED_MSF,
+        VIEWS_MSF,
     ),
     (
         "MSF's backward reads x as contiguous",
         "msf_backward.cu",
         "x_seq + t * x_step + first",
         "x_seq + t * lanes + first",
-        CROSSED_MSF,
+        VIEWS_MSF,
     ),
     (
         "chunks read x as contiguous",
         "chunks.cuh",
         "x_seq + own.first * x_step",
         "x_seq + own.first * lanes",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the gather reads x as contiguous",
         "gather.cuh",
         "x_seq + begin * x_step + lane",
         "x_seq + begin * lanes + lane",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the gather reads gs as contiguous",
         "gather.cuh",
         "const i64 g_step = gs_step;",
         "const i64 g_step = lanes;",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the gather reads gy as contiguous",
         "gather.cuh",
         "gy_seq[t * gy_step + lane]",
         "gy_seq[t * lanes + lane]",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the gather reads gm as contiguous",
         "gather.cuh",
         "gm_seq + t * gm_step + lane",
         "gm_seq + t * lanes + lane",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the drive's walk reads gm as contiguous",
         "pmsn_backward.cu",
         "gm_seq + t * gm_step + lane, drive",
         "gm_seq + t * lanes + lane, drive",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the soma reads gm as contiguous",
         "pmsn_backward.cu",
         "gm_seq + t * gm_step + lane, y_ahead",
         "gm_seq + t * lanes + lane, y_ahead",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "sums over later steps read gy as contiguous",
         "pmsn_backward.cu",
         "later + gy_seq[t * gy_step + lane]",
         "later + gy_seq[t * lanes + lane]",
-        CROSSED_PMSN,
+        VIEWS_PMSN,
     ),
     (
         "the distance between steps is one step's size",
         "arguments.py",
         "Steps(seq, seq.stride(0))",
         "Steps(seq, math.prod(seq.shape[1:]))",
-        CROSSED_MSF,
+        VIEWS_MSF,
     ),
     (
         "permuted steps count as contiguous",
@@ -143,42 +154,42 @@ _BUGS = [
         "arguments.py",
         "seq = seq.resolve_neg()",
         "seq = seq.view_as(seq)",
-        CROSSED_PMSN,
+        LAZY_PMSN,
     ),
     (
         "states keep a lazy negation",
         "arguments.py",
         ".resolve_conj().resolve_neg().contiguous()",
         ".resolve_conj().contiguous()",
-        CROSSED_MSF,
+        LAZY_MSF,
     ),
     (
         "states keep a lazy conjugation",
         "arguments.py",
         ".resolve_conj().resolve_neg().contiguous()",
         ".resolve_neg().contiguous()",
-        CROSSED_PMSN,
+        LAZY_PMSN,
     ),
     (
         "MSF takes strided lengths as they lie",
         "msf.py",
         "plain(v), plain(lengths)",
         "plain(v), lengths",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
     (
         "MSF's backward takes strided lengths as they lie",
         "msf.py",
         "plain(grads.v), plain(lengths)",
         "plain(grads.v), lengths",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
     (
         "PMSN takes strided lengths as they lie",
         "pmsn.py",
         "macros, x, plain(lengths)",
         "macros, x, lengths",
-        CROSSED_PMSN,
+        LENGTHS_PMSN,
     ),
     # Alignment.
     (
@@ -186,7 +197,7 @@ _BUGS = [
         "msf.py",
         "for n in (lanes, *steps))",
         "for n in (lanes,))",
-        CROSSED_MSF,
+        VIEWS_MSF,
     ),
     (
         "packs whatever the number of lanes",
@@ -215,7 +226,7 @@ _BUGS = [
         "msf.cuh",
         "later = t + AHEAD + j;",
         "later = t + AHEAD + j - 1;",
-        CROSSED_MSF,
+        AHEAD,
     ),
     (
         "MSF reads ahead past the last step",
@@ -244,28 +255,28 @@ _BUGS = [
         "msf_forward.cu",
         "v.at[j] = runs ? m : v.at[j];",
         "v.at[j] = m;",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
     (
         "padding moves a gradient",
         "msf_backward.cu",
         "g.at[j] = runs ? g_before : g.at[j];",
         "g.at[j] = g_before;",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
     (
         "padding counts for a learned rate",
         "msf_backward.cu",
         "if (runs) g_rate.at[j] +=",
         "g_rate.at[j] +=",
-        CROSSED_MSF,
+        LENGTHS_MSF,
     ),
     (
         "a soft reset's amount counts spikes once",
         "msf_backward.cu",
         "-= own.fire(j, theta, m) * g.at[j];",
         "-= own.fired(j, theta, m) * g.at[j];",
-        CROSSED_MSF,
+        NUMBERS,
     ),
     ("a closed window in the kept byte", "msf.cuh", "< width ? 1 : 0", "<= width ? 1 : 0", CROSSED_MSF),
     (
@@ -280,14 +291,14 @@ _BUGS = [
         "pmsn_backward.cu",
         "typedef real_t gs_t;",
         "typedef io_t gs_t;",
-        CROSSED_PMSN,
+        HALVES,
     ),
     (
         "gradients of drives are rounded to halves",
         "pmsn.py",
         "g_seq=_in_place(gx_seq, state.r.dtype)",
         "g_seq=gx_seq",
-        CROSSED_PMSN,
+        HALVES,
     ),
     (
         "numbers of a float64 neuron are rounded to float32",
@@ -302,23 +313,23 @@ _BUGS = [
         "chunks.cuh",
         "if (own.steps != known) power",
         "if (known < 0) power",
-        CROSSED_PMSN,
+        CHUNKS,
     ),
-    ("gradients carried forward in time", "chunks.cuh", "(back ? chunks - 1 - i : i)", "i", CROSSED_PMSN),
-    ("gradients carried without a conjugate", "chunks.cuh", "back ? -pi : pi", "pi", CROSSED_PMSN),
+    ("gradients carried forward in time", "chunks.cuh", "(back ? chunks - 1 - i : i)", "i", CHUNKS),
+    ("gradients carried without a conjugate", "chunks.cuh", "back ? -pi : pi", "pi", CHUNKS),
     (
         "every chunk ends with the last gradient",
         "gather.cuh",
         "gz && last ?",
         "gz && (last || true) ?",
-        CROSSED_PMSN,
+        CHUNKS,
     ),
     (
         "lengths of chunks by channel",
         "chunks.cuh",
         "lane / (channels * positions), T) - first",
         "lane / positions % channels, T) - first",
-        CROSSED_PMSN,
+        CHUNKS,
     ),
     # 32 bits.
     (
@@ -398,7 +409,7 @@ _BUGS = [
         "pmsn_forward.cu",
         "pmsn_soma(real_t* y_seq,",
         "pmsn_soma(real_t* __restrict__ y_seq,",
-        CROSSED_PMSN,
+        CHUNKS,
     ),
     ("a lost lane adds to the parameters", "gather.cuh", "g = poison == 0 ? g : real_t(0);", "g = g;", LOST),
     # The launcher.
