@@ -8,6 +8,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <memory>
 #include <vector>
 
 struct dim3 {
@@ -40,7 +41,7 @@ enum State { READY, WAITING, DONE };
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  std::unique_ptr<char[]> stack;  // not filled: pages that no thread touches take no memory
   dim3 index;
   State state;
   int line;  // of the barrier it waits at
@@ -106,7 +107,7 @@ void resume(int i) {
   current = i;
   shim_thread = fiber.index;
 #ifdef SHIM_ASAN
-  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.data(), STACK);
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), STACK);
 #endif
 #ifdef SHIM_TSAN
   __tsan_switch_to_fiber(fiber.tsan, 1);
@@ -125,12 +126,12 @@ void start_fibers(int threads) {
 #endif
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
-    fiber.stack.resize(STACK);
+    if (!fiber.stack) fiber.stack.reset(new char[STACK]);
     fiber.index = {i % shim_block_size.x, i / shim_block_size.x % shim_block_size.y,
                    i / (shim_block_size.x * shim_block_size.y)};
     fiber.state = READY;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = STACK;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, run_thread, 0);
