@@ -21,7 +21,7 @@ CUPY_13       := $(VENV)/cupy-cuda13
 CUPY_12_STAMP := $(CUPY_12)/.installed
 CUPY_13_STAMP := $(CUPY_13)/.installed
 
-.PHONY: help demo test test-slow test-full test-kernels bench results lint docs release-check clean
+.PHONY: help demo test test-slow test-full test-kernels test-site bench results lint docs release-check clean
 
 help:
 	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-slow      the slow tests: long sequences and other large cases"
 	@echo "make test-full      every combination of the large tables, of which make test tries a sample"
 	@echo "make test-kernels   prove the CUDA kernels without a device (needs g++, Linux x86_64; some minutes)"
+	@echo "make test-site      the documentation in headless Chromium (on Debian as root it installs that)"
 	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (half an hour on a quiet machine)"
 	@echo "make results        measure anew the tables whose sources have changed (hours on a quiet machine)"
 	@echo "make lint           ruff and mypy"
@@ -62,6 +63,11 @@ test-kernels: $(VENV)/.dev $(CUPY_12_STAMP) $(CUPY_13_STAMP)
 		PYTHONPATH=$$(cd $$cupy && pwd) $(BIN)/pytest -m kernels tests/backends/cupy/test_real_cupy.py || exit 1; \
 	done
 
+test-site: $(VENV)/.dev
+	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
+		|| { echo "chromium and chromedriver are needed"; exit 1; }
+	$(BIN)/pytest -m browser tests/project/test_site.py $(ARGS)
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 
@@ -73,7 +79,7 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 release-check: $(VENV)/.dev
-	$(BIN)/python tools/release_check.py
+	$(BIN)/python tools/release_check.py $(ARGS)
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,9 +8,9 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
 
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 
-new_zoo = pytest.mark.skipif(not face.FUNCTIONAL, reason="Spikformer came with SpikingJelly 2.0.0")
+new_zoo = pytest.mark.skipif(not framework.FUNCTIONAL, reason="Spikformer came with SpikingJelly 2.0.0")
 
 
 def sew(node=neuron.LIFNode, cnf="ADD", **kwargs):

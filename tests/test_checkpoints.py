@@ -841,7 +841,7 @@ def test_a_learned_decay_is_missing_from_a_published_file():
     assert any("charge" in line for line in caught.value.report.different)
 
 
-# The faces
+# The frameworks
 
 
 def test_spikingjelly_nodes():
@@ -866,15 +866,15 @@ def test_spikingjelly_nodes():
 
 def test_snntorch_neurons():
     pytest.importorskip("snntorch")
-    from msf_pmsn_plugins import snntorch as face
+    from msf_pmsn_plugins import snntorch as framework
 
     state = published_state(shd)
-    model = shd(face.PMSN)
+    model = shd(framework.PMSN)
     report = read(state, model)
     assert report.ok
     assert_same(model.hidden1[1].neuron.A_imag, state["hidden1.1.kernel.A_imag"])
     state = sine(nn.Identity).state_dict()
-    assert read(state, sine(lambda: face.MSF.published(threshold=0.5))).ok
+    assert read(state, sine(lambda: framework.MSF.published(threshold=0.5))).ok
 
 
 def test_the_page_prints_what_stands_in_it():

@@ -126,17 +126,17 @@ MUTANTS = [
     ),
     Mutant(
         "MSF: lengths off by one",
-        MSF_TORCH,
-        "live = torch.arange(len(x_seq), device=x_seq.device).unsqueeze(1) < lengths",
-        "live = torch.arange(len(x_seq), device=x_seq.device).unsqueeze(1) <= lengths",
-        LENGTHS,
-    ),
-    Mutant(
-        "loop: lengths off by one",
         "lengths.py",
         "device=lengths.device).unsqueeze(1) < lengths",
         "device=lengths.device).unsqueeze(1) <= lengths",
         LENGTHS,
+    ),
+    Mutant(
+        "nodes: lengths off by one",
+        "lengths.py",
+        "device=checked.device).unsqueeze(1) < checked",
+        "device=checked.device).unsqueeze(1) <= checked",
+        "tests/project/test_network_states.py tests/snntorch/test_snntorch_conformance.py",
     ),
     Mutant(
         "MSF oracle: a delayed soft reset is decayed",
@@ -203,8 +203,8 @@ MUTANTS = [
     ),
     Mutant(
         "MSF: a lost lane spoils what is shared",
-        MSF_TORCH,
-        "torch.where(g.isnan(), 0.0, g).sum_to_size(parameter.shape)",
+        "tensors.py",
+        "g.masked_fill(gone, 0.0).sum_to_size(parameter.shape)",
         "g.sum_to_size(parameter.shape)",
         LOST,
     ),
@@ -225,8 +225,8 @@ MUTANTS = [
     Mutant(
         "MSF: a step with a slope is run as one without",
         "surrogate.py",
-        "return fires and not (learns or draws)",
-        "return fires",
+        "return not draws and slope.shape == u.shape and",
+        "return slope.shape == u.shape and",
         SOFT,
     ),
     Mutant(
@@ -246,8 +246,8 @@ MUTANTS = [
     Mutant(
         "layout: states keep the order of memory",
         OP,
-        "x_seq, v = permuted(x_seq, order), permuted(v, order)",
-        "x_seq, v = permuted(x_seq, order), permuted(v, order).flip(-1)",
+        "run(permuted(x_seq, order), permuted(v, order), parameters",
+        "run(permuted(x_seq, order), permuted(v, order).flip(-1), parameters",
         MSF_GENERAL,
     ),
     Mutant(
@@ -467,9 +467,7 @@ MUTANTS = [
         "if True:\n            return True",
         GRAPH,
     ),
-    Mutant(
-        "PMSN: weights shared past a detached state", WEIGHTS, " and state[1].grad_fn is not None", "", GRAPH
-    ),
+    Mutant("PMSN: weights shared past a detached state", WEIGHTS, " and left.grad_fn is not None", "", GRAPH),
     Mutant(
         "PMSN: stale weights in a stream",
         WEIGHTS,

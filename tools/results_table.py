@@ -12,38 +12,68 @@ import provenance
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "quickstart.json"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md"]
 BEGIN, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
+WHAT = {
+    "MNIST-1D": "MNIST-1D: 40 numbers, one a step, the same three-layer net",
+    "Digits": "Digits: an image in 4 steps, SEW-ResNet-18 swapped in one line",
+}
+
+
+def rows_of(report: dict) -> dict[tuple[str, str], list[dict]]:
+    """The runs of each task and neuron, one per seed and instruction set."""
+    rows: dict[tuple[str, str], list[dict]] = {}
+    for run in report["runs"]:
+        rows.setdefault((run["task"], run["neuron"]), []).append(run)
+    return rows
+
+
+def accuracy(runs: list[dict]) -> str:
+    """Mean and range of the accuracies after the last epoch, %."""
+    last = [run["curve"][-1] for run in runs]
+    spread = f" ({min(last):.1f} to {max(last):.1f})" if len(runs) > 1 else ""
+    return f"{mean(last):.1f}{spread}"
+
+
+def what(report: dict) -> str:
+    """What the numbers are means of."""
+    seeds = len({run["seed"] for run in report["runs"]})
+    sets = len({run.get("instructions") for run in report["runs"]})
+    said = f"Mean and range of {seeds} seeds" if seeds > 1 else "One seed"
+    return said + (f" with each of {sets} instruction sets" if sets > 1 else "")
+
+
+def short(report: dict) -> str:
+    """A row a task, a column a neuron: what the swap is for."""
+    rows = rows_of(report)
+    lines = ["| test accuracy, % | LIF or IF | MSF | PMSN |", "| --- | ---: | ---: | ---: |"]
+    for task, text in WHAT.items():
+        cells = [accuracy(rows[key]) for key in rows if key[0] == task and key[1] != "SlidingPSN"]
+        lines.append(f"| {' | '.join((text, *cells))} |")
+    return "\n".join([*lines, "", f"{what(report)}, by `make results`; [all numbers](docs/results.md)."])
 
 
 def table(report: dict) -> str:
     """The Markdown table of a report that quickstart.py wrote with --json."""
-    rows: dict[tuple[str, str], list[dict]] = {}
-    for run in report["runs"]:
-        rows.setdefault((run["task"], run["neuron"]), []).append(run)
     lines = [
         "| task | neuron | parameters | spikes per neuron and step | train seconds | test accuracy, % |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for (task, neuron), runs in rows.items():
-        last = [run["curve"][-1] for run in runs]
-        spread = f" ({min(last):.1f} to {max(last):.1f})" if len(runs) > 1 else ""
+    for (task, neuron), runs in rows_of(report).items():
         spikes, seconds = mean(run["spikes"] for run in runs), mean(run["seconds"] for run in runs)
-        cells = f"{runs[0]['parameters']:,}", f"{spikes:.3f}", f"{seconds:.0f}", f"{mean(last):.1f}{spread}"
+        cells = f"{runs[0]['parameters']:,}", f"{spikes:.3f}", f"{seconds:.0f}", accuracy(runs)
         lines.append(f"| {' | '.join((task, neuron, *cells))} |")
-    seeds = len({run["seed"] for run in report["runs"]})
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    sets = len({run.get("instructions") for run in report["runs"]})
-    what = f"Mean and range of {seeds} seeds" if seeds > 1 else "One seed"
-    what += f" with each of {sets} instruction sets" if sets > 1 else ""
     measured = f"CPU, {report['threads']} threads; {provenance.line(report)}"
-    return "\n".join([*lines, "", f"{what}; {versions}; {measured}."])
+    return "\n".join([*lines, "", f"{what(report)}; {versions}; {measured}."])
 
 
-def with_table(page: str, report: dict) -> str:
-    """``page`` with the table between its two markers."""
+PAGES = {ROOT / "README.md": short, ROOT / "docs" / "results.md": table}
+
+
+def written(page: str, text: str) -> str:
+    """``page`` with ``text`` between its two markers."""
     pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    new, count = re.subn(pattern, lambda _: f"{BEGIN}\n\n{table(report)}\n\n{END}", page, flags=re.DOTALL)
+    new, count = re.subn(pattern, lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page, flags=re.DOTALL)
     if count != 1:
         raise SystemExit(f"expected one pair of markers, found {count}")
     return new
@@ -51,6 +81,6 @@ def with_table(page: str, report: dict) -> str:
 
 if __name__ == "__main__":
     report = json.loads(REPORT.read_text())
-    for path in PAGES:
-        path.write_text(with_table(path.read_text(), report))
+    for path, form in PAGES.items():
+        path.write_text(written(path.read_text(), form(report)))
         print(f"wrote the table into {path.relative_to(ROOT)}")

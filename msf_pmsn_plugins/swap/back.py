@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..hosts import HOSTS, load
+from ..hosts import host_of_node, load
 from .edits import make, replacing
 from .running import arguments, rest, seeds_kept, undisturbed
 from .sites import is_ours
 from .spec import SwapError
 
-__all__ = ["host_of", "lif", "nodes"]
+__all__ = ["lif", "nodes"]
 
 
 def nodes(model: nn.Module) -> dict[str, nn.Module]:
@@ -21,14 +21,8 @@ def nodes(model: nn.Module) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in model.named_modules(remove_duplicate=False)
-        if is_ours(module) and host_of(module) is not None
+        if is_ours(module) and host_of_node(module) is not None
     }
-
-
-def host_of(node: nn.Module) -> str | None:
-    """The framework whose node ``node`` is."""
-    homes = {tuple(cls.__module__.split(".")[:2]) for cls in type(node).__mro__}
-    return next((name for name in HOSTS if ("msf_pmsn_plugins", name) in homes), None)
 
 
 def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> nn.Module:
@@ -52,7 +46,7 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
     stock: dict[nn.Module, nn.Module] = {}
     losses = []
     for path, node in found.items():
-        name = host_of(node)
+        name = host_of_node(node)
         assert name is not None
         if node not in stock:
             try:
@@ -87,6 +81,6 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
 
 def _forget(model: nn.Module, found: dict[str, nn.Module]) -> None:
     """Before modules change: what hosts know about the modules of ``model``."""
-    for host in {host_of(node) for node in found.values()}:
+    for host in {host_of_node(node) for node in found.values()}:
         assert host is not None
         load(host).after_swap(model)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..hosts import host_of_node, load
 from ..neurons.nodes import takes_sequences
-from .back import host_of
 from .plans import Plan
 from .running import rest, undisturbed
 from .site import SWAPPED
-from .sites import load
 
 __all__ = ["Check", "Runner"]
 
@@ -294,7 +293,7 @@ def _moved(run: Runner, before: list[Tensor], after: list[Tensor]) -> tuple[floa
 def reset_twice(run: Runner) -> Check:
     """Two runs with the host's own reset before each are equal."""
     name = "reset"
-    hosts = {host for node in run.found.values() if (host := host_of(node)) is not None}
+    hosts = {host for node in run.found.values() if (host := host_of_node(node)) is not None}
     with torch.no_grad(), undisturbed(run.model):
         run.settle(run.inputs)
         results = []

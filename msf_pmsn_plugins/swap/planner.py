@@ -337,10 +337,7 @@ def _warnings(plan: Plan, seen: Probe, time_dim: int | str) -> list[str]:
             f"the new neurons bring {plan.new_parameters} parameters, which are in no optimizer made before: make the "
             "optimizer after the swap"
         )
-    if any(s.host is not None and "snntorch" in s.host.__name__ for s in swapped):
-        found.append(
-            "snntorch.utils.reset does not reach the new neurons: use msf_pmsn_plugins.snntorch.reset(net)"
-        )
+    found += sorted({s.host.ADVICE for s in swapped if s.host is not None} - {""})
     once = [s for s in swapped if s.verdict == "single-step" and s.calls == 1 and s.role != "activation"]
     if once:
         found.append(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..hosts import HOSTS, load
+from ..hosts import HOSTS, load, name_of
 from ..surrogate import Surrogate
 from .layout import Layout
 from .site import SWAPPED, Site, words
@@ -125,7 +125,7 @@ def site_to_dict(site: Site) -> dict[str, Any]:
     return {
         **{name: plain(getattr(site, name)) for name in SHOWN},
         "target": _target_to_dict(site.target, module),
-        "host": next((name for name in HOSTS if site.host is not None and name in site.host.__name__), None),
+        "host": name_of(site.host),
         "role": site.role,
         **{name: _encoded(getattr(site, name), module) for name in ENCODED},
         "reset": site.rule.reset,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..hosts import HOSTS, load
+from ..hosts import host_of_neuron, load
 from ..neurons.nodes import held_by
 from .spec import Activation, Read, Reading
 
@@ -19,15 +19,8 @@ __all__ = [
     "find",
     "is_ours",
     "like_neurons",
-    "load",
     "steps_of",
 ]
-
-# Classes of copies that live elsewhere than in the framework, by the names along their bases.
-VENDORED = {
-    "spikingjelly": r"(MultiStep)?\w*(IF|LIF|LIAF|Izhikevich|General)Node|(Masked|Sliding)?PSN",
-    "snntorch": r"SpikingNeuron",
-}
 
 
 @dataclass(frozen=True)
@@ -69,19 +62,12 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def _framework(module: nn.Module) -> str | None:
-    """The framework whose neuron ``module`` is: one of its classes or of their copies is among the bases."""
-    bases = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
-    for name in HOSTS:
-        for cls in bases:
-            home = cls.__module__.split(".")
-            if home[0] == name and {"neuron", "_neurons"} & set(home):
-                return name
-    for name, pattern in VENDORED.items():
-        if any(re.fullmatch(pattern, cls.__name__) for cls in bases):
-            return name
-    if hasattr(module, "v_threshold") and any(cls.__name__ == "BaseNode" for cls in bases):
-        return "spikingjelly"
-    return None
+    """The framework whose neuron ``module`` is, or is written after: a base class of one's own may be a copy alone."""
+    name = host_of_neuron(module)
+    if name is None and hasattr(module, "v_threshold"):
+        copied = any(cls.__name__ == "BaseNode" for cls in type(module).__mro__)
+        return "spikingjelly" if copied else None
+    return name
 
 
 # Names that neurons have; of a module with children, no name that parts of spiking networks have.

@@ -20,13 +20,13 @@ from torch import nn
 
 from helpers import GOLDEN
 from msf_pmsn_plugins import adapters, swap
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins.spikingjelly import MSFNode
 from msf_pmsn_plugins.surrogate import Surrogate
 from recipe_models import MODELS, build, legacy_sew
 from tolerances import assert_same
 
-NEW = face.FUNCTIONAL
+NEW = framework.FUNCTIONAL
 TABLE = GOLDEN / "recipe_sites.txt"
 
 

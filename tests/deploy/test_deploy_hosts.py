@@ -73,15 +73,15 @@ def test_spikingjelly_sew_resnet(form):
 def test_snntorch_loop(form, hidden):
     import snntorch as snn
 
-    from msf_pmsn_plugins import snntorch as face
+    from msf_pmsn_plugins import snntorch as framework
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc1, self.lif1 = nn.Linear(5, 12), face.MSF.published(D=3, init_hidden=hidden)
+            self.fc1, self.lif1 = nn.Linear(5, 12), framework.MSF.published(D=3, init_hidden=hidden)
             self.fc2, self.lif2 = (
                 nn.Linear(12, 7),
-                face.MSF.published(D=4, reset_mechanism="subtract", init_hidden=hidden),
+                framework.MSF.published(D=4, reset_mechanism="subtract", init_hidden=hidden),
             )
             self.fc3, self.lif3 = nn.Linear(7, 3), snn.Leaky(beta=0.5, init_hidden=hidden)
             self.fc4 = nn.Linear(3, 2)
@@ -106,7 +106,7 @@ def test_snntorch_loop(form, hidden):
     seen = {}
     watched(out, seen)
     for batch in (x, torch.randn(4, 3, 5) * 3):
-        face.reset(net), face.reset(out)
+        framework.reset(net), framework.reset(out)
         with torch.no_grad():
             assert torch.equal(net(batch), out(batch))
     assert set(seen) == {"fc2", "fc3", "fc4"}

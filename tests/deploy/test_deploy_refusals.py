@@ -196,10 +196,12 @@ class Whole(Looped):
 
 
 def test_graded_spikes_are_refused():
-    from msf_pmsn_plugins import snntorch as face
+    from msf_pmsn_plugins import snntorch as framework
 
     net = nn.Sequential(
-        nn.Linear(3, 4), face.MSF.published(D=2, init_hidden=True, graded_spikes_factor=0.5), nn.Linear(4, 2)
+        nn.Linear(3, 4),
+        framework.MSF.published(D=2, init_hidden=True, graded_spikes_factor=0.5),
+        nn.Linear(4, 2),
     )
     assert "multiplies its spikes by graded_spikes_factor" in refusal(net, torch.randn(2, 3))
 
@@ -231,19 +233,19 @@ def test_weights_computed_at_each_call_are_refused(x):
 
 
 def test_a_reset_inside_forward_is_found_by_comparison():
-    from msf_pmsn_plugins import snntorch as face
+    from msf_pmsn_plugins import snntorch as framework
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.fc, self.lif, self.last = (
                 nn.Linear(3, 8),
-                face.MSF.published(D=2, beta=0.9, init_hidden=True),
+                framework.MSF.published(D=2, beta=0.9, init_hidden=True),
                 nn.Linear(8, 2),
             )
 
         def forward(self, x):
-            face.reset(self)
+            framework.reset(self)
             return self.last(self.lif(self.fc(x)))
 
     assert "the second call in a row gives other results" in refusal(randomise(Net()), torch.randn(4, 3) * 8)

@@ -322,7 +322,7 @@ def test_compiled_nets_are_counted_too(backend):
 def test_nets_of_snntorch_by_hand():
     """A loop over steps with their neurons, a recurrent one included, and with ours."""
     snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
-    from msf_pmsn_plugins import snntorch as skin
+    from msf_pmsn_plugins import snntorch as host
 
     class Loop(nn.Module):
         def __init__(self, neuron):
@@ -341,7 +341,7 @@ def test_nets_of_snntorch_by_hand():
         recurrent.recurrent.bias.zero_()
     for neuron, spikes in (
         (snn.Leaky(beta=0.5, reset_mechanism="none", init_hidden=True), 3 + 3),  # 1.25, 2.5, 6.25
-        (skin.MSF.published(beta=0.5, D=4, init_hidden=True), (1 + 3 + 4) + (0 + 1 + 2)),
+        (host.MSF.published(beta=0.5, D=4, init_hidden=True), (1 + 3 + 4) + (0 + 1 + 2)),
     ):
         counts = counted(Loop(neuron), x_seq)
         rows = {row.layer: row for row in counts.synapses}

@@ -27,8 +27,8 @@ def fixed_pmsn(channels=6, **kwargs):
 X_SEQ = 2 * randn(40, 3, 6)
 
 
-def skins():
-    """Every neuron in the faces that are installed: name -> (face, bare twin)."""
+def nodes():
+    """Every neuron in the frameworks that are installed: name -> (framework, bare twin)."""
     pairs = {"bare-msf": (MSF(), MSF()), "bare-pmsn": (fixed_pmsn(), fixed_pmsn())}
     try:
         from msf_pmsn_plugins import spikingjelly as sj
@@ -49,10 +49,10 @@ def skins():
     return pairs
 
 
-SKINS = skins()
+FRAMEWORKS = nodes()
 
 
-every_skin = pytest.mark.parametrize("name", SKINS)
+every_framework = pytest.mark.parametrize("name", FRAMEWORKS)
 
 
 def rendered(figure):

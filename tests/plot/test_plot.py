@@ -13,9 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from plot_checks import (  # noqa: E402
-    SKINS,
+    FRAMEWORKS,
     X_SEQ,
-    every_skin,
+    every_framework,
     fixed_pmsn,
     legible,
     randn,
@@ -36,11 +36,11 @@ def shows(ax, color):
     return (np.abs(rendered(ax.figure) - wanted).max(-1) < 3).any()
 
 
-@every_skin
+@every_framework
 def test_traces_are_the_oracle(name):
-    face, twin = SKINS[name]
+    neuron, twin = FRAMEWORKS[name]
     s_seq, _, m_seq = loop(twin, X_SEQ)
-    above, below = plot.traces(face, X_SEQ, lanes=[0, 7])
+    above, below = plot.traces(neuron, X_SEQ, lanes=[0, 7])
     for i, lane in enumerate((0, 7)):
         drawn = torch.as_tensor(above.lines[i].get_ydata())
         torch.testing.assert_close(drawn, m_seq.reshape(40, -1)[:, lane].double(), rtol=1e-4, atol=1e-4)
@@ -70,31 +70,31 @@ def test_traces_of_tensors():
     assert plot.traces(m_seq, s_seq=s_seq, axes=axes) == list(axes)
 
 
-@every_skin
+@every_framework
 def test_a_picture_leaves_the_neuron_as_it_was(name):
-    face, _ = SKINS[name]
-    node = hasattr(face, "carried")
-    if node:
-        states.write(face, {})
+    neuron, _ = FRAMEWORKS[name]
+    is_node = hasattr(neuron, "carried")
+    if is_node:
+        states.write(neuron, {})
         with torch.no_grad():
-            face(X_SEQ[0]) if getattr(face, "step_mode", "s") == "s" else face(X_SEQ)
-        before = states.read(face)[""]
+            neuron(X_SEQ[0]) if getattr(neuron, "step_mode", "s") == "s" else neuron(X_SEQ)
+        before = states.read(neuron)[""]
         words = {
-            n: getattr(face, n)
+            n: getattr(neuron, n)
             for n in ("step_mode", "store_v_seq", "sequence", "init_hidden")
-            if hasattr(face, n)
+            if hasattr(neuron, n)
         }
-    plot.traces(face, X_SEQ)
-    plot.raster(face, X_SEQ[:, :1])
-    plot.histogram(face, X_SEQ)
-    plot.gradient_by_lag(face, X_SEQ)
-    plot.frequency_response(face, amplitude=1.0, steps=16)
-    assert not any(p.grad is not None for p in face.parameters())
-    if node:
-        for part, old in zip(states.read(face)[""], before, strict=True):
+    plot.traces(neuron, X_SEQ)
+    plot.raster(neuron, X_SEQ[:, :1])
+    plot.histogram(neuron, X_SEQ)
+    plot.gradient_by_lag(neuron, X_SEQ)
+    plot.frequency_response(neuron, amplitude=1.0, steps=16)
+    assert not any(p.grad is not None for p in neuron.parameters())
+    if is_node:
+        for part, old in zip(states.read(neuron)[""], before, strict=True):
             assert_same(part, old)
-        assert words == {n: getattr(face, n) for n in words}
-        states.write(face, {})
+        assert words == {n: getattr(neuron, n) for n in words}
+        states.write(neuron, {})
 
 
 @pytest.mark.parametrize("mechanism", ["zero", "subtract", "none"])
@@ -149,11 +149,11 @@ def test_rasters_of_binary_silent_and_fractional_spikes():
             plot.raster(torch.tensor([[bad]]))
 
 
-@every_skin
+@every_framework
 def test_a_raster_of_a_neuron_is_its_output(name):
-    face, twin = SKINS[name]
+    neuron, twin = FRAMEWORKS[name]
     s_seq = loop(twin, X_SEQ[:, :1])[0].reshape(40, -1)
-    offsets = plot.raster(face, X_SEQ[:, :1]).collections[0].get_offsets()
+    offsets = plot.raster(neuron, X_SEQ[:, :1]).collections[0].get_offsets()
     assert {tuple(map(int, o)) for o in offsets} == {tuple(i.tolist()) for i in s_seq.nonzero()}
     assert len(offsets)
 

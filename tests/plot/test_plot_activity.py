@@ -75,13 +75,13 @@ def test_activity_over_several_batches_and_other_shares():
 
 
 @pytest.mark.parametrize("mode", ["s", "m"])
-@pytest.mark.parametrize("face", ["spikingjelly", "snntorch"])
-def test_activity_counts_single_steps_and_sequences_alike(face, mode):
-    skin = pytest.importorskip(f"msf_pmsn_plugins.{face}")
-    if face == "spikingjelly":
-        node = skin.MSFNode.published(tau=1.0, step_mode=mode)
+@pytest.mark.parametrize("framework", ["spikingjelly", "snntorch"])
+def test_activity_counts_single_steps_and_sequences_alike(framework, mode):
+    host = pytest.importorskip(f"msf_pmsn_plugins.{framework}")
+    if framework == "spikingjelly":
+        node = host.MSFNode.published(tau=1.0, step_mode=mode)
     else:
-        node = skin.MSF.published(beta=0.0, init_hidden=mode == "s", sequence=mode == "m")
+        node = host.MSF.published(beta=0.0, init_hidden=mode == "s", sequence=mode == "m")
     net = Quantiser(node)
     with plot.activity(net) as report:
         for x in [by_hand()] if mode == "m" else by_hand():

@@ -9,7 +9,7 @@ from torch import nn
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 import numpy as np  # noqa: E402
-from plot_checks import SKINS, X_SEQ, every_skin, fixed_pmsn, legible, lines  # noqa: E402
+from plot_checks import FRAMEWORKS, X_SEQ, every_framework, fixed_pmsn, legible, lines  # noqa: E402
 
 from helpers import loop  # noqa: E402
 from msf_pmsn_plugins import plot  # noqa: E402
@@ -167,13 +167,13 @@ def test_frequency_response_refuses():
         plot.frequency_response(MSN(3))
 
 
-@every_skin
+@every_framework
 def test_gradients_by_lag_are_autograd_of_the_oracle(name):
-    face, twin = SKINS[name]
+    framework, twin = FRAMEWORKS[name]
     x = X_SEQ.clone().requires_grad_()
     (g,) = torch.autograd.grad(loop(twin, x)[0][-1].sum(), x)
     size = g.flip(0).flatten(1).double().square().mean(1).sqrt()
-    ax = plot.gradient_by_lag(face, X_SEQ, label="n")
+    ax = plot.gradient_by_lag(framework, X_SEQ, label="n")
     lag, drawn = lines(ax)["n"]
     assert_same(lag, size.nonzero().squeeze(1))
     torch.testing.assert_close(drawn, size[lag], rtol=1e-3, atol=1e-7)

@@ -32,9 +32,9 @@ if not dist.is_available() or not dist.is_gloo_available():
 WORLD = 2
 STEPS, BATCH, CHANNELS = 12, 4, 5  # five channels on two processes: shards of unequal size
 DECAY = torch.full((6,), 0.5)  # one a channel: fully_shard refuses scalar parameters
-SKINS = ("spikingjelly", "snntorch")  # their imports take most of the time
+FRAMEWORKS = ("spikingjelly", "snntorch")  # their imports take most of the time
 every_face = pytest.mark.parametrize(
-    "face", ["bare", *(pytest.param(face, marks=pytest.mark.slow) for face in SKINS)]
+    "framework", ["bare", *(pytest.param(framework, marks=pytest.mark.slow) for framework in FRAMEWORKS)]
 )
 
 
@@ -48,13 +48,13 @@ class Bare(nn.Module):
         return self.pmsn(self.second(self.msf(self.first(x_seq))[0]))[0]
 
 
-def network(face, seed=0):
-    """Linear, MSF with a learned decay, Linear, PMSN; the same numbers in every face, in float64."""
+def network(framework, seed=0):
+    """Linear, MSF with a learned decay, Linear, PMSN; the same numbers in every framework, in float64."""
     torch.manual_seed(seed)
-    if face == "bare":
+    if framework == "bare":
         return Bare().double()
     first, second = nn.Linear(3, 6), nn.Linear(6, CHANNELS)
-    if face == "spikingjelly":
+    if framework == "spikingjelly":
         from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
         nodes = (
@@ -115,15 +115,15 @@ def report(net, spikes):
     }
 
 
-def data_parallel(face, rank):
-    net = network(face, seed=rank)  # the first process hands its numbers to the others
+def data_parallel(framework, rank):
+    net = network(framework, seed=rank)  # the first process hands its numbers to the others
     return report(net, train(DistributedDataParallel(net), net, slice(rank, None, WORLD)))
 
 
-def sharded(face, rank):
-    net = network(face)
+def sharded(framework, rank):
+    net = network(framework)
     mesh = init_device_mesh("cpu", (WORLD,))
-    for module in (net.msf, net.pmsn) if face == "bare" else (net[1], net[3]):
+    for module in (net.msf, net.pmsn) if framework == "bare" else (net[1], net[3]):
         fully_shard(module, mesh=mesh)
     fully_shard(net, mesh=mesh)
     local = tuple(neuron_of(net).A_imag.to_local().shape)
@@ -148,9 +148,9 @@ def report_of_full(parameters, net):
     return {**net.state_dict(), **parameters}
 
 
-def sharded_inside(face, rank):
+def sharded_inside(framework, rank):
     """What happens if a neuron is sharded that is not called itself: nobody gathers its parameters."""
-    net = network(face)
+    net = network(framework)
     neuron = neuron_of(net)
     fully_shard(neuron, mesh=init_device_mesh("cpu", (WORLD,)))
     try:
@@ -160,14 +160,14 @@ def sharded_inside(face, rank):
     return ""
 
 
-def work(rank, port, folder, faces):
+def work(rank, port, folder, frameworks):
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, WORLD, is_master=rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     try:
         results = {
-            (job.__name__, face): job(face, rank)
-            for face in faces
+            (job.__name__, framework): job(framework, rank)
+            for framework in frameworks
             for job in (data_parallel, sharded, sharded_inside)
         }
     except Exception:
@@ -179,30 +179,30 @@ def work(rank, port, folder, faces):
 
 
 @functools.cache
-def run_pair(faces):
-    """Everything that the tests below look at, from one pair of processes: results[rank][job, face]."""
+def run_pair(frameworks):
+    """Everything that the tests below look at, from one pair of processes: results[rank][job, framework]."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         # torch and this file are imported once, by the server that forks them
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-        mp.start_processes(work, (port, folder, faces), nprocs=WORLD, start_method="forkserver")
+        mp.start_processes(work, (port, folder, frameworks), nprocs=WORLD, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
 
 
-def results_of(job, face):
+def results_of(job, framework):
     """What each process returned."""
-    if face != "bare":
-        pytest.importorskip(f"msf_pmsn_plugins.{face}")
-    faces = ("bare",) if face == "bare" else tuple(skin for skin in SKINS if importlib.util.find_spec(skin))
-    return [results[job, face] for results in run_pair(faces)]
+    if framework != "bare":
+        pytest.importorskip(f"msf_pmsn_plugins.{framework}")
+    frameworks = ("bare",) if framework == "bare" else tuple(filter(importlib.util.find_spec, FRAMEWORKS))
+    return [results[job, framework] for results in run_pair(frameworks)]
 
 
 @functools.cache
-def alone(face):
+def alone(framework):
     """The same training in one process: the mean over two processes is half the sum over the batch."""
-    net = network(face)
+    net = network(framework)
     return report(net, train(net, net, share=1 / WORLD))
 
 
@@ -214,8 +214,8 @@ def together(parts):
     return out
 
 
-def check(job, face):
-    ranks, expected = results_of(job, face), alone(face)
+def check(job, framework):
+    ranks, expected = results_of(job, framework), alone(framework)
     for t, spikes in enumerate(expected["spikes"]):
         assert_same(together([rank["spikes"][t] for rank in ranks]), spikes)
     assert any(spikes.any() for spikes in expected["spikes"])
@@ -229,28 +229,28 @@ def check(job, face):
 
 
 @every_face
-def test_two_processes_train_like_one(face):
-    check("data_parallel", face)
+def test_two_processes_train_like_one(framework):
+    check("data_parallel", framework)
 
 
 @every_face
-def test_sharded_parameters_train_like_whole_ones(face):
-    ranks = check("sharded", face)
+def test_sharded_parameters_train_like_whole_ones(framework):
+    ranks = check("sharded", framework)
     assert [rank["local"] for rank in ranks] == [(3, 4), (2, 4)]  # five channels
-    net = network(face, seed=9)
+    net = network(framework, seed=9)
     net.load_state_dict(ranks[0]["state_dict"])
     for rank in ranks:
         for name, value in rank["parameters"].items():
             assert_same(rank["loaded"][name], value)
         assert_same(rank["again"], rank["spikes"][-1])
     with torch.no_grad():
-        assert_same(net(data()[0]), alone(face)["spikes"][-1])
+        assert_same(net(data()[0]), alone(framework)["spikes"][-1])
 
 
 @every_face
-def test_sharding_a_neuron_that_is_not_called_itself_raises(face):
+def test_sharding_a_neuron_that_is_not_called_itself_raises(framework):
     """So nodes are sharded, not the neurons that they hold."""
-    for message in results_of("sharded_inside", face):
+    for message in results_of("sharded_inside", framework):
         assert "DTensor" in message
 
 

@@ -2,17 +2,21 @@
 
 import sys
 import types
+from typing import ClassVar
 
 import pytest
 import torch
+from msf_pmsn_plugins.adapters import Recipe
+from torch import nn
 
-from msf_pmsn_plugins import backends, neurons, swap
+from msf_pmsn_plugins import adapters, backends, neurons, swap
 from msf_pmsn_plugins.backends.torch import msf as torch_msf
 from msf_pmsn_plugins.backends.torch import pmsn as torch_pmsn
 from msf_pmsn_plugins.charges import CHARGES, Charge
+from msf_pmsn_plugins.hosts import HOSTS, Host
 from msf_pmsn_plugins.neurons import MSF, PMSN, Neuron
 from msf_pmsn_plugins.resets import RESETS, Reset
-from msf_pmsn_plugins.surrogate import SURROGATES, Kind
+from msf_pmsn_plugins.surrogate import SURROGATES, Custom, Kind
 
 
 def run(neuron, x_seq):
@@ -59,6 +63,8 @@ def test_a_reset_is_one_entry(monkeypatch):
     assert_paths_agree(MSF(reset_mode="halved"))
     assert_paths_agree(MSF(reset_mode="halved", detach_reset=False, surrogate="atan"))
     assert_paths_agree(MSF(reset_mode="halved", reset_delay=True))
+    bell = Custom(lambda u: torch.exp(-2 * u.abs()))  # kernels are given its slopes
+    assert_paths_agree(MSF(reset_mode="halved", detach_reset=False, surrogate=bell))
 
 
 class Ramp(Neuron):
@@ -119,6 +125,125 @@ def test_a_backend_is_a_package_and_one_line(monkeypatch, make):
         for name in ("msf", "pmsn"):
             backends._loaded.pop(("third", name), None)
         backends.unusable.cache_clear()
+
+
+# A framework of one neuron that takes steps, and our host for it.
+
+
+class Leak(nn.Module):
+    """Decays by a quarter, adds, fires at 1 and starts anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.v = None
+
+    def forward(self, x):
+        v = x if self.v is None else self.v * 0.25 + x
+        spikes = (v >= 1).to(v)
+        self.v = v * (1 - spikes)
+        return spikes
+
+
+class LeakMSF(nn.Module):
+    """MSF in the words of that framework."""
+
+    PUBLISHED: ClassVar[dict] = {}
+
+    def __init__(self, D=4, threshold_step=1.0, v_threshold=1.0, backend="auto"):
+        super().__init__()
+        self.neuron = MSF(
+            D=D, decay=0.25, v_threshold=v_threshold, threshold_step=threshold_step, backend=backend
+        )
+        self.state = None
+
+    def forward(self, x):
+        spikes, self.state, _ = self.neuron.single(x, self.state or self.neuron.initial_state(x))
+        return spikes
+
+    def reset(self):
+        self.state = None
+
+
+def rest(model):
+    for module in model.modules():
+        if isinstance(module, Leak):
+            module.v = None
+        elif isinstance(module, LeakMSF):
+            module.reset()
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The framework ``tiny`` with its host."""
+    host = types.ModuleType("tiny_host.host")
+    host.NODES = {"msf": LeakMSF}
+    host.WORDS = {}
+    host.ADVICE = "rest the net between samples"
+    host.is_stock = lambda module: type(module) is Leak
+    host.is_readout = lambda module: False
+    host.site_charges = lambda module: []
+    host.site_settings = lambda module, step_mode=None: {"v_threshold": 1.0}
+    host.site_dynamics = lambda module, step_mode=None, charge=None: {"v_threshold": 1.0}
+    host.as_stock = lambda node: (Leak(), [])
+    host.reset_net = rest
+    host.after_swap = lambda model: None
+    monkeypatch.setitem(sys.modules, "tiny_host.host", host)
+    monkeypatch.setattr(Leak, "__module__", "tiny.neurons")
+    monkeypatch.setattr(LeakMSF, "__module__", "tiny_host.nodes")
+    monkeypatch.setitem(HOSTS, "tiny", Host("tiny_host.host", r"tiny\.neurons"))
+
+
+class TinyNet(nn.Module):
+    """Three steps through two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5), Leak(), nn.Linear(5, 4), Leak())
+
+    def forward(self, x):
+        rest(self)
+        return sum(self.layers(x) for _ in range(3))
+
+
+def tiny_net():
+    torch.manual_seed(0)
+    net = TinyNet()
+    for layer in net.layers:
+        if isinstance(layer, nn.Linear):
+            layer.weight.data.mul_(4)
+    return net, torch.randn(2, 6)
+
+
+def test_a_host_is_a_module_and_one_line(tiny):
+    net, x = tiny_net()
+    expected = net(x)
+    assert expected.any()
+    plan = swap.plan(net, x, swap.MSF(D=1))
+    assert [site.verdict for site in plan.sites] == ["single-step"] * 2
+    assert "rest the net between samples" in plan.warnings
+    plan.apply()
+    assert isinstance(net.layers[1], LeakMSF)
+    assert torch.equal(net(x), expected)
+
+    rebuilt = swap.Plan.from_dict(tiny_net()[0], plan.to_dict()).apply()
+    assert torch.equal(rebuilt(x), expected)
+    assert isinstance(swap.lif(net).layers[3], Leak)
+    assert torch.equal(net(x), expected)
+
+
+def test_a_recipe_is_a_module_and_one_line(tiny, monkeypatch):
+    net, x = tiny_net()
+    module = types.ModuleType("tiny_recipe")
+    module.RECIPE = Recipe(
+        name="tiny_net", source="this file", classes=("TinyNet",), rules={"layers.3": swap.Keep()}
+    )
+    monkeypatch.setitem(sys.modules, "tiny_recipe", module)
+    monkeypatch.setitem(adapters.RECIPES, "tiny_net", "tiny_recipe")
+    recipe = adapters.recognise(net)
+    assert recipe is module.RECIPE
+    recipe.plan(net, x, swap.MSF(D=1)).apply()
+    assert isinstance(net.layers[1], LeakMSF)
+    assert isinstance(net.layers[3], Leak)
 
 
 def test_the_swap_knows_every_neuron():

@@ -159,7 +159,7 @@ def part_exists(name: str) -> bool:
 @pytest.mark.parametrize(
     ("module", "path"), files(), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_imports_point_left_and_only_a_skin_knows_its_framework(module: str, path: Path) -> None:
+def test_imports_point_left_and_only_a_host_knows_its_framework(module: str, path: Path) -> None:
     assert module.split(".")[0] in INTERNAL, f"{path.name}: give the new part a place in INTERNAL"
     assert violations(module, path) == []
 

@@ -41,9 +41,9 @@ def rest(net):
     states.write(net, {})
 
 
-@pytest.mark.parametrize("face", [0, 1], ids=["spikingjelly", "snntorch"])
-def test_a_network_goes_on_from_its_states(face):
-    net = list(networks())[face]
+@pytest.mark.parametrize("framework", [0, 1], ids=["spikingjelly", "snntorch"])
+def test_a_network_goes_on_from_its_states(framework):
+    net = list(networks())[framework]
     x = randn(12, 4, 3, dtype=F32) * 3
     assert states.read(net) == {}
     whole = net(x)
@@ -57,7 +57,7 @@ def test_a_network_goes_on_from_its_states(face):
     file = io.BytesIO()
     torch.save(kept, file)
     file.seek(0)
-    other = list(networks())[face]
+    other = list(networks())[framework]
     chosen = torch.tensor([2, 0])
     states.write(other, states.select(torch.load(file, weights_only=True), chosen))
     assert_same(other(x[5:, chosen]), whole[5:, chosen])
@@ -72,9 +72,9 @@ def test_states_of_another_network_are_refused():
         states.write(second, kept)
 
 
-@pytest.mark.parametrize("face", [0, 1], ids=["spikingjelly", "snntorch"])
-def test_padded_network_equals_separate_runs(face):
-    net = list(networks())[face]
+@pytest.mark.parametrize("framework", [0, 1], ids=["spikingjelly", "snntorch"])
+def test_padded_network_equals_separate_runs(framework):
+    net = list(networks())[framework]
     x, lengths = randn(12, 3, 3, dtype=F32) * 3, torch.tensor([12, 5, 0])
     with states.padded(net, lengths):
         padded = net(x)
@@ -135,7 +135,7 @@ def test_lengths_belong_to_sequences():
         snntorch.MSF.published()(torch.zeros(2, 3), lengths=[1, 1])
 
 
-# ---------------------------------------------------------------- variants through the faces
+# ---------------------------------------------------------------- variants through the frameworks
 
 
 def test_variants_reach_the_held_neuron():
@@ -147,12 +147,12 @@ def test_variants_reach_the_held_neuron():
         return PMSN(3, **options)
 
     node = spikingjelly.PMSNNode.from_neuron(held(), step_mode="m")
-    skin = snntorch.PMSN.from_neuron(held(), sequence=True)
-    assert skin.reset_mechanism == "subtract"
+    neuron = snntorch.PMSN.from_neuron(held(), sequence=True)
+    assert neuron.reset_mechanism == "subtract"
     expected = held()(x)[0]
     assert expected.max() > 1
     assert_same(node(x), expected)
-    assert_same(skin(x)[0], expected)
+    assert_same(neuron(x)[0], expected)
 
 
 def test_explicit_thresholds_in_both_faces():
@@ -175,11 +175,11 @@ def test_learned_decay_in_both_faces():
     node = spikingjelly.MSFNode.from_neuron(
         MSF(decay=beta, learn_decay=True, channel_dim=-1, surrogate="atan"), step_mode="m"
     )
-    skin = snntorch.MSF.published(beta=beta, learn_beta=True, spike_grad="atan", sequence=True)
-    assert_close(skin.beta, beta, "slope")
+    neuron = snntorch.MSF.published(beta=beta, learn_beta=True, spike_grad="atan", sequence=True)
+    assert_close(neuron.beta, beta, "slope")
     assert_close(node.tau.detach(), 1 / (1 - beta), "host")
-    skin.load_state_dict(node.neuron.state_dict())
-    assert_same(node(x), skin(x)[0])
+    neuron.load_state_dict(node.neuron.state_dict())
+    assert_same(node(x), neuron(x)[0])
     node(x).sum().backward()
     assert node.neuron.decay_logit.grad.shape == (3,)
     node.tau = 2.0
@@ -212,6 +212,6 @@ def test_parallel_if_node(step_mode):
     assert_close(node.v, node.carried[0] * 0.5, "host")
     with pytest.raises(ValueError, match="ParallelIFNode always resets by whole thresholds"):
         node.v_reset = 0.0
-    skin = snntorch.ParallelIF(0.5, sequence=step_mode == "m")
-    out = skin(x)[0] if step_mode == "m" else torch.stack([skin(step)[0] for step in x])
+    neuron = snntorch.ParallelIF(0.5, sequence=step_mode == "m")
+    out = neuron(x)[0] if step_mode == "m" else torch.stack([neuron(step)[0] for step in x])
     assert_same(out, expected)

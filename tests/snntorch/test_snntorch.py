@@ -1,4 +1,4 @@
-"""The snnTorch skin, on whichever version of snnTorch is installed (1.0.0 and 0.9.4 in CI)."""
+"""The snnTorch nodes, on whichever version of snnTorch is installed (1.0.0 and 0.9.4 in CI)."""
 
 import copy
 import importlib
@@ -683,7 +683,7 @@ def test_compile_has_no_graph_break(init_hidden, gradient):
         assert_same(out if init_hidden else out[0], expected if init_hidden else expected[0])
 
 
-def test_a_new_neuron_works_through_the_generic_skin():
+def test_a_new_neuron_works_through_the_base_class():
     class Counter(neurons.Neuron):
         def initial_state(self, x):
             return (torch.zeros_like(x),)

@@ -13,7 +13,7 @@ from spikingjelly.activation_based import base, functional, layer, monitor, neur
 from torch import nn
 
 from helpers import golden, tensor
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
@@ -31,7 +31,7 @@ NODES = {
     "pmsn_threshold": lambda **kw: PMSNNode(5, v_threshold=0.5, **kw),
 }
 functional_api = pytest.mark.skipif(
-    not face.FUNCTIONAL, reason="functional transitions came with SpikingJelly 2.0.0"
+    not framework.FUNCTIONAL, reason="functional transitions came with SpikingJelly 2.0.0"
 )
 
 
@@ -527,16 +527,16 @@ def test_hard_reset_with_counts_above_one():
 def test_register_builds_a_distributed_sew_resnet():
     from spikingjelly.activation_based.distributed.vision.config import NeuronConfig, _resolve_neuron_config
 
-    face.register()
-    face.register()  # twice is harmless
+    framework.register()
+    framework.register()  # twice is harmless
     config = NeuronConfig(class_path="msf_pmsn_plugins.spikingjelly.MSFNode", kwargs={"D": 2})
     assert _resolve_neuron_config(config) is not None
 
 
-@pytest.mark.skipif(face.FUNCTIONAL, reason="SpikingJelly 2.0.0 has a registry")
+@pytest.mark.skipif(framework.FUNCTIONAL, reason="SpikingJelly 2.0.0 has a registry")
 def test_register_without_a_registry_says_so():
     with pytest.raises(ImportError, match=r"2\.0\.0"):
-        face.register()
+        framework.register()
 
 
 def test_entry_points_name_the_nodes():
@@ -665,7 +665,7 @@ def test_any_neutral_neuron_becomes_a_node():
             total = state[0] + x
             return (total >= 1).to(x.dtype), (total,), total
 
-    node = face.SpikingJellyNode(Counter(), "m")
+    node = framework.SpikingJellyNode(Counter(), "m")
     x = torch.full((4, 2, 3), 0.5)
     assert_same(node(x).mean((1, 2)), torch.tensor([0.0, 1, 1, 1]))
     assert_same(node.total, torch.full((2, 3), 2.0))

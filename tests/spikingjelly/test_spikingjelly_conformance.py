@@ -15,13 +15,13 @@ from spikingjelly.activation_based import base, functional, layer, learning, mon
 from torch import nn
 
 from msf_pmsn_plugins import deploy
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode
 from msf_pmsn_plugins.surrogate import SURROGATES, Surrogate
 from tolerances import assert_close, assert_same
 
-new = pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
-old = pytest.mark.skipif(face.FUNCTIONAL, reason="gone from SpikingJelly 2.0.0")
+new = pytest.mark.skipif(not framework.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
+old = pytest.mark.skipif(framework.FUNCTIONAL, reason="gone from SpikingJelly 2.0.0")
 BOTH = {"msf": lambda **kw: MSFNode.published(D=4, **kw), "pmsn": lambda **kw: PMSNNode(**kw)}
 both = pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)
 
@@ -62,7 +62,7 @@ def test_memories_are_registered_by_name():
         assert isinstance(node, base.MemoryModule)
         with pytest.raises(AssertionError):
             node.register_memory(names[0], 0.0)
-        if face.FUNCTIONAL:
+        if framework.FUNCTIONAL:
             assert [name for name, _ in base.named_memories(node)] == names
             assert node.get_reset_value(names[0]) == 0.0
 
@@ -95,11 +95,11 @@ def test_set_step_mode_reaches_our_nodes_but_no_containers():
             return self.steps(self.block(x_seq))
 
     net = Net()
-    if not face.FUNCTIONAL:  # there it would reach into this container
+    if not framework.FUNCTIONAL:  # there it would reach into this container
         net.steps = nn.Identity()
     functional.set_step_mode(net, "m")
     assert [m.step_mode for m in net.block] == ["m"] * 3
-    if face.FUNCTIONAL:
+    if framework.FUNCTIONAL:
         assert net.steps[1].step_mode == "s"
     assert net(randn(3, 2, 4)).shape == (3, 2, 4)
     functional.set_step_mode(net, "s")
@@ -115,7 +115,7 @@ def test_reset_net_after_a_replacement_while_the_old_node_lives(make):
     net[1] = make(step_mode="m")
     net(randn(3, 2, 4))
     functional.reset_net(net)
-    if face.FUNCTIONAL:
+    if framework.FUNCTIONAL:
         assert isinstance(net[1].v, torch.Tensor), "the host finds the new node now: the advice may go"
         functional.invalidate_reset_cache(net)
         functional.reset_net(net)
@@ -201,7 +201,7 @@ def test_every_monitor_records(make):
     inputs = monitor.InputMonitor(net, kind)
     outputs = monitor.OutputMonitor(net, kind)
     # before the forward pass 0.0.0.0.14 cannot look, at its own nodes neither
-    before = monitor.AttributeMonitor("v", face.FUNCTIONAL, net, kind)
+    before = monitor.AttributeMonitor("v", framework.FUNCTIONAL, net, kind)
     v_seq = monitor.AttributeMonitor("v_seq", False, net, kind)
     grads = monitor.GradOutputMonitor(net, kind), monitor.GradInputMonitor(net, kind)
     x_seq = randn(4, 3, 4)
@@ -210,7 +210,7 @@ def test_every_monitor_records(make):
     assert inputs.monitored_layers == outputs.monitored_layers == ["1"]
     assert_same(inputs["1"][0], net[0](x_seq))
     assert_same(outputs["1"][0], y)
-    if face.FUNCTIONAL:
+    if framework.FUNCTIONAL:
         assert before.records == [0.0]
     else:
         assert_same(before["1"][0], node.v)
@@ -246,7 +246,7 @@ def test_monitors_see_the_hidden_compartments(mode):
     assert not node.z_seq.requires_grad
     functional.reset_net(node)
     assert node.z_seq is None
-    assert node.v_seq is None if face.FUNCTIONAL else not hasattr(node, "v_seq")
+    assert node.v_seq is None if framework.FUNCTIONAL else not hasattr(node, "v_seq")
 
 
 # set_threshold_margin ------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_step_mode_containers_run_single_steps(make):
     node.step_mode = "s"
     assert_same(layer.MultiStepContainer(node)(x_seq), expected)
     functional.reset_net(node)
-    container = layer.StepModeContainer(True, *(("m",) if face.FUNCTIONAL else ()), node)
+    container = layer.StepModeContainer(True, *(("m",) if framework.FUNCTIONAL else ()), node)
     container.step_mode = "m"
     node.step_mode = "s"  # 0.0.0.0.14 hands the mode of a container on
     assert_same(container(x_seq), expected)
@@ -415,7 +415,7 @@ HOST_SURROGATES = [
         "PiecewiseLeakyReLU", "SquarewaveFourierSeries", "S2NN", "QPseudoSpike", "LeakyKReLU", "FakeNumericalGradient",
         "LogTailedReLU", "Rect",
     )
-    if hasattr(surrogate, name) and (face.FUNCTIONAL or name != "NonzeroSignLogAbs")  # broken in 0.0.0.0.14
+    if hasattr(surrogate, name) and (framework.FUNCTIONAL or name != "NonzeroSignLogAbs")  # broken in 0.0.0.0.14
 ]  # fmt: skip
 
 
@@ -690,7 +690,7 @@ def test_the_distributed_sew_resnet_is_built_of_our_nodes(make, memopt_level):
     from spikingjelly.activation_based.distributed.vision import ModelConfig, NeuronConfig
     from spikingjelly.activation_based.model.sew_resnet import SEWResNet34Config
 
-    face.register()
+    framework.register()
     kind = type(make())
     kwargs = {"D": 3} if kind is MSFNode else {"compartments": 3}
     neuron_config = NeuronConfig(class_path=f"{kind.__module__}.{kind.__name__}", kwargs=kwargs)
@@ -713,7 +713,7 @@ def test_surrogates_of_a_configuration_reach_the_node():
     from spikingjelly.activation_based.distributed.vision import NeuronConfig
     from spikingjelly.activation_based.distributed.vision.config import _resolve_neuron_config
 
-    face.register()
+    framework.register()
     for kind in (MSFNode, PMSNNode, ParallelIFNode):
         path = f"{kind.__module__}.{kind.__name__}"
         config = NeuronConfig(path, surrogate="spikingjelly.activation_based.surrogate.ATan",
@@ -732,7 +732,7 @@ def test_a_registry_that_moved_is_named(monkeypatch):
     with pytest.raises(
         ImportError, match=r"SpikingJelly 2\.0\.0 has no .*register_neuron_class.*spiking_neuron=MSFNode"
     ):
-        face.register()
+        framework.register()
 
 
 def test_a_missing_framework_is_named(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 
 PAGE = (Path(__file__).parents[2] / "docs" / "spikingjelly.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## What works on which version")[1]
@@ -17,7 +17,7 @@ ROWS = [
     for line in SECTION.splitlines()
     if line.startswith("| ") and not line.startswith(("| feature", "| ---"))
 ]
-HERE = 1 if face.FUNCTIONAL else 2  # the column of the installed version
+HERE = 1 if framework.FUNCTIONAL else 2  # the column of the installed version
 
 
 def skipped(file, name):
@@ -53,7 +53,7 @@ def test_the_check_of_the_table_can_fail():
     good = "`test_spikingjelly.py::test_chunks_equal_the_whole`"
     gone = "`test_spikingjelly_conformance.py::test_functional_forward_of_whole_nets`"
     kept = "`test_spikingjelly_conformance.py::test_set_backend_knows_our_names`"
-    absent = kept if face.FUNCTIONAL else gone
+    absent = kept if framework.FUNCTIONAL else gone
     assert problem(["x", "works", "works", good]) == ""
     assert "no test" in problem(["x", "works", "works", "by hand"])
     assert "run here" in problem(["x", "not there", "not there", good])
@@ -74,7 +74,7 @@ def test_the_code_of_the_page_runs():
         try:
             exec(compile(code, "spikingjelly.md", "exec"), namespace)
         except ImportError as error:
-            if face.FUNCTIONAL or "2.0.0" not in str(error):
+            if framework.FUNCTIONAL or "2.0.0" not in str(error):
                 raise
             refused += 1
-    assert refused == (0 if face.FUNCTIONAL else 4)
+    assert refused == (0 if framework.FUNCTIONAL else 4)

@@ -13,15 +13,15 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 from msf_pmsn_plugins import deploy, energy
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode, tools
 from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from msf_pmsn_plugins.surrogate import Soft
 from tolerances import assert_close, assert_same
 
-new = pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
-old = pytest.mark.skipif(face.FUNCTIONAL, reason="SpikingJelly 2.0.0 has it")
+new = pytest.mark.skipif(not framework.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
+old = pytest.mark.skipif(framework.FUNCTIONAL, reason="SpikingJelly 2.0.0 has it")
 
 
 def three_ones(first=1.0):

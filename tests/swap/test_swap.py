@@ -11,7 +11,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
 from msf_pmsn_plugins import adapters, swap
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins.neurons import PMSN
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 from swap_models import Small, gradients, new_zoo, sew, spikformer
@@ -188,7 +188,7 @@ def test_recipes_are_found_and_build(image):
         assert recipe.name == name
         for path in recipe.models:
             module, _, constructor = path.partition(":")
-            if not face.FUNCTIONAL and importlib.util.find_spec(module) is None:
+            if not framework.FUNCTIONAL and importlib.util.find_spec(module) is None:
                 continue  # came with SpikingJelly 2.0.0
             assert callable(getattr(importlib.import_module(module), constructor))
 

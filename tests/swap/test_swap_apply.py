@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode, host
 from swap_models import Small, gradients
@@ -167,7 +167,7 @@ def test_planning_leaves_no_tensor_behind(mode):
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
-            self.node = neuron.IFNode(step_mode=mode, store_v_seq=mode == "m" or face.FUNCTIONAL)
+            self.node = neuron.IFNode(step_mode=mode, store_v_seq=mode == "m" or framework.FUNCTIONAL)
             self.calls = torch.zeros(())
 
         def forward(self, x_seq):

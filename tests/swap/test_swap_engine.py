@@ -11,7 +11,7 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 from msf_pmsn_plugins.swap.around import Around
@@ -100,7 +100,7 @@ OLD_ZOO = (
 @pytest.mark.parametrize("name", ZOO)
 def test_d1_changes_nothing_in_the_zoo(name):
     module, make, shape = ZOO[name]
-    if name not in OLD_ZOO and not face.FUNCTIONAL:
+    if name not in OLD_ZOO and not framework.FUNCTIONAL:
         pytest.skip("came with SpikingJelly 2.0.0")
     make = getattr(importlib.import_module(f"spikingjelly.activation_based.model.{module}"), make)
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import ROOT
 from msf_pmsn_plugins import snntorch, swap
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 
 NODES = {
     "IFNode": lambda **k: neuron.IFNode(**k),
@@ -63,7 +63,7 @@ def run(net, x):
     net.zero_grad()
     x = x.clone().requires_grad_()
     y = net(x)
-    if not y.requires_grad or (not net.training and not face.FUNCTIONAL):
+    if not y.requires_grad or (not net.training and not framework.FUNCTIONAL):
         return y.detach(), []  # the older host passes no gradient in evaluation
     y.backward(torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape).cos())
     grads = {name: p.grad for name, p in net.named_parameters() if not name.startswith("node.")}
@@ -147,7 +147,7 @@ def gradient_strides(call, inputs, grads):
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_gradients_lie_as_those_of_the_old_node(step_mode, steps, before, behind):
     old = NODES["LIFNode"](surrogate_function=surrogate.ATan(), step_mode=step_mode)
-    new = face.MSFNode(1.7, surrogate_function=surrogate.ATan(), step_mode=step_mode, D=1)
+    new = framework.MSFNode(1.7, surrogate_function=surrogate.ATan(), step_mode=step_mode, D=1)
 
     def strides(node):
         inputs = [in_order(torch.rand(2, 3, 4, 5), before) for _ in range(steps)]

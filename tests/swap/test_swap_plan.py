@@ -11,7 +11,7 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 from swap_models import NEW, Small, Square, TimeInBatch, gradients, new_zoo
@@ -285,7 +285,7 @@ def test_parallel_neurons_are_listed_and_need_a_threshold(name, x_seq):
     assert (net.first[1].step_mode, net.first[1].v_threshold) == ("m", 1.0)
 
 
-@pytest.mark.skipif(face.FUNCTIONAL, reason="SpikingJelly 2.0.0 has no clock_driven")
+@pytest.mark.skipif(framework.FUNCTIONAL, reason="SpikingJelly 2.0.0 has no clock_driven")
 @pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
 @pytest.mark.parametrize("v_reset", [0.0, None], ids=["hard", "soft"])
 @pytest.mark.parametrize("name", ["IF", "LIF", "ParametricLIF", "EIF"])

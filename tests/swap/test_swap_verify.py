@@ -11,7 +11,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
 
-from msf_pmsn_plugins import spikingjelly as face
+from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins import swap
 from msf_pmsn_plugins.neurons import Neuron
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
@@ -180,7 +180,7 @@ def test_planted_wrong_swaps_are_caught(name, x_seq):
         swap.verify(net, x_seq, raise_on_failure=True)
 
 
-@pytest.mark.skipif(not face.FUNCTIONAL, reason="SpikingJelly 0.0.0.0.14 caches no modules")
+@pytest.mark.skipif(not framework.FUNCTIONAL, reason="SpikingJelly 0.0.0.0.14 caches no modules")
 def test_a_stale_reset_cache_is_caught(x_seq):
     """Modules set by hand after the first reset_net, the old ones alive: nobody resets the new ones."""
     net = Net()
@@ -380,7 +380,9 @@ ZOO = [
     "sew_resnet18",  # on both versions
     pytest.param("spiking_vgg11_bn", marks=pytest.mark.slow),
     *(
-        pytest.param(n, marks=pytest.mark.skipif(not face.FUNCTIONAL, reason="came with SpikingJelly 2.0.0"))
+        pytest.param(
+            n, marks=pytest.mark.skipif(not framework.FUNCTIONAL, reason="came with SpikingJelly 2.0.0")
+        )
         for n in ("ms_resnet18", "spikformer")
     ),
 ]
