@@ -26,8 +26,7 @@ import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
-import torch
-from torch import Tensor
+from torch import Tensor, version  # not "import torch": backends.torch would take that name once it is loaded
 
 __all__ = ["BACKENDS", "Backend", "load", "resolve"]
 
@@ -60,6 +59,24 @@ BACKENDS: dict[str, Backend] = {
     "cupy": Backend("msf_pmsn_plugins.backends.cupy", "cuda", "cupy", "cupy{cuda}"),
     "torch": Backend("msf_pmsn_plugins.backends.torch", keeps_drive=True),
 }
+
+
+CUDA_EXTRAS = ("12", "13")  # the versions of CUDA that an extra brings CuPy for
+
+
+def how_to_install(name: str) -> str:
+    """What installs the library of a backend beside this torch, or that nothing does."""
+    extra = BACKENDS[name].extra
+    if "{cuda}" not in extra:
+        return f'pip install "msf-pmsn-plugins[{extra}]"' if extra else f"pip install {BACKENDS[name].needs}"
+    known = " or ".join(CUDA_EXTRAS)
+    if version.cuda is None:
+        kind = "for ROCm" if version.hip else "without CUDA"
+        return f"this torch is built {kind}: install one for CUDA {known}"
+    major = version.cuda.split(".")[0]
+    if major not in CUDA_EXTRAS:
+        return f"this torch brings CUDA {major}, and the extras are for CUDA {known}: install a torch for one of them"
+    return f'this torch brings CUDA {major}: pip install "msf-pmsn-plugins[{extra.format(cuda=major)}]"'
 
 
 def check(name: str) -> str:
@@ -156,10 +173,8 @@ def _require(name: str, device: str) -> None:
             "backend='auto'"
         )
     if not backend.installed():
-        extra = backend.extra.format(cuda=(torch.version.cuda or "13").split(".")[0])
         raise ImportError(
-            f'backend {name!r} needs {backend.needs}: pip install "msf-pmsn-plugins[{extra}]", '
-            "or set backend='auto'"
+            f"backend {name!r} needs {backend.needs}: {how_to_install(name)}, or set backend='auto'"
         )
     if reason := unusable(name):
         raise ImportError(f"backend {name!r} does not work here, {reason}; or set backend='auto'")
