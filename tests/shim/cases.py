@@ -169,25 +169,28 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
-def check_msf(case: MSFCase, p: dict[str, Any] | None = None) -> None:
-    """Raise unless the kernels' counts, membranes and gradients are those of the oracle, for a problem of the case.
+def check_msf(case: MSFCase, p: dict[str, Any] | None = None, given: dict[str, Any] | None = None) -> None:
+    """Raise unless the kernels' counts, membranes and gradients are those of the oracle, for a problem of the case;
+    ``given`` is the same problem where the kernels run, if that is elsewhere.
 
     To the last bit, but for gradients through an exponential, sums over lanes, and half-precision outputs, which are
     the float32 ones rounded.
     """
     p = msf_problem(case) if p is None else p
+    given = p if given is None else given
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
-    s, kept, v = msf_forward("cupy", case, p)
+    on_device = msf_forward("cupy", case, given)
+    s, kept, v = home(on_device)
     assert_same(s, s_ref.to(case.dtype))
     assert_same(v, v_ref)
     assert kept.dtype == (torch.uint8 if case.keep == "code" else case.state_dtype)
     if case.keep == "membrane":
         assert_same(kept, m_ref)
-    bare = msf_forward("cupy", case, p, "none")
+    bare = home(msf_forward("cupy", case, given, "none"))
     assert bare[1].numel() == 0
     assert_same(bare[0], s)
     assert_same(bare[2], v)
-    grads = msf_backward("cupy", case, p, kept)
+    grads = home(msf_backward("cupy", case, given, on_device[1]))
     for grad, ref in zip(grads, grads_ref, strict=True):
         if case.dtype in (torch.float16, torch.bfloat16) and grad.dtype == case.dtype:
             torch.testing.assert_close(grad, ref.to(case.dtype), rtol=0.01, atol=1e-6)
@@ -206,17 +209,28 @@ def check_msf(case: MSFCase, p: dict[str, Any] | None = None) -> None:
         assert_close(grad, expected, "adjoint")
 
 
-def few_lanes(monkeypatch: Any, device: Any) -> None:
-    """Have MSF read ahead, one lane a thread, in sequences of any length."""
+def move(p: dict[str, Any], device: str) -> dict[str, Any]:
+    """The problem ``p`` on another device."""
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in p.items()}
+
+
+def home(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.cpu() for tensor in tensors]
+
+
+def few_lanes(monkeypatch: Any, shim: Any = None) -> None:
+    """Have MSF read ahead, one lane a thread, in sequences of any length; ``shim`` stands in for a device."""
     monkeypatch.setattr(geometry, "LONG_STEPS", 1)
-    monkeypatch.setattr(device, "size", 132)
+    if shim is not None:
+        monkeypatch.setattr(shim, "size", 132)
 
 
-def cut_time(monkeypatch: Any, device: Any) -> None:
-    """Have every sequence of four steps and more cut into chunks in time."""
+def cut_time(monkeypatch: Any, shim: Any = None) -> None:
+    """Have every sequence of four steps and more cut into chunks in time; ``shim`` stands in for a device."""
     monkeypatch.setattr(geometry, "LEAST_STEPS", 2)
     monkeypatch.setattr(geometry, "LEAST_CHUNKS", 2)
-    monkeypatch.setattr(device, "size", 132)
+    if shim is not None:
+        monkeypatch.setattr(shim, "size", 132)
 
 
 @dataclass(frozen=True)
@@ -310,7 +324,8 @@ def pmsn_backward(backend: str, case: PMSNCase, p: dict[str, Any], y_seq: Tensor
     grads = PMSNGrads(s=p["gs_seq"], y=p["gy_seq"], m=p["gm_seq"], r=gr, z=p["gz"])
     settings, slopes = pmsn_settings(case), None
     if case.slopes:
-        slopes = Slopes(torch.linspace(0, 2, p["x_seq"].numel(), dtype=p["r"].dtype).view(p["x_seq"].shape))
+        rising = torch.linspace(0, 2, p["x_seq"].numel(), dtype=p["r"].dtype)  # of equal bits on all devices
+        slopes = Slopes(rising.view(p["x_seq"].shape).to(p["r"].device))
         settings = replace(settings, surrogate="")
     gx, state, weights = backends.load(backend, "pmsn").pmsn_backward(
         grads, p["x_seq"], y_seq, state_of(p), weights_of(p), p["lengths"], slopes, settings
@@ -346,16 +361,17 @@ def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], 
     return (s_seq, m_seq, *state), tuple(grads)
 
 
-def check_pmsn(case: PMSNCase, p: dict[str, Any] | None = None) -> None:
-    """Raise unless the kernels do what the oracle does, for a problem of the case.
+def check_pmsn(case: PMSNCase, p: dict[str, Any] | None = None, given: dict[str, Any] | None = None) -> None:
+    """Raise unless the kernels do what the oracle does, for a problem of the case; ``given`` as in :func:`check_msf`.
 
     In float64 spikes are those of the oracle. In float32 they follow, to the last bit, from the kernel's own drive,
     which is near the oracle's; gradients are those of the plain backend at that drive. In half precision only x, spikes
     and their gradients are halves: the rest has the bits of the same numbers in float32.
     """
     p = pmsn_problem(case) if p is None else p
+    given = p if given is None else given
     double = {key: _double(value) for key, value in p.items()}
-    s, y, m, r, z = pmsn_forward("cupy", case, p)
+    s, y, m, r, z = home(pmsn_forward("cupy", case, given))
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
     assert_close(y, y_ref, "drive", case.state_dtype)
     assert_close(z, z_ref, "drive", case.state_dtype)
@@ -363,17 +379,18 @@ def check_pmsn(case: PMSNCase, p: dict[str, Any] | None = None) -> None:
     for one, other in ((s, s_loop.to(case.dtype)), (m, m_loop), (r, r_loop)):
         assert_same(one, other)
     assert s.any() or s.numel() < 50
-    bare = pmsn_forward("cupy", case, p, keep=False)
+    bare = home(pmsn_forward("cupy", case, given, keep=False))
     assert bare[1].numel() == bare[2].numel() == 0
     for one, other in zip((bare[0], *bare[3:]), (s, r, z), strict=True):
         assert_same(one, other)
-    grads = pmsn_backward("cupy", case, p, y.new_empty(0))
+    none = given["r"].new_empty(0)  # the drives, which our kernels do not read
+    grads = home(pmsn_backward("cupy", case, given, none))
     for grad, ref in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
         assert_close(grad, ref, "pmsn_adjoint")
     if case.dtype != case.state_dtype:
-        wide = {**p, "x_seq": p["x_seq"].to(case.state_dtype), "gs_seq": p["gs_seq"].to(case.state_dtype)}
-        expected = (*pmsn_forward("cupy", case, wide), *pmsn_backward("cupy", case, wide, y.new_empty(0)))
-        for one, other in zip((s, y, m, r, z, *grads), expected, strict=True):
+        wide = {**given, **{key: given[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}}
+        expected = (*pmsn_forward("cupy", case, wide), *pmsn_backward("cupy", case, wide, none))
+        for one, other in zip((s, y, m, r, z, *grads), home(expected), strict=True):
             assert_same(one, other.to(one.dtype))
     if case.dtype == torch.float64:
         without = replace(case, grad_drive=False, slopes=False)
@@ -381,7 +398,7 @@ def check_pmsn(case: PMSNCase, p: dict[str, Any] | None = None) -> None:
         assert_same(s, s_ref)
         for one, other in ((m, m_ref), (r, r_ref), (z, z_ref)):
             assert_close(one, other, "residual")
-        grads = pmsn_backward("cupy", without, {**p, "gy_seq": None}, y)
+        grads = home(pmsn_backward("cupy", without, {**given, "gy_seq": None}, none))
         for grad, ref in zip(grads, grads_ref, strict=True):
             assert_close(grad, ref, "pmsn_adjoint")
 
@@ -414,9 +431,9 @@ def views(seq: Tensor) -> dict[str, Tensor]:
     permuted; one step repeated; lazily negated.
     """
     lanes = seq[0].numel()
-    odd = torch.empty(seq.numel() + 1, dtype=seq.dtype)[1:].view(seq.shape).copy_(seq)
-    gap = torch.empty(seq.shape[0], 3, *seq.shape[1:], dtype=seq.dtype)[:, 1].copy_(seq)
-    skew = torch.empty(len(seq), lanes + 1, dtype=seq.dtype)[:, :lanes].unflatten(1, seq.shape[1:]).copy_(seq)
+    odd = seq.new_empty(seq.numel() + 1)[1:].view(seq.shape).copy_(seq)
+    gap = seq.new_empty(seq.shape[0], 3, *seq.shape[1:])[:, 1].copy_(seq)
+    skew = seq.new_empty(len(seq), lanes + 1)[:, :lanes].unflatten(1, seq.shape[1:]).copy_(seq)
     turned = seq.movedim(-1, 0).contiguous().movedim(0, -1)
     return {
         "plain": seq,

@@ -1,129 +1,32 @@
-"""Where two axes meet: layouts, paths, lengths, dtypes, modes and settings of the kernels, every pair of values."""
+"""Where two axes meet in the kernels: layouts, paths, lengths, dtypes, modes and settings, every pair of values."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from covering import label, pairwise
-from shim.cases import (
-    STATES,
-    MSFCase,
-    PMSNCase,
-    check_msf,
-    check_pmsn,
-    cut_time,
-    few_lanes,
-    laid_out,
-    msf_problem,
-    pmsn_problem,
-)
+from covering import label
+from shim.cases import check_msf, check_pmsn, cut_time, few_lanes, msf_problem, pmsn_problem
+from shim.crossed import MSF_CASES, PMSN_CASES, msf_case, msf_laid_out, pmsn_case, pmsn_laid_out
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
 
-DTYPES = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16}
-LAYOUTS = ["plain", "odd", "gap", "skew", "turned", "repeated", "negated", "apart"]
-LENGTHS = ["whole", "lengths", "strided"]
 
-MSF = {
-    "dtype": list(DTYPES),
-    "layout": LAYOUTS,
-    "steps": ["1", "5", "40"],
-    "lanes": ["packs", "straddling", "single", "ahead"],
-    "lengths": LENGTHS,
-    "states": ["plain", "odd-v", "odd-gv", "lazy"],
-    "kept": ["membrane", "code"],
-    "numbers": ["constants", "one", "lanes"],
-    "reset": ["hard", "soft", "none"],
-    "when": ["at-once", "delayed"],
-    "grads": ["s", "m", "attached", "slopes"],
-}
-# Packs of lanes within samples and, with 5 lanes to a sample, across them; no packs; one lane a thread, read ahead.
-LANES = {"packs": (2, 16), "straddling": (8, 5), "single": (3, 5), "ahead": (3, 5)}
-
-
-def possible_msf(case):
-    bytes_suffice = case["numbers"] == "constants" and case["grads"] == "s"
-    passes_gradient = case["when"] == "at-once" or case["grads"] != "attached"
-    # One reason at a time against packs, and none where they are wanted.
-    reasons = (
-        (case["layout"] in ("odd", "skew", "apart")) + ("odd" in case["states"]) + (case["lanes"] == "single")
-    )
-    packs = reasons == 0 if case["lanes"] == "straddling" else reasons <= 1 or case["lanes"] == "ahead"
-    return passes_gradient and packs and (case["kept"] == "membrane" or bytes_suffice)
-
-
-@pytest.mark.parametrize("case", pairwise(MSF, possible_msf), ids=label)
+@pytest.mark.parametrize("case", MSF_CASES, ids=label)
 def test_msf(shim, monkeypatch, case):
-    numbers = "" if case["numbers"] == "constants" else case["numbers"]
-    msf = MSFCase(
-        charge="plif" if numbers else "decay",
-        reset_mode=case["reset"],
-        surrogate="rectangular" if case["kept"] == "code" else "atan",
-        dtype=DTYPES[case["dtype"]],
-        keep=case["kept"],
-        detach=case["grads"] != "attached",
-        learned=numbers,
-        threshold=numbers,
-        amount=numbers if case["reset"] == "soft" else "",
-        delay=case["when"] == "delayed",
-        slopes=case["grads"] == "slopes",
-        lengths=case["lengths"] != "whole",
-        grad_membrane=case["grads"] == "m",
-        v_reset=0.25 if case["reset"] == "hard" else 0.0,
-        steps=int(case["steps"]),
-        shape=LANES[case["lanes"]],
-        seed=1,
-    )
-    odd = {"odd-v": ("v",), "odd-gv": ("gv",)}.get(case["states"], ())
-    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    msf = msf_case(case)
     if case["lanes"] == "ahead":
         few_lanes(monkeypatch, shim)
-    check_msf(msf, laid_out(msf_problem(msf), case["layout"], odd, lazy, strided))
+    check_msf(msf, msf_laid_out(case, msf_problem(msf)))
     macros = [dict(one.kernel.macros) for one in shim.launches]
     assert all(bool(found["AHEAD"]) == (case["lanes"] == "ahead") for found in macros)
     assert case["lanes"] != "straddling" or all(found["VEC"] > 1 for found in macros)
 
 
-PMSN = {
-    "dtype": list(DTYPES),
-    "layout": LAYOUTS,
-    "path": ["whole", "chunks"],
-    "modes": ["0", "3", "6"],
-    "lanes": ["5x3x2", "33x1x1", "2x70x1"],
-    "lengths": LENGTHS,
-    "states": ["plain", "odd", "lazy"],
-    "reset": ["floor", "serial", "none", "cumulative", "fixed"],
-    "burst": ["", "nearest", "sawtooth"],
-    "grads": ["s", "y", "m", "y-m", "slopes"],
-}
-
-
-def possible_pmsn(case):
-    return case["path"] == "whole" or (case["modes"] != "0" and case["reset"] != "fixed")
-
-
-@pytest.mark.parametrize("case", pairwise(PMSN, possible_pmsn), ids=label)
+@pytest.mark.parametrize("case", PMSN_CASES, ids=label)
 def test_pmsn(shim, monkeypatch, case):
-    fixed = case["reset"] == "fixed"
-    pmsn = PMSNCase(
-        modes=int(case["modes"]),
-        reset_mode="floor" if fixed else case["reset"],
-        burst=case["burst"],
-        fixed=fixed,
-        dtype=DTYPES[case["dtype"]],
-        lengths=case["lengths"] != "whole",
-        grad_drive="y" in case["grads"],
-        grad_membrane="m" in case["grads"],
-        slopes=case["grads"] == "slopes",
-        threshold=0.75,
-        steps=11,
-        lanes=tuple(map(int, case["lanes"].split("x"))),
-    )
+    pmsn = pmsn_case(case)
     if case["path"] == "chunks":
         cut_time(monkeypatch, shim)
-    odd = STATES if case["states"] == "odd" else ()
-    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
-    check_pmsn(pmsn, laid_out(pmsn_problem(pmsn), case["layout"], odd, lazy, strided))
+    check_pmsn(pmsn, pmsn_laid_out(case, pmsn_problem(pmsn)))
     chunked = any(one.kernel.name == "pmsn_chunk" for one in shim.launches)
     assert chunked == (case["path"] == "chunks")
