@@ -447,7 +447,7 @@ def views(seq: Tensor) -> dict[str, Tensor]:
 
 
 # How each sequence of a problem lies, where they do not all lie alike.
-APART = {"x_seq": "gap", "gs_seq": "skew", "gy_seq": "negated", "gm_seq": "odd"}
+APART = {"x_seq": "gap", "gs_seq": "skew", "gy_seq": "gap", "gm_seq": "odd"}
 SEQUENCES = tuple(APART)
 STATES = ("v", "gv", "r", "gr", "z", "gz", "e", "w", "d")
 

@@ -81,28 +81,38 @@ PMSN = {
     "lanes": ["5x3x2", "33x1x1", "2x70x1"],
     "lengths": LENGTHS,
     "states": ["plain", "odd", "lazy"],
-    "reset": ["floor", "serial", "none", "cumulative", "fixed"],
+    # The reset with the gradients that come beside that of the spikes: of drives (y), membranes (m), or slopes.
+    "soma": [
+        "floor",
+        "floor-slopes",
+        "floor-y-m",
+        "serial-m",
+        "none-y",
+        "cumulative",
+        "cumulative-y-m",
+        "fixed-y-m",
+    ],
     "burst": ["", "nearest", "sawtooth"],
-    "grads": ["s", "y", "m", "y-m", "slopes"],
 }
 
 
 def possible_pmsn(case: Case) -> bool:
-    return case["path"] == "whole" or (case["modes"] != "0" and case["reset"] != "fixed")
+    return case["path"] == "whole" or (case["modes"] != "0" and "fixed" not in case["soma"])
 
 
 def pmsn_case(case: Case) -> PMSNCase:
-    fixed = case["reset"] == "fixed"
+    reset, *grads = case["soma"].split("-")
+    fixed = reset == "fixed"
     return PMSNCase(
         modes=int(case["modes"]),
-        reset_mode="floor" if fixed else case["reset"],
+        reset_mode="floor" if fixed else reset,
         burst=case["burst"],
         fixed=fixed,
         dtype=DTYPES[case["dtype"]],
         lengths=case["lengths"] != "whole",
-        grad_drive="y" in case["grads"],
-        grad_membrane="m" in case["grads"],
-        slopes=case["grads"] == "slopes",
+        grad_drive="y" in grads,
+        grad_membrane="m" in grads,
+        slopes="slopes" in grads,
         threshold=0.75,
         steps=11,
         lanes=tuple(map(int, case["lanes"].split("x"))),
