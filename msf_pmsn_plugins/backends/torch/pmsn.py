@@ -365,7 +365,7 @@ def _for_parameters(x_seq: Tensor, gy_seq: Tensor, z: Tensor) -> tuple[Tensor, T
     """Input, gradient and first state with zeros for the lanes that are lost, all along: not finite, or so large that
     the products for the parameters would overflow. The parameters get the gradient of the other lanes.
     """
-    most = torch.finfo(x_seq.dtype).max ** 0.75
+    most, z = torch.finfo(x_seq.dtype).max ** 0.75, z.resolve_conj()
     on_cpu = x_seq.device.type == "cpu" and len(x_seq) > 0
     # one by one: max() of Python would pass over a NaN
     if on_cpu and all(float(part.abs().max()) < most for part in (x_seq, gy_seq, torch.view_as_real(z))):
