@@ -32,7 +32,7 @@ help:
 	@echo "make demo           train LIF, MSF, PMSN and SlidingPSN, print a table, save a figure"
 	@echo "make test           the test suite, then its framework-facing part on the older versions"
 	@echo "make test-slow      the slow tests: long sequences and other large cases"
-	@echo "make test-full      every combination of the large tables, of which make test tries a sample"
+	@echo "make test-full      every combination of the large tables, and every bug planted in the kernels (hours)"
 	@echo "make test-floor     neurons, ops, compilation and export on the oldest torch (installs it, some gigabytes)"
 	@echo "make test-kernels   prove the GPU kernels without a device (needs g++, Linux x86_64; some minutes)"
 	@echo "make test-site      the documentation in headless Chromium (on Debian as root it installs that)"

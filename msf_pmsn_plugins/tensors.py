@@ -8,7 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MSFGrads", "MSFParameters", "PMSNGrads", "PMSNState", "PMSNWeights", "Slopes", "of_parameters"]
+__all__ = [
+    "MSFGrads",
+    "MSFParameters",
+    "PMSNGrads",
+    "PMSNState",
+    "PMSNWeights",
+    "Slopes",
+    "of_parameters",
+    "state_dtype",
+]
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """States are float64 for float64 inputs and float32 for all others: half precision loses spikes."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class MSFParameters(NamedTuple):

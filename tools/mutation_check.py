@@ -2,23 +2,37 @@
 
 Every mutant of ``mutants.py`` is one line of the package changed in a copy of the source tree; the tests of that part
 run against the copy until the first failure. A mutant that survives is a hole in the tests. Takes about a minute a
-mutant.
+mutant. ``planted_bugs.py`` does the same to the GPU backends.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def copied_tree() -> Iterator[Path]:
+    """A copy of the source tree, to break."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        ignored = shutil.ignore_patterns(".*", "*.egg-info", "site", "dist", "build")
+        shutil.copytree(ROOT, tree, ignore=ignored)
+        (tree / "msf_pmsn_plugins" / "adapters").symlink_to(tree / "adapters")  # as an install lays it out
+        yield tree
 
 
 def survives(mutant: Mutant, tree: Path) -> bool:
@@ -29,42 +43,30 @@ def survives(mutant: Mutant, tree: Path) -> bool:
         raise SystemExit(f"{mutant.what}: no such line any more in {mutant.file}")
     path.write_text(text.replace(mutant.old, mutant.new, 1))
     # -P: the installed package must not win over the copy.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *mutant.tests.split(),
-    ]
-    run = subprocess.run(
-        command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True
-    )
-    path.write_text(text)
-    if run.returncode not in (0, 1):
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    try:
+        run = subprocess.run(
+            [*command, *shlex.split(mutant.tests)], cwd=tree, env=environment, capture_output=True, text=True
+        )
+    finally:
+        path.write_text(text)
+    # A mutant may end the process by a signal, but must compile.
+    if run.returncode > 1 or "BuildError" in run.stdout:
         raise SystemExit(f"{mutant.what}: the tests did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
     return run.returncode == 0
 
 
-def main() -> int:
+def main(mutants: Sequence[Mutant], description: str | None) -> int:
     """Run the chosen mutants; 1 if one survived."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-k", default="", help="only mutants whose description holds these words")
     words = parser.parse_args().k
-    chosen = [mutant for mutant in MUTANTS if words in mutant.what]
+    chosen = [mutant for mutant in mutants if words in mutant.what]
     if not chosen:
-        parser.error(f"no mutant's description holds {words!r}; they are listed in tools/mutants.py")
+        parser.error(f"no mutant's description holds {words!r}; they are listed in tools/")
     survivors = []
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(
-            ROOT, tree, ignore=shutil.ignore_patterns(".*", "*.egg-info", "site", "dist", "build")
-        )
-        (tree / "msf_pmsn_plugins" / "adapters").symlink_to(tree / "adapters")  # as an install lays it out
+    with copied_tree() as tree:
         for mutant in chosen:
             start = time.perf_counter()
             alive = survives(mutant, tree)
@@ -78,4 +80,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(MUTANTS, __doc__))

@@ -4,6 +4,17 @@ A backend is a package and one line in :data:`BACKENDS`. It holds two modules, `
 functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has (None: all); the package
 holds ``unusable()``, why it cannot work here (``""`` if it can). ``"auto"`` takes the first one that is installed
 where the input lies, works, and knows all that is asked; torch does. A name given explicitly is used or raises.
+
+Tensors come as the op was given them, nothing copied or converted on the way:
+
+- Sequences [T, N, *] (MSF) and [T, L, C, K] (PMSN) in any strides; ``x_seq`` in float32, float64, float16 or bfloat16.
+- Spikes or counts, their incoming gradient ``s`` and the outgoing one of ``x_seq`` have the dtype of ``x_seq``.
+- All else (states, weights, parameters, kept membranes and drives, slopes, and the gradients of them) is float64 where
+  ``x_seq`` is, else float32: :func:`~msf_pmsn_plugins.tensors.state_dtype`. Computed is in that dtype; the gradient of
+  a half-precision ``x_seq`` is rounded once, at the end. ``"code"`` keeps uint8; lengths are int64.
+- A backend whose kernels know no half precision widens by itself: ``halves.widens`` around its functions.
+- A backward of MSF reads values of ``x_seq`` only with a tensor of rates, of ``v0`` only with one, a delayed reset or a
+  tensor of resets; where the op has no need of them, it gives something of that shape and dtype.
 """
 
 from __future__ import annotations
@@ -15,8 +26,7 @@ import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
-# Not torch itself: once it is loaded, that name in here is the backend's package.
-from torch import Tensor, version
+from torch import Tensor, version  # not "import torch": backends.torch would take that name once it is loaded
 
 __all__ = ["BACKENDS", "Backend", "load", "resolve"]
 
@@ -57,6 +67,24 @@ BACKENDS: dict[str, Backend] = {
     "triton": Backend("msf_pmsn_plugins.backends.triton", "cuda", "triton"),
     "torch": Backend("msf_pmsn_plugins.backends.torch", keeps_drive=True),
 }
+
+
+CUDA_EXTRAS = ("12", "13")  # the versions of CUDA that an extra brings CuPy for
+
+
+def how_to_install(name: str) -> str:
+    """What installs the library of a backend beside this torch, or that nothing does."""
+    extra = BACKENDS[name].extra
+    if "{cuda}" not in extra:
+        return f'pip install "msf-pmsn-plugins[{extra}]"' if extra else f"pip install {BACKENDS[name].needs}"
+    known = " or ".join(CUDA_EXTRAS)
+    if version.cuda is None:
+        kind = "for ROCm" if version.hip else "without CUDA"
+        return f"this torch is built {kind}: install one for CUDA {known}"
+    major = version.cuda.split(".")[0]
+    if major not in CUDA_EXTRAS:
+        return f"this torch brings CUDA {major}, and the extras are for CUDA {known}: install a torch for one of them"
+    return f'this torch brings CUDA {major}: pip install "msf-pmsn-plugins[{extra.format(cuda=major)}]"'
 
 
 def check(name: str) -> str:
@@ -157,10 +185,8 @@ def _require(name: str, device: str) -> None:
             f"backend {name!r} runs on NVIDIA's devices, this torch is built for ROCm: set backend='auto'"
         )
     if not backend.installed():
-        extra = backend.extra.format(cuda=(version.cuda or "13").split(".")[0])
-        wanted = f'"msf-pmsn-plugins[{extra}]"' if extra else backend.needs
         raise ImportError(
-            f"backend {name!r} needs {backend.needs}: pip install {wanted}, or set backend='auto'"
+            f"backend {name!r} needs {backend.needs}: {how_to_install(name)}, or set backend='auto'"
         )
     if reason := unusable(name):
         raise ImportError(f"backend {name!r} does not work here, {reason}; or set backend='auto'")

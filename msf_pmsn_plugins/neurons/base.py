@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps, without_batch
 from ..surrogate import Surrogate, gives_slopes
+from ..tensors import state_dtype
 from .autograd import guarded, transformed
 from .layout import gradient_laid_out
 
@@ -25,7 +26,6 @@ __all__ = [
     "channel_shape",
     "first_step",
     "number",
-    "state_dtype",
 ]
 
 State = tuple[Tensor, ...]
@@ -43,11 +43,6 @@ def number(name: str, value: Any) -> float:
             f"{name} must be a finite number, got {value!r}"
         )
     return result
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """States are float64 for float64 inputs and float32 for all others: half precision loses spikes."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def paired_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ..surrogate import FireFunction, Surrogate, fire
-from .base import State, channel_shape, number, state_dtype
+from ..tensors import state_dtype
+from .base import State, channel_shape, number
 from .per_channel import PerChannel
 from .pmsn import INITS
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..lengths import last_valid
 from ..settings import PMSNSettings
 from ..surrogate import FireFunction, Surrogate, as_surrogate
-from ..tensors import PMSNState, PMSNWeights
-from .base import Neuron, State, number, paired_dtype, state_dtype
+from ..tensors import PMSNState, PMSNWeights, state_dtype
+from .base import Neuron, State, number, paired_dtype
 from .pmsn import BURSTS, parallel_reset, pmsn_step
 
 __all__ = ["ParallelIF"]
@@ -90,7 +90,7 @@ class ParallelIF(Neuron):
         if not self._has_kernel(self.surrogate):
             return self._loop(x_seq, state, membrane, lengths)
         s_seq, r, m_seq = parallel_reset(
-            x_seq.to(r.dtype),
+            x_seq,
             r,
             self.settings(),
             surrogate=self.surrogate,
@@ -98,7 +98,7 @@ class ParallelIF(Neuron):
             membrane=membrane,
             backend=self.backend,
         )
-        return s_seq.to(x_seq.dtype), (r,), m_seq
+        return s_seq, (r,), m_seq
 
     def _trajectory(
         self, x_seq: Tensor, state: State, lengths: Tensor | None, names: Sequence[str]

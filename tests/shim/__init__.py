@@ -24,6 +24,8 @@ from torch import Tensor
 
 from msf_pmsn_plugins.backends.cupy.compile import Kernel
 
+from . import promises
+
 HERE = Path(__file__).parent
 CXX = os.environ.get("CXX", "g++")
 # As --fmad=false on the device: no contraction. -mfma keeps the written ones in hardware.
@@ -162,6 +164,7 @@ class ShimDevice:
         copies = tuple(memory(a).raw if isinstance(a, Tensor) else None for a in args)
         self.launches.append(Launch(kernel, blocks, threads, tuple(args), copies))
         text = kernel.text if self.edit is None else self.edit(kernel.text)
+        promises.check(kernel, text, threads, args)
         run_kernel(library(text), kernel.name, blocks, threads, args, self.order, self.only)
 
 

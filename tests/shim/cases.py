@@ -17,7 +17,15 @@ from msf_pmsn_plugins.neurons.msf import msf_step
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
 from msf_pmsn_plugins.settings import MSFSettings, MSFValues, PMSNSettings
 from msf_pmsn_plugins.surrogate import Surrogate, slope
-from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights, Slopes
+from msf_pmsn_plugins.tensors import (
+    MSFGrads,
+    MSFParameters,
+    PMSNGrads,
+    PMSNState,
+    PMSNWeights,
+    Slopes,
+    state_dtype,
+)
 from tolerances import assert_close, assert_same
 
 EXPONENTIAL = ("sigmoid", "gaussian")  # whose last bit depends on the library's exp
@@ -46,7 +54,7 @@ class MSFCase:
 
     @property
     def state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return state_dtype(self.dtype)
 
 
 def msf_problem(case: MSFCase) -> dict[str, Any]:
@@ -116,14 +124,12 @@ def msf_forward(
 def msf_backward(backend: str, case: MSFCase, p: dict[str, Any], kept: Tensor) -> list[Tensor]:
     """Gradients to x, v and what is learned."""
     grads = MSFGrads(p["gs_seq"], p["gm_seq"] if case.grad_membrane else None, p["gv"])
-    half = case.dtype in (torch.float16, torch.bfloat16)
-    x_seq = p["x_seq"] if p["rate_tensor"] is not None or half else kept
     settings, parameters, slopes = msf_settings(case, p, case.keep), msf_parameters(p), None
     if case.slopes:
         slopes = msf_slopes(settings, parameters, kept)
         settings = replace(settings, surrogate="")
     gx, gv, of_parameters = backends.load(backend, "msf").msf_backward(
-        grads, x_seq, kept, p["v"], parameters, p["lengths"], slopes, settings
+        grads, p["x_seq"], kept, p["v"], parameters, p["lengths"], slopes, settings
     )
     return [gx, gv, *(g for g in of_parameters if g is not None)]
 
@@ -163,24 +169,30 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
-def check_msf(case: MSFCase, backend: str = "cupy", p: dict[str, Any] | None = None) -> None:
-    """Raise unless the kernels' counts, membranes and gradients are those of the oracle.
+def check_msf(
+    case: MSFCase, p: dict[str, Any] | None = None, given: dict[str, Any] | None = None, backend: str = "cupy"
+) -> None:
+    """Raise unless the kernels' counts, membranes and gradients are those of the oracle, for a problem of the case;
+    ``given`` is the same problem where the kernels run, if that is elsewhere.
 
     To the last bit, but for gradients through an exponential, sums over lanes, and half-precision outputs, which are
     the float32 ones rounded. ``p`` stands for the problem of the case: the same in views.
     """
     p = msf_problem(case) if p is None else p
+    given = p if given is None else given
     s_ref, m_ref, v_ref, *grads_ref = msf_oracle(case, p)
-    s, kept, v = msf_forward(backend, case, p)
+    on_device = msf_forward(backend, case, given)
+    s, kept, v = home(on_device)
     assert_same(s, s_ref.to(case.dtype))
     assert_same(v, v_ref)
+    assert kept.dtype == (torch.uint8 if case.keep == "code" else case.state_dtype)
     if case.keep == "membrane":
         assert_same(kept, m_ref)
-    bare = msf_forward(backend, case, p, "none")
+    bare = home(msf_forward(backend, case, given, "none"))
     assert bare[1].numel() == 0
     assert_same(bare[0], s)
     assert_same(bare[2], v)
-    grads = msf_backward(backend, case, p, kept)
+    grads = home(msf_backward(backend, case, given, on_device[1]))
     for grad, ref in zip(grads, grads_ref, strict=True):
         if case.dtype in (torch.float16, torch.bfloat16) and grad.dtype == case.dtype:
             torch.testing.assert_close(grad, ref.to(case.dtype), rtol=0.01, atol=1e-6)
@@ -199,11 +211,28 @@ def check_msf(case: MSFCase, backend: str = "cupy", p: dict[str, Any] | None = N
         assert_close(grad, expected, "adjoint")
 
 
-def cut_time(monkeypatch: Any, device: Any) -> None:
-    """Have every sequence of four steps and more cut into chunks in time."""
+def move(p: dict[str, Any], device: str) -> dict[str, Any]:
+    """The problem ``p`` on another device."""
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in p.items()}
+
+
+def home(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.cpu() for tensor in tensors]
+
+
+def few_lanes(monkeypatch: Any, shim: Any = None) -> None:
+    """Have MSF read ahead, one lane a thread, in sequences of any length; ``shim`` stands in for a device."""
+    monkeypatch.setattr(geometry, "LONG_STEPS", 1)
+    if shim is not None:
+        monkeypatch.setattr(shim, "size", 132)
+
+
+def cut_time(monkeypatch: Any, shim: Any = None) -> None:
+    """Have every sequence of four steps and more cut into chunks in time; ``shim`` stands in for a device."""
     monkeypatch.setattr(geometry, "LEAST_STEPS", 2)
     monkeypatch.setattr(geometry, "LEAST_CHUNKS", 2)
-    monkeypatch.setattr(device, "size", 132)
+    if shim is not None:
+        monkeypatch.setattr(shim, "size", 132)
 
 
 @dataclass(frozen=True)
@@ -223,10 +252,14 @@ class PMSNCase:
     lanes: tuple[int, int, int] = (5, 3, 2)  # L, C, K
     seed: int = 0
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        return state_dtype(self.dtype)
+
 
 def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
     g = torch.Generator().manual_seed(case.seed)
-    complex_dtype = case.dtype.to_complex()
+    complex_dtype = case.state_dtype.to_complex()
     channels, modes = case.lanes[1], case.modes
 
     def complex_randn(*shape: int) -> Tensor:
@@ -236,21 +269,21 @@ def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
         return torch.view_as_complex(pairs.contiguous()).to(complex_dtype)
 
     def real(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(case.dtype)
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(case.state_dtype)
 
     turn = 3 * torch.rand(channels, modes, generator=g, dtype=torch.float64)
     size = 0.5 + 0.45 * torch.rand(channels, modes, generator=g, dtype=torch.float64)
     seq = (case.steps, *case.lanes)
     lengths = torch.randint(0, case.steps + 1, case.lanes[:1], generator=g) if case.lengths else None
     return {
-        "x_seq": real(*seq),
-        "r": torch.rand(case.lanes, generator=g, dtype=torch.float64).to(case.dtype),
+        "x_seq": real(*seq).to(case.dtype),
+        "r": torch.rand(case.lanes, generator=g, dtype=torch.float64).to(case.state_dtype),
         "z": as_complex(complex_randn(*case.lanes, modes)),
         "e": (torch.polar(size, turn) - 1).to(complex_dtype),
         "w": as_complex(complex_randn(channels, modes) / max(1, modes) ** 0.5),
         "d": real(channels),
         "lengths": lengths,
-        "gs_seq": real(*seq),
+        "gs_seq": real(*seq).to(case.dtype),
         "gy_seq": real(*seq) if case.grad_drive else None,
         "gm_seq": real(*seq) if case.grad_membrane else None,
         "gr": real(*case.lanes),
@@ -293,7 +326,8 @@ def pmsn_backward(backend: str, case: PMSNCase, p: dict[str, Any], y_seq: Tensor
     grads = PMSNGrads(s=p["gs_seq"], y=p["gy_seq"], m=p["gm_seq"], r=gr, z=p["gz"])
     settings, slopes = pmsn_settings(case), None
     if case.slopes:
-        slopes = Slopes(torch.linspace(0, 2, p["x_seq"].numel(), dtype=p["r"].dtype).view(p["x_seq"].shape))
+        rising = torch.linspace(0, 2, p["x_seq"].numel(), dtype=p["r"].dtype)  # of equal bits on all devices
+        slopes = Slopes(rising.view(p["x_seq"].shape).to(p["r"].device))
         settings = replace(settings, surrogate="")
     gx, state, weights = backends.load(backend, "pmsn").pmsn_backward(
         grads, p["x_seq"], y_seq, state_of(p), weights_of(p), p["lengths"], slopes, settings
@@ -329,36 +363,48 @@ def pmsn_oracle(case: PMSNCase, p: dict[str, Any]) -> tuple[tuple[Tensor, ...], 
     return (s_seq, m_seq, *state), tuple(grads)
 
 
-def check_pmsn(case: PMSNCase, backend: str = "cupy", p: dict[str, Any] | None = None) -> None:
-    """Raise unless the kernels do what the oracle does.
+def check_pmsn(
+    case: PMSNCase,
+    p: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
+    backend: str = "cupy",
+) -> None:
+    """Raise unless the kernels do what the oracle does, for a problem of the case; ``given`` as in :func:`check_msf`.
 
     In float64 spikes are those of the oracle. In float32 they follow, to the last bit, from the kernel's own drive,
-    which is near the oracle's; gradients are those of the plain backend at that drive. ``p`` stands for the problem
-    of the case: the same in views.
+    which is near the oracle's; gradients are those of the plain backend at that drive.
     """
     p = pmsn_problem(case) if p is None else p
+    given = p if given is None else given
     double = {key: _double(value) for key, value in p.items()}
-    s, y, m, r, z = pmsn_forward(backend, case, p)
+    s, y, m, r, z = home(pmsn_forward(backend, case, given))
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
-    assert_close(y, y_ref, "drive", case.dtype)
-    assert_close(z, z_ref, "drive", case.dtype)
-    for one, other in zip((s, m, r), soma_loop(case, p, y), strict=True):
+    assert_close(y, y_ref, "drive", case.state_dtype)
+    assert_close(z, z_ref, "drive", case.state_dtype)
+    s_loop, m_loop, r_loop = soma_loop(case, p, y)
+    for one, other in ((s, s_loop.to(case.dtype)), (m, m_loop), (r, r_loop)):
         assert_same(one, other)
     assert s.any() or s.numel() < 50
-    bare = pmsn_forward(backend, case, p, keep=False)
+    bare = home(pmsn_forward(backend, case, given, keep=False))
     assert bare[1].numel() == bare[2].numel() == 0
     for one, other in zip((bare[0], *bare[3:]), (s, r, z), strict=True):
         assert_same(one, other)
-    grads = pmsn_backward(backend, case, p, y.new_empty(0))
+    none = given["r"].new_empty(0)  # the drives, which our kernels do not read
+    grads = home(pmsn_backward(backend, case, given, none))
     for grad, ref in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
-        assert_close(grad, ref, "pmsn_adjoint", case.dtype)
+        assert_close(grad, ref, "pmsn_adjoint")
+    if case.dtype != case.state_dtype:
+        wide = {**given, **{key: given[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}}
+        expected = (*pmsn_forward(backend, case, wide), *pmsn_backward(backend, case, wide, none))
+        for one, other in zip((s, y, m, r, z, *grads), home(expected), strict=True):
+            assert_same(one, other.to(one.dtype))
     if case.dtype == torch.float64:
         without = replace(case, grad_drive=False, slopes=False)
         (s_ref, m_ref, r_ref, z_ref), grads_ref = pmsn_oracle(without, {**p, "gy_seq": None})
         assert_same(s, s_ref)
         for one, other in ((m, m_ref), (r, r_ref), (z, z_ref)):
             assert_close(one, other, "residual")
-        grads = pmsn_backward(backend, without, {**p, "gy_seq": None}, y)
+        grads = home(pmsn_backward(backend, without, {**given, "gy_seq": None}, none))
         for grad, ref in zip(grads, grads_ref, strict=True):
             assert_close(grad, ref, "pmsn_adjoint")
 
@@ -387,11 +433,57 @@ def soma_loop(case: PMSNCase, p: dict[str, Any], y_seq: Tensor) -> tuple[Tensor,
 
 
 def views(seq: Tensor) -> dict[str, Tensor]:
-    """Views [T, *] with the values of ``seq``: misaligned, with a gap between steps, permuted, one step repeated."""
-    odd = torch.empty(seq.numel() + 1, dtype=seq.dtype)[1:].view(seq.shape).copy_(seq)
-    gap = torch.empty(seq.shape[0], 3, *seq.shape[1:], dtype=seq.dtype)[:, 1].copy_(seq)
+    """Views [T, *] with the values of ``seq``: misaligned; with a gap between steps, of whole steps or of one element;
+    permuted; one step repeated; lazily negated.
+    """
+    lanes = seq[0].numel()
+    odd = seq.new_empty(seq.numel() + 1)[1:].view(seq.shape).copy_(seq)
+    gap = seq.new_empty(seq.shape[0], 3, *seq.shape[1:])[:, 1].copy_(seq)
+    skew = seq.new_empty(len(seq), lanes + 1)[:, :lanes].unflatten(1, seq.shape[1:]).copy_(seq)
     turned = seq.movedim(-1, 0).contiguous().movedim(0, -1)
-    return {"odd": odd, "gap": gap, "turned": turned, "repeated": seq[:1].expand(seq.shape)}
+    return {
+        "plain": seq,
+        "odd": odd,
+        "gap": gap,
+        "skew": skew,
+        "turned": turned,
+        "repeated": seq[:1].expand(seq.shape),
+        "negated": torch._neg_view(-seq),
+    }
+
+
+# How each sequence of a problem lies, where they do not all lie alike.
+APART = {"x_seq": "gap", "gs_seq": "skew", "gy_seq": "gap", "gm_seq": "odd"}
+SEQUENCES = tuple(APART)
+STATES = ("v", "gv", "r", "gr", "z", "gz", "e", "w", "d")
+
+
+def laid_out(
+    p: dict[str, Any], layout: str, odd: Iterable[str] = (), lazy: bool = False, strided_lengths: bool = False
+) -> dict[str, Any]:
+    """The problem ``p`` in other memory: the same numbers, but where one step is repeated.
+
+    Args:
+        layout: of the sequences, a key of :func:`views`, or ``"apart"``: each another.
+        odd: states and weights that are misaligned.
+        lazy: the states and weights are lazily negated, the complex ones conjugated.
+        strided_lengths: lengths are a column of a matrix.
+    """
+    p = dict(p)
+    for key in SEQUENCES:
+        if p.get(key) is not None:
+            p[key] = views(p[key])[APART[key] if layout == "apart" else layout]
+    for key in STATES:
+        if p.get(key) is None:
+            continue
+        if lazy:
+            value = p[key]
+            p[key] = value.conj().resolve_conj().conj() if value.is_complex() else torch._neg_view(-value)
+        elif key in odd:
+            p[key] = views(p[key][None])["odd"][0]
+    if strided_lengths and p["lengths"] is not None:
+        p["lengths"] = torch.stack([p["lengths"], p["lengths"] + 7], 1)[:, 0]
+    return p
 
 
 def slow_unless(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:

@@ -11,6 +11,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline, unused))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 

@@ -122,7 +122,8 @@ def msf(name: str, io: str = "FLOAT", vec: int | None = None, **macros: str | in
         "THRESHOLD_TENSOR": 0,
         "KEEP": "KEEP_MEMBRANE",
         "LENGTHS": 0,
-        "THREADS": msf_host.THREADS,
+        "THREADS": geometry.MSF_THREADS,
+        "AHEAD": 0,
         "SURROGATE": "surrogate_rectangular",
         "SLOPES": 0,
         "DETACH": 1,
@@ -168,6 +169,7 @@ def occupancy(registers: int, threads: int, architecture: str) -> float:
 
 
 def main() -> None:
+    few = {"THREADS": geometry.MSF_FEW_THREADS}
     rows = [
         ("MSF forward", msf("msf_forward"), 256),
         ("MSF forward, bytes kept", msf("msf_forward", KEEP="KEEP_CODE"), 256),
@@ -176,13 +178,22 @@ def main() -> None:
         ("MSF backward, bytes kept", msf("msf_backward", KEEP="KEEP_CODE"), 256),
         ("MSF backward, float16", msf("msf_backward", "HALF"), 256),
         ("MSF backward, learned decay", msf("msf_backward", RATE_GRAD=1), 256),
+        ("MSF forward, few lanes", msf("msf_forward", vec=1, **few, AHEAD=32), 64),
+        (
+            "MSF backward, few lanes, bytes kept",
+            msf("msf_backward", vec=1, **few, AHEAD=16, KEEP="KEEP_CODE"),
+            64,
+        ),
         *((f"PMSN forward, {m} modes", pmsn("pmsn_forward", m), 128) for m in (4, 8, 16)),
+        ("PMSN forward, 4 modes, float16", pmsn("pmsn_forward", 4, "HALF"), 128),
         ("PMSN gather, 4 modes (fused)", pmsn("pmsn_gather"), 128),
+        ("PMSN gather, 4 modes (fused), float16", pmsn("pmsn_gather", 4, "HALF"), 128),
         *((f"PMSN drive, {m} modes", pmsn("pmsn_drive", m), 128) for m in (8, 16)),
         *((f"PMSN gather, {m} modes", pmsn("pmsn_gather", m), 128) for m in (8, 16)),
         *((f"PMSN adjoint, {m} modes", pmsn("pmsn_adjoint", m), 128) for m in (4, 8, 16)),
         ("PMSN chunk, 4 modes, forward", pmsn("pmsn_chunk", file=FORWARD, CHUNKED=1), 128),
         ("PMSN chunk, 4 modes, backward", pmsn("pmsn_chunk", CHUNKED=1), 128),
+        ("PMSN carry, 4 modes", pmsn("pmsn_carry", CHUNKED=1), 128),
         ("PMSN soma, forward", pmsn("pmsn_soma", file=FORWARD, CHUNKED=1), 128),
         ("PMSN soma, backward", pmsn("pmsn_soma", CHUNKED=1), 128),
         ("PMSN gather, 4 modes, chunks", pmsn("pmsn_gather", CHUNKED=1), 128),

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <memory>
 #include <vector>
 
 struct dim3 {
@@ -40,7 +41,7 @@ enum State { READY, WAITING, DONE };
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  std::unique_ptr<char[]> stack;  // not filled: pages that no thread touches take no memory
   dim3 index;
   State state;
   int line;  // of the barrier it waits at
@@ -106,7 +107,7 @@ void resume(int i) {
   current = i;
   shim_thread = fiber.index;
 #ifdef SHIM_ASAN
-  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.data(), STACK);
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), STACK);
 #endif
 #ifdef SHIM_TSAN
   __tsan_switch_to_fiber(fiber.tsan, 1);
@@ -125,12 +126,12 @@ void start_fibers(int threads) {
 #endif
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
-    fiber.stack.resize(STACK);
+    if (!fiber.stack) fiber.stack.reset(new char[STACK]);
     fiber.index = {i % shim_block_size.x, i / shim_block_size.x % shim_block_size.y,
                    i / (shim_block_size.x * shim_block_size.y)};
     fiber.state = READY;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = STACK;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, run_thread, 0);
@@ -224,8 +225,9 @@ extern "C" const char* shim_launch(void (*kernel)(void**), const unsigned* grid,
   if (threads < 1 || threads > 1024 || block[2] > 64 || blocks < 1 || grid[0] > 2147483647u || grid[1] > 65535 ||
       grid[2] > 65535)
     return "the device would refuse this geometry";
-  for (int i : make_order((int)blocks, order)) {
-    if (only >= 0 && i != only) continue;
+  if (__start_shim_shared && __stop_shim_shared - __start_shim_shared > 48 << 10)
+    return "more than 48 KiB of shared memory, for which a device must be asked";
+  for (int i : only < 0 ? make_order((int)blocks, order) : std::vector<int>{(int)only}) {
     shim_block = {i % grid[0], i / grid[0] % grid[1], (unsigned)(i / ((long)grid[0] * grid[1]))};
     if (__start_shim_shared) memset(__start_shim_shared, 0xff, __stop_shim_shared - __start_shim_shared);
     if (!run_block(threads, order)) return message;

@@ -47,18 +47,12 @@ def check(x: Tensor, dtype: torch.dtype | None = None, **others: Tensor | None) 
             raise TypeError(f"backend 'cupy' needs {name} in {expected} for this input, got {tensor.dtype}")
 
 
-def element(dtype: torch.dtype, *legal: torch.dtype) -> str:
+def element(dtype: torch.dtype) -> str:
     """The macro ``IO`` of a dtype; raise TypeError where no kernel has it."""
-    if dtype not in legal:
-        raise TypeError(
-            f"backend 'cupy' has no kernel for {dtype}: convert the input to one of {', '.join(map(str, legal))}"
-        )
+    if dtype not in ELEMENTS:
+        known = ", ".join(map(str, ELEMENTS))
+        raise TypeError(f"backend 'cupy' has no kernel for {dtype}: convert the input to one of {known}")
     return ELEMENTS[dtype]
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of membranes for sequences in ``dtype``."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def real(dtype: torch.dtype) -> Any:
@@ -78,11 +72,11 @@ class Steps(NamedTuple):
     distance: int
 
 
-def steps_of(seq: Tensor | None, dtype: torch.dtype) -> Steps:
-    """``seq`` in ``dtype``. Neither a slice nor an expanded step is copied."""
+def steps_of(seq: Tensor | None) -> Steps:
+    """``seq`` where it lies: neither a slice nor an expanded step is copied."""
     if seq is None:
         return Steps(None, 0)
-    seq = seq.to(dtype).resolve_neg()
+    seq = seq.resolve_neg()
     if len(seq) < 2 or not seq[0].is_contiguous():
         return Steps(seq.contiguous(), math.prod(seq.shape[1:]))
     return Steps(seq, seq.stride(0))

@@ -5,6 +5,8 @@
 // then from the state that each begins with, for the drives. Only the soma walks all steps (pmsn_soma), with next to
 // nothing to do in each.
 
+#define AHEAD_CARRY (MODES <= 8 ? 4 : 2)  // chunks whose ends are read at once
+
 struct Chunk {
   i64 lane, channel, first, steps;
 
@@ -25,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_chunk(const io_t* __restrict__ x_seq, const real_t* __restrict__ starts, const real_t* __restrict__ e,
                const real_t* __restrict__ w, const real_t* __restrict__ d, const i64* __restrict__ lengths,
                real_t* __restrict__ ends, real_t* __restrict__ p_ends, i64* __restrict__ lost,
-               io_t* __restrict__ y_seq, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks,
+               real_t* __restrict__ y_seq, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks,
                i64 x_step) {
   const i64 v = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (v >= lanes * chunks) return;
@@ -75,6 +77,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
+// a to the power of n, less 1 (back: conj(a)), of each mode. In double: it stands for n roundings.
+__device__ __noinline__ State<MODES> powers(const real_t* e, i64 channel, i64 n, bool back) {
+  State<MODES> power;
+#pragma unroll
+  for (int m = 0; m < MODES; ++m) {
+    const i64 at = 2 * (channel * MODES + m);
+    double sr = 1 + double(e[at]), si = e[at + 1], pr = 1, pi = 0;
+    for (i64 left = n; left > 0; left >>= 1) {
+      if (left & 1) {
+        const double re = pr * sr - pi * si;
+        pi = pr * si + pi * sr;
+        pr = re;
+      }
+      const double re = sr * sr - si * si;
+      si = 2 * sr * si;
+      sr = re;
+    }
+    power.re[m] = real_t(pr - 1);
+    power.im[m] = real_t(back ? -pi : pi);
+  }
+  return power;
+}
+
 // parts: what each chunk ends with if it begins with 0 -> what it begins with. The first begins with `given` (null: 0),
 // the last ends with `end` (may be null). back: against time and with conj(a), as gradients go. lost (may be null) of
 // each chunk -> of each lane, at the places of the first chunk; a state `given` that is lost loses the lane at once.
@@ -98,34 +123,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     lost[lane] = first_lost;
   }
 #endif
+  const auto place = [=](i64 i) { return (back ? chunks - 1 - i : i) * lanes + lane; };
   i64 known = -1;
-  for (i64 i = 0; i < chunks; ++i) {
-    const i64 v = (back ? chunks - 1 - i : i) * lanes + lane;
-    const Chunk own(v, lengths, T, lanes, channels, positions, span);
-    if (own.steps != known) {  // a to the number of steps, less 1: in double, it stands for as many roundings
-      known = own.steps;
+  for (i64 i = 0; i < chunks;) {
+    State<MODES> part[AHEAD_CARRY];
 #pragma unroll
-      for (int m = 0; m < MODES; ++m) {
-        double sr = 1 + double(e[2 * (own.channel * MODES + m)]), si = e[2 * (own.channel * MODES + m) + 1];
-        double pr = 1, pi = 0;
-        for (i64 n = known; n > 0; n >>= 1) {
-          if (n & 1) {
-            const double re = pr * sr - pi * si;
-            pi = pr * si + pi * sr;
-            pr = re;
-          }
-          const double re = sr * sr - si * si;
-          si = 2 * sr * si;
-          sr = re;
-        }
-        power.re[m] = real_t(pr - 1);
-        power.im[m] = real_t(back ? -pi : pi);
-      }
+    for (int j = 0; j < AHEAD_CARRY; ++j)
+      if (i + j < chunks) part[j] = State<MODES>(parts, place(i + j), 0);
+#pragma unroll
+    for (int j = 0; j < AHEAD_CARRY && i < chunks; ++j, ++i) {
+      const i64 v = place(i);
+      const Chunk own(v, lengths, T, lanes, channels, positions, span);
+      if (own.steps != known) power = powers(e, own.channel, known = own.steps, back);
+      z.save(parts, v);
+#pragma unroll
+      for (int m = 0; m < MODES; ++m)
+        advance(z.re[m], z.im[m], power.re[m], power.im[m], part[j].re[m], part[j].im[m]);
     }
-    const State<MODES> part(parts, v, 0);
-    z.save(parts, v);
-#pragma unroll
-    for (int m = 0; m < MODES; ++m) advance(z.re[m], z.im[m], power.re[m], power.im[m], part.re[m], part.im[m]);
   }
   if (end) z.save(end, lane);
 }

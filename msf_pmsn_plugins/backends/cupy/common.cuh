@@ -27,8 +27,8 @@ typedef float io_t;
 typedef float real_t;
 #endif
 
+__device__ __forceinline__ real_t widen(real_t e) { return e; }
 #if IO == IO_FLOAT || IO == IO_DOUBLE
-__device__ __forceinline__ real_t widen(io_t e) { return e; }
 __device__ __forceinline__ io_t narrow(real_t e) { return e; }
 #endif
 

@@ -57,11 +57,11 @@ struct Gathered {
 // partial [rows, GROUPS, SUMS, C*K].
 // Four blocks to a multiprocessor, two in double; where bursts or the fixed point need registers of their own, one.
 extern "C" __global__ void __launch_bounds__(THREADS, BURST::counts || RESET::on_grid ? 1 : IO == IO_DOUBLE ? 2 : 4)
-    pmsn_gather(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
+    pmsn_gather(const gs_t* __restrict__ gs_seq, const real_t* __restrict__ gy_seq, const real_t* __restrict__ gm_seq,
                 const real_t* __restrict__ gz, const io_t* __restrict__ x_seq, const real_t* __restrict__ r0,
                 const real_t* __restrict__ z0, const real_t* __restrict__ e, const real_t* __restrict__ w,
                 const real_t* __restrict__ d, const i64* __restrict__ lengths, const real_t* __restrict__ p0,
-                const i64* __restrict__ lost, io_t* __restrict__ g_seq, real_t* __restrict__ partial, i64 T, i64 leads,
+                const i64* __restrict__ lost, real_t* __restrict__ g_seq, real_t* __restrict__ partial, i64 T, i64 leads,
                 i64 channels, i64 positions, i64 span, i64 chunks, i64 rows, i64 gs_step, i64 gy_step, i64 gm_step,
                 i64 x_step, real_t theta, real_t p, real_t q) {
   __shared__ real_t given[SUMS][THREADS];
@@ -99,8 +99,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BURST::counts || RESET::on
       real_t r = r0[lane];
 #endif
       // What the gradient of the drive is made of, or that gradient itself.
-      const i64 g_step = FUSED ? gs_step : lanes;
-      const io_t* const g_from = (FUSED ? gs_seq : g_seq) + begin * g_step + lane;
+#if FUSED
+      const i64 g_step = gs_step;
+      const gs_t* const g_from = gs_seq + lane;
+#else
+      const i64 g_step = lanes;
+      const real_t* const g_from = g_seq + begin * lanes + lane;
+#endif
       const io_t* const x_from = x_seq + begin * x_step + lane;
       Stream<AHEAD_GATHER> x_ahead, g_ahead;
       if (steps > 0) {

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .. import how_to_install
 from .compile import OPTIONS, Kernel
 
 # A tensor goes by its address, None as a null pointer, a numpy scalar or struct by value.
@@ -100,17 +101,9 @@ def load_cupy() -> Any:
         import cupy
     except Exception as error:  # a missing library of CUDA is no ImportError everywhere
         raise ImportError(
-            f"backend 'cupy' cannot import CuPy ({error}). {_advice()}, or set backend='auto'"
+            f"backend 'cupy' cannot import CuPy ({error}): {how_to_install('cupy')}, or set backend='auto'"
         ) from error
     return cupy
-
-
-def _advice() -> str:
-    """Which CuPy goes with this torch."""
-    if torch.version.cuda is None:
-        return "This torch has no CUDA: install one that has"
-    major = torch.version.cuda.split(".")[0]
-    return f'This torch brings CUDA {major}: pip install "msf-pmsn-plugins[cupy{major}]"'
 
 
 def _explain(cupy: Any, kernel: Kernel, log: str) -> str:
@@ -118,7 +111,7 @@ def _explain(cupy: Any, kernel: Kernel, log: str) -> str:
     built = cupy.cuda.get_local_runtime_version() // 1000
     ours = (torch.version.cuda or "none").split(".")[0]
     if str(built) != ours:
-        advice = f"CuPy is built for CUDA {built}. {_advice()} (and uninstall the other CuPy)"
+        advice = f"CuPy is built for CUDA {built}, {how_to_install('cupy')} (and uninstall the other CuPy)"
     elif re.search(r"could not open source file|cannot open source file|No such file", log):
         wheel = "nvidia-cuda-runtime-cu12" if built == 12 else f"nvidia-cuda-runtime=={built}.*"
         advice = f'the headers of CUDA are missing: pip install "{wheel}"'

@@ -76,11 +76,12 @@ struct Stream {
   real_t now[COUNT], next[COUNT];
 
   // Steps t, t + 1, .. of `seq`, whose steps lie `step` apart; beyond the last of them the last again.
-  __device__ __forceinline__ void fetch(const io_t* seq, i64 step, i64 t, i64 steps) {
+  template <class T>
+  __device__ __forceinline__ void fetch(const T* seq, i64 step, i64 t, i64 steps) {
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
       now[j] = next[j];
-      next[j] = seq[(t + j < steps ? t + j : steps - 1) * step];
+      next[j] = widen(seq[(t + j < steps ? t + j : steps - 1) * step]);
     }
   }
 };

@@ -135,4 +135,28 @@ __device__ __forceinline__ kept_t keep(const Lanes& own, int j, real_t m, const 
 #endif
 }
 
+// All T steps, what each needs (read) and what is done with it (step). With few lanes a step waits for memory: with AHEAD
+// the reads of as many steps are under way beside those of the steps at work; past the last it is read again.
+template <int UNROLLED, class Read, class Do>
+__device__ __forceinline__ void walk(i64 T, const Read& read, const Do& step) {
+#if AHEAD
+  decltype(read(i64(0))) now[AHEAD], next[AHEAD];
+#pragma unroll
+  for (int j = 0; j < AHEAD; ++j) next[j] = read(j < T ? j : T - 1);
+  for (i64 t = 0; t < T;) {
+#pragma unroll
+    for (int j = 0; j < AHEAD; ++j) {
+      const i64 later = t + AHEAD + j;
+      now[j] = next[j];
+      next[j] = read(later < T ? later : T - 1);
+    }
+#pragma unroll
+    for (int j = 0; j < AHEAD && t < T; ++j, ++t) step(t, now[j]);
+  }
+#else
+#pragma unroll UNROLLED
+  for (i64 t = 0; t < T; ++t) step(t, read(t));
+#endif
+}
+
 __device__ __forceinline__ i64 first_lane() { return ((i64)blockIdx.x * blockDim.x + threadIdx.x) * VEC; }

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ...charges import CHARGES
 from ...settings import MSFSettings
-from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
+from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters, state_dtype
 from . import launch
 from .arguments import (
-    ELEMENTS,
     SLOPES,
     Steps,
     as_laid_out,
@@ -27,10 +26,10 @@ from .arguments import (
     parts,
     plain,
     real,
-    state_dtype,
     steps_of,
 )
 from .compile import Kernel, Macros, variant, words
+from .geometry import Packs, packs_of
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
 
@@ -48,32 +47,28 @@ KNOWS = frozenset(
         ),
     ]
 )
-THREADS = 256  # in a block
 LEVELS_BY_VALUE = 256  # thresholds that fit a kernel's parameters; more lie in memory
 WIDE = 16  # bytes of the widest access
 KEEPS = {"none": "KEEP_NONE", "membrane": "KEEP_MEMBRANE", "code": "KEEP_CODE", "state": "KEEP_STATE"}
 NUMBERS = ("RATE", "THRESHOLD", "RESET")  # the fields of MSFParameters as macros name them
-HALF = (torch.float16, torch.bfloat16)
 
 
 def msf_forward(
     x_seq: Tensor, v: Tensor, parameters: MSFParameters, lengths: Tensor | None, settings: MSFSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, what ``settings.keep`` names and the final state.
-
-    Half-precision ``x_seq`` with a float32 ``v`` gives half-precision counts; membranes stay float32.
-    """
+    """Counts, what ``settings.keep`` names and the final state."""
     check(x_seq, state_dtype(x_seq.dtype), v=v, lengths=lengths, **parameters._asdict())
     keep = settings.keep
     s_seq = empty(x_seq.shape, x_seq)
     kept = empty(0 if keep == "none" else x_seq.shape, x_seq, torch.uint8 if keep == "code" else v.dtype)
     v_last = v.clone(memory_format=torch.contiguous_format)
     if x_seq.numel():
-        x, v0, lengths = steps_of(x_seq, x_seq.dtype), plain(v), plain(lengths)
+        x, v0, lengths = steps_of(x_seq), plain(v), plain(lengths)
         numbers = _numbers(parameters, settings, v0)
         tensors = [x.seq, v0, lengths, *(n.tensor for n in numbers), s_seq, kept, v_last]
-        vec = _lanes_per_thread(v0.numel(), s_seq, [x.distance], [x.seq, v0, s_seq, kept, v_last])
-        macros = _macros(x_seq.dtype, vec, settings, parameters, lengths)
+        width = _widest(v0.numel(), s_seq, [x.distance], [x.seq, v0, s_seq, kept, v_last])
+        packs = _packs(len(x_seq), v0, width, [x.seq])
+        macros = _macros(x_seq.dtype, packs, settings, parameters, lengths)
         counts = [len(x_seq), v0.numel(), _sample(v0), x.distance, *(np.int32(n.step) for n in numbers)]
         constants = [*_constants(numbers, settings), settings.width]
         args = [*tensors, *counts, *constants, _thresholds(settings.thresholds, v0)]
@@ -95,31 +90,29 @@ def msf_backward(
     slopes: Slopes | None,
     settings: MSFSettings,
 ) -> tuple[Tensor, Tensor, MSFParameters]:
-    """Gradients to ``x_seq``, ``v0`` and the parameters (None where there is no tensor).
-
-    ``x_seq`` is read for a learned rate only; otherwise the gradient takes the dtype of ``v0``, or of a ``x_seq`` in
-    half precision.
-    """
-    check(v0, v0.dtype, gm_seq=grads.m, gv=grads.v, lengths=lengths, **parameters._asdict())
-    check(v0, gs_seq=grads.s, x_seq=x_seq, kept=kept)
+    """Gradients to ``x_seq``, ``v0`` and the parameters (None where there is no tensor)."""
+    state = {"v": v0, "gm_seq": grads.m, "gv": grads.v, **({} if slopes is None else slopes._asdict())}
+    check(x_seq, state_dtype(x_seq.dtype), **state, lengths=lengths, **parameters._asdict())
+    check(x_seq, x_seq.dtype, gs_seq=grads.s)
+    check(x_seq, kept=kept)
     if parameters.rate is not None and CHARGES[settings.charge].rate_grad is None:
         raise ValueError(f"charge {settings.charge!r} has no gradient to its rate: pass a number")
-    io_dtype = x_seq.dtype if x_seq.dtype in HALF else v0.dtype
-    gx_seq, gv0 = empty(kept.shape, kept, io_dtype), empty(v0.shape, v0)
+    gx_seq, gv0 = empty(kept.shape, kept, x_seq.dtype), empty(v0.shape, v0)
     sums = [empty(0 if p is None else v0.shape, v0) for p in parameters]
     if kept.numel() == 0:
         gv0 = torch.zeros_like(gv0) if grads.v is None else gv0.copy_(grads.v)
         zeros = MSFParameters(*(None if p is None else torch.zeros_like(p) for p in parameters))
         return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), zeros
     v, held = plain(v0), plain(kept)
-    walked = _walked(grads, x_seq, parameters, slopes, v, io_dtype)
+    walked = _walked(grads, x_seq, parameters, slopes)
     gv, lengths, numbers = plain(grads.v), plain(lengths), _numbers(parameters, settings, v)
     given = [*(steps.seq for steps in walked[:2]), gv, *(steps.seq for steps in walked[2:]), held, v]
     distances = [steps.distance for steps in walked]
     out = [gx_seq, gv0, *sums]
-    vec = _lanes_per_thread(v.numel(), gx_seq, distances, [*given, *out])
+    width = _widest(v.numel(), gx_seq, distances, [*given, *out])
+    packs = _packs(len(kept), v, width, [held, *(steps.seq for steps in walked)])
     macros = (
-        *_macros(io_dtype, vec, settings, parameters, lengths),
+        *_macros(x_seq.dtype, packs, settings, parameters, lengths),
         ("SURROGATE", variant("surrogate.cuh", "surrogate", settings.surrogate or "rectangular")),
         ("SLOPES", int(slopes is not None)),
         ("DETACH", int(settings.detach_reset)),
@@ -136,42 +129,35 @@ def msf_backward(
     return as_laid_out(gx_seq, kept), as_laid_out(gv0, v0), gradients
 
 
-def _walked(
-    grads: MSFGrads,
-    x_seq: Tensor,
-    parameters: MSFParameters,
-    slopes: Slopes | None,
-    v: Tensor,
-    io_dtype: torch.dtype,
-) -> list[Steps]:
+def _walked(grads: MSFGrads, x_seq: Tensor, parameters: MSFParameters, slopes: Slopes | None) -> list[Steps]:
     """The sequences that backward reads at any distance: gradients of counts and membranes, x, slopes."""
     # A missing gradient is one step of zeros, read again and again.
-    gs_seq = v.new_zeros(v.shape).expand(x_seq.shape) if grads.s is None else grads.s
+    gs_seq = x_seq.new_zeros(x_seq.shape[1:]).expand(x_seq.shape) if grads.s is None else grads.s
     total = first = None
     if slopes is not None:
         total, first = slopes.total, slopes.total if slopes.first is None else slopes.first
-    return [
-        steps_of(gs_seq, io_dtype),
-        steps_of(grads.m, v.dtype),
-        steps_of(None if parameters.rate is None else x_seq, io_dtype),
-        steps_of(total, v.dtype),
-        steps_of(first, v.dtype),
-    ]
+    read = gs_seq, grads.m, None if parameters.rate is None else x_seq, total, first
+    return [steps_of(seq) for seq in read]
 
 
 def _launch(kernel: Kernel, v: Tensor, args: Sequence[Any]) -> None:
     """One thread for each ``VEC`` lanes of ``v``."""
-    blocks = parts(v.numel(), int(dict(kernel.macros)["VEC"]) * THREADS)
-    launch.device.launch(kernel, v, blocks, (THREADS, 1), packed(args, v.dtype))
+    macros = dict(kernel.macros)
+    width, threads = int(macros["VEC"]), int(macros["THREADS"])
+    launch.device.launch(kernel, v, parts(v.numel(), width * threads), (threads, 1), packed(args, v.dtype))
 
 
 def _macros(
-    io_dtype: torch.dtype, vec: int, settings: MSFSettings, parameters: MSFParameters, lengths: Tensor | None
+    io_dtype: torch.dtype,
+    packs: Packs,
+    settings: MSFSettings,
+    parameters: MSFParameters,
+    lengths: Tensor | None,
 ) -> Macros:
     """The macros of both directions."""
     return (
-        ("IO", element(io_dtype, *ELEMENTS)),
-        ("VEC", vec),
+        ("IO", element(io_dtype)),
+        ("VEC", packs.width),
         ("CHARGE", variant("charges.cuh", "charge", settings.charge)),
         ("RESET", variant("msf.cuh", "reset", settings.reset_mode)),
         ("DELAY", int(settings.reset_delay)),
@@ -180,7 +166,8 @@ def _macros(
         ("THRESHOLD_TENSOR", int(parameters.threshold is not None)),
         ("KEEP", KEEPS[settings.keep]),
         ("LENGTHS", int(lengths is not None)),
-        ("THREADS", THREADS),
+        ("THREADS", packs.threads),
+        ("AHEAD", packs.ahead),
         *([("RETAKE", 1)] * settings.retake),
     )
 
@@ -219,9 +206,13 @@ def _constants(numbers: Sequence[_Number], settings: MSFSettings) -> list[float]
     return [rate.constant, amount.constant, settings.input_scale, settings.v_reset]
 
 
-def _lanes_per_thread(
-    lanes: int, wide: Tensor, steps: Iterable[int], tensors: Iterable[Tensor | None]
-) -> int:
+def _packs(steps: int, v: Tensor, width: int, read: Iterable[Tensor | None]) -> Packs:
+    """The geometry for the lanes of ``v`` and the sequences that are read."""
+    registers = sum(parts(seq.element_size(), 4) for seq in read if seq is not None)
+    return packs_of(steps, v.numel(), width, registers, launch.device.multiprocessors(v))
+
+
+def _widest(lanes: int, wide: Tensor, steps: Iterable[int], tensors: Iterable[Tensor | None]) -> int:
     """As many lanes as 16 bytes of ``wide`` hold, if every row of every tensor starts at such a place; else 1.
 
     Rows of N elements start there from the second step on only if N is a multiple.

@@ -37,6 +37,24 @@ __device__ __forceinline__ Slopes slopes(const Lanes& own, int j, kept_t kept, c
   return at;
 }
 
+// What a step reads.
+struct Step {
+  Pack<kept_t, VEC> kept;
+  Pack<io_t, VEC> gs;
+#if GRAD_MEMBRANE
+  Pack<real_t, VEC> gm;
+#endif
+#if SLOPES
+  Pack<real_t, VEC> total, first;
+#endif
+#if RATE_GRAD
+  Pack<io_t, VEC> x;
+#endif
+#if BEFORE
+  Pack<kept_t, VEC> before;  // kept one step before, or what v0 would have left
+#endif
+};
+
 // Gradients of s_seq, of the membranes before reset (gm_seq, with GRAD_MEMBRANE) and of v_last (gv, may be null)
 // -> gx_seq, gv0 and those of each lane's rate, first threshold and amount, summed over the steps. x_seq is read with
 // RATE_GRAD only; total_seq and first_seq, the sum of all slopes and the one at the first threshold, with SLOPES.
@@ -57,48 +75,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   Pack<real_t, VEC> g = {};
   if (gv) g = load<VEC>(gv + first);
   Pack<real_t, VEC> g_rate = {}, g_first = {}, g_reset = {};
-#if BEFORE && KEEP == KEEP_CODE
+#if BEFORE
   Pack<kept_t, VEC> start;
 #pragma unroll
-  for (int j = 0; j < VEC; ++j) start.at[j] = own.fired(j, theta, v0[first + j]) ? 128 : 0;
+  for (int j = 0; j < VEC; ++j) {
+    const real_t v = v0[first + j];
+    start.at[j] = KEEP == KEEP_CODE ? kept_t(own.fired(j, theta, v) ? 128 : 0) : kept_t(v);
+  }
 #endif
-#pragma unroll UNROLL
-  for (i64 t = T - 1; t >= 0; --t) {
-    const Pack<kept_t, VEC> k = load<VEC>(kept + t * lanes + first);
-    const Pack<io_t, VEC> gs = load<VEC>(gs_seq + t * gs_step + first);
+  // Backward in time: step i is t = T - 1 - i.
+  const auto read = [&](i64 i) {
+    const i64 t = T - 1 - i;
+    Step at;
+    at.kept = load<VEC>(kept + t * lanes + first);
+    at.gs = load<VEC>(gs_seq + t * gs_step + first);
 #if GRAD_MEMBRANE
-    const Pack<real_t, VEC> gm_more = load<VEC>(gm_seq + t * gm_step + first);
+    at.gm = load<VEC>(gm_seq + t * gm_step + first);
 #endif
 #if SLOPES
-    const Pack<real_t, VEC> total = load<VEC>(total_seq + t * total_step + first);
-    const Pack<real_t, VEC> at_first = load<VEC>(first_seq + t * first_slope_step + first);
+    at.total = load<VEC>(total_seq + t * total_step + first);
+    at.first = load<VEC>(first_seq + t * first_slope_step + first);
 #endif
 #if RATE_GRAD
-    const Pack<io_t, VEC> x = load<VEC>(x_seq + t * x_step + first);
+    at.x = load<VEC>(x_seq + t * x_step + first);
 #endif
-#if BEFORE && KEEP == KEEP_CODE
-    const Pack<kept_t, VEC> k_before = t > 0 ? load<VEC>(kept + (t - 1) * lanes + first) : start;
-#elif BEFORE
-    const Pack<real_t, VEC> m_before = load<VEC>(t > 0 ? kept + (t - 1) * lanes + first : v0 + first);
+#if BEFORE
+    at.before = t > 0 ? load<VEC>(kept + (t - 1) * lanes + first) : start;
 #endif
+    return at;
+  };
+  walk<UNROLL>(T, read, [&](i64 i, const Step& step) {
+    const i64 t = T - 1 - i;
     Pack<io_t, VEC> gx;
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
       const bool runs = own.runs(j, t);
-      Slopes at = slopes(own, j, k.at[j], theta, p, q);
+      Slopes at = slopes(own, j, step.kept.at[j], theta, p, q);
 #if SLOPES
-      at.total = total.at[j];
-      at.first = at_first.at[j];
+      at.total = step.total.at[j];
+      at.first = step.first.at[j];
 #endif
-      const real_t gs_here = widen(gs.at[j]), m = real_t(k.at[j]);
+      const real_t gs_here = widen(step.gs.at[j]), m = real_t(step.kept.at[j]);
       const real_t through = DETACH || DELAY ? gs_here * at.total
                                              : RESET::spikes(gs_here, g.at[j], m, at, v_reset, own.reset[j]);
       real_t gm = through + (DELAY ? g.at[j] : RESET::kept(g.at[j], at.fired));
 #if GRAD_MEMBRANE
-      gm = gm + gm_more.at[j];
+      gm = gm + step.gm.at[j];
 #endif
 #if BEFORE && KEEP != KEEP_CODE
-      const real_t before = m_before.at[j];
+      const real_t before = step.before.at[j];
       const bool fired_before = own.fired(j, theta, before);
 #if RATE_GRAD || RESET_GRAD
       const real_t s_before = own.fire(j, theta, before);
@@ -107,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if RATE_GRAD
       const bool reset_here = DELAY ? RESET::before_charge : t > 0;
       const real_t v = reset_here ? RESET::after(before, fired_before, s_before, v_reset, own.reset[j]) : before;
-      if (runs) g_rate.at[j] += CHARGE::grad_rate(gm, widen(x.at[j]), v, v_reset);
+      if (runs) g_rate.at[j] += CHARGE::grad_rate(gm, widen(step.x.at[j]), v, v_reset);
 #endif
 #if THRESHOLD_GRAD
       if (runs) g_first.at[j] -= through;
@@ -120,14 +145,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       gx.at[j] = narrow(runs ? CHARGE::grad_x(gm, own.rate[j], input_scale) : real_t(0));
       real_t g_before = CHARGE::grad_v(gm, own.rate[j]);
 #if DELAY && KEEP == KEEP_CODE
-      g_before = RESET::kept(g_before, k_before.at[j] >= 128);
+      g_before = RESET::kept(g_before, step.before.at[j] >= 128);
 #elif DELAY
       g_before = RESET::kept(g_before, fired_before);
 #endif
       g.at[j] = runs ? g_before : g.at[j];
     }
     store<VEC>(gx_seq + t * lanes + first, gx);
-  }
+  });
   store<VEC>(gv0 + first, g);
   if (RATE_GRAD) store<VEC>(grate + first, g_rate);
   if (THRESHOLD_GRAD) store<VEC>(gfirst + first, g_first);

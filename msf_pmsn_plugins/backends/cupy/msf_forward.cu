@@ -11,6 +11,7 @@
 //   KEEP              KEEP_NONE, KEEP_MEMBRANE or KEEP_CODE: what backward needs; KEEP_STATE: the state of each step
 //   LENGTHS           0 or 1: whether each sample has its own number of steps
 //   THREADS           in a block
+//   AHEAD             steps that are read ahead of the arithmetic; 0: as far as the unrolled loop does
 //
 // Lanes are the elements of one step [N, *], numbered in memory order; x and the gradients of s and of the membranes
 // may have any distance between steps (x_step, ...), all other sequences are contiguous.
@@ -39,9 +40,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
   for (int j = 0; j < VEC; ++j) last.at[j] = own.fire(j, theta, v.at[j]);
 #endif
-#pragma unroll 4
-  for (i64 t = 0; t < T; ++t) {
-    const Pack<io_t, VEC> x = load<VEC>(x_seq + t * x_step + first);
+  const auto read = [=](i64 t) { return load<VEC>(x_seq + t * x_step + first); };
+  walk<4>(T, read, [&](i64 t, const Pack<io_t, VEC>& x) {
     Pack<io_t, VEC> s;
 #if KEEP != KEEP_NONE
     Pack<kept_t, VEC> k;
@@ -83,6 +83,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if KEEP != KEEP_NONE
     store<VEC>(kept + t * lanes + first, k);
 #endif
-  }
+  });
   store<VEC>(v_last + first, v);
 }

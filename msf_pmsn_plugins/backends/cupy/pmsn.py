@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...settings import PMSNSettings
-from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
+from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes, state_dtype
 from . import launch
 from .arguments import SLOPES, Steps, as_laid_out, check, element, empty, packed, parts, plain, steps_of
 from .compile import Kernel, Macros, variant, words
@@ -29,10 +29,11 @@ def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
 ) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
     """Spikes, the drives of the soma and its membranes (if kept), the final state."""
-    check(x_seq, x_seq.dtype, **state._asdict(), **weights._asdict(), lengths=lengths)
+    dtype = state_dtype(x_seq.dtype)
+    check(x_seq, dtype, **state._asdict(), **weights._asdict(), lengths=lengths)
     s_seq = empty(x_seq.shape, x_seq)
-    y_seq = empty(x_seq.shape if settings.keep_drive else 0, x_seq)
-    m_seq = empty(x_seq.shape if settings.keep_membrane else 0, x_seq)
+    y_seq = empty(x_seq.shape if settings.keep_drive else 0, x_seq, dtype)
+    m_seq = empty(x_seq.shape if settings.keep_membrane else 0, x_seq, dtype)
     r_seq = empty((*x_seq.shape[:1], *state.r.shape), state.r) if settings.keep_residual else None
     last = PMSNState(
         state.r.clone(memory_format=torch.contiguous_format),
@@ -40,7 +41,7 @@ def pmsn_forward(
     )
     if x_seq.numel():
         membranes = m_seq if settings.keep_membrane else None
-        x = steps_of(x_seq, x_seq.dtype)
+        x = steps_of(x_seq)
         state, weights = PMSNState(*map(plain, state)), PMSNWeights(*map(plain, weights))
         call = _call("pmsn_forward.cu", x_seq, state.z.shape[-1], lengths, settings)
         if call.chunks.count == 1:
@@ -48,7 +49,7 @@ def pmsn_forward(
             tensors = (x.seq, *state, *weights, call.lengths, s_seq, *kept, *last)
             call.each("pmsn_forward", call.lanes, *tensors, *call.shape, x.distance, settings.v_threshold)
         else:
-            drives = y_seq if settings.keep_drive else s_seq
+            drives = y_seq if settings.keep_drive else _in_place(s_seq, dtype)
             starts = empty((call.chunks.count, *state.z.shape), state.z)
             call.walk(x, weights, None, ends=starts)
             call.carry(starts, state.z, weights, end=last.z)
@@ -76,8 +77,9 @@ def pmsn_backward(
     Without ``settings.state_grad`` that of ``z`` is empty. ``y_seq`` is not read. The sums over lanes and steps are
     added in an order that depends on the shape alone.
     """
-    check(x_seq, x_seq.dtype, **state._asdict(), **weights._asdict(), lengths=lengths)
-    check(x_seq, x_seq.dtype, **{f"g{name}": grad for name, grad in grads._asdict().items()})
+    given = {f"g{name}": grad for name, grad in grads._asdict().items() if name != "s"}
+    check(x_seq, state_dtype(x_seq.dtype), **state._asdict(), **weights._asdict(), **given, lengths=lengths)
+    check(x_seq, x_seq.dtype, gs=grads.s)
     cumulative, state_grad = settings.reset_mode == "cumulative", settings.state_grad
     gr0 = empty(state.r.shape, state.r) if cumulative else state.r.new_zeros(state.r.shape)
     gz0 = empty(state.z.shape if state_grad else 0, state.z)
@@ -93,6 +95,11 @@ def pmsn_backward(
     backward.adjoint(pieces.gz_ends, gz0 if state_grad and backward.call.chunks.count == 1 else None)
     backward.parameters(partial, weights_grad)
     return as_laid_out(backward.gx_seq, x_seq), PMSNState(gr0, gz0), weights_grad
+
+
+def _in_place(seq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for ``seq`` before its rounding: its own, if that is none."""
+    return seq if seq.dtype == dtype else empty(seq.shape, seq, dtype)
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def _call(
     reset = settings.reset_mode
     if settings.fixed and reset != "floor":
         raise ValueError(f"a fixed-point residual needs reset_mode 'floor', got {reset!r}")
-    io = element(x.dtype, torch.float32, torch.float64)
+    io = element(x.dtype)
     chunks = chunks_of(x, modes, settings.fixed)
     macros: Macros = (
         ("IO", io),
@@ -200,7 +207,7 @@ class _Pieces:
 
 @dataclass(frozen=True)
 class _Backward:
-    """The walks of one backward. ``gx_seq`` holds the gradients of the drives before it holds those of x."""
+    """The walks of one backward."""
 
     call: _Call
     x: Steps
@@ -214,6 +221,7 @@ class _Backward:
     fire: tuple[float, float, float]  # the threshold and the constants of the surrogate
     groups: int  # of modes
     fused: bool  # the gather makes the gradients of the drives
+    g_seq: Tensor  # the gradients of the drives; the memory of gx_seq, if that is no half
     gx_seq: Tensor
 
     @property
@@ -233,7 +241,7 @@ class _Backward:
         if not self.fused:
             call, distances = self.call, (*self.distances, self.x.distance)
             inputs = (*self.given, self.gr, self.x.seq, *self.state, *self.weights)
-            tensors = (*inputs, call.lengths, self.gx_seq, gr0)
+            tensors = (*inputs, call.lengths, self.g_seq, gr0)
             call.each("pmsn_drive", call.lanes, *tensors, *call.shape, *distances, *self.fire)
         return _Pieces(self.state.z, None, self.gz, None)
 
@@ -243,9 +251,9 @@ class _Backward:
         lost = empty((call.chunks.count, *self.state.r.shape), z, torch.int64)
         call.walk(self.x, self.weights, None, ends=starts, lost=lost)
         call.carry(starts, z, self.weights, lost=lost)
-        call.walk(self.x, self.weights, starts, p_ends=p_starts, lost=lost, drives=self.gx_seq)
+        call.walk(self.x, self.weights, starts, p_ends=p_starts, lost=lost, drives=self.g_seq)
         call.carry(p_starts, None, self.weights)
-        tensors = (*self.given, self.gr, self.state.r, call.lengths, self.gx_seq, gr0)
+        tensors = (*self.given, self.gr, self.state.r, call.lengths, self.g_seq, gr0)
         call.each("pmsn_soma", call.lanes, *tensors, *call.columns, *self.distances, *self.fire)
         self.adjoint(None, gz_ends)
         call.carry(gz_ends, self.gz, self.weights, end=gz0, back=True)
@@ -258,7 +266,7 @@ class _Backward:
         sums = 4 * parts(modes, self.groups) + 1
         partial = empty((blocks.rows, self.groups, sums, call.channels, call.positions), self.state.r)
         inputs = (*self.given, self.gz, self.x.seq, self.state.r, pieces.starts, *self.weights)
-        tensors = (*inputs, call.lengths, pieces.p_starts, pieces.lost, self.gx_seq, partial)
+        tensors = (*inputs, call.lengths, pieces.p_starts, pieces.lost, self.g_seq, partial)
         counts = (call.steps, call.leads, call.channels, call.positions, *call.cut, blocks.rows)
         numbers = (*counts, *self.distances, self.x.distance, *self.fire)
         call.launch("pmsn_gather", blocks.blocks * self.groups, blocks.threads, *tensors, *numbers)
@@ -266,7 +274,7 @@ class _Backward:
 
     def adjoint(self, gz_ends: Tensor | None, gz0: Tensor | None) -> None:
         """Back through time: gradients of the drives to those of x, and of each piece's end to its start."""
-        tensors = (self.gx_seq, gz_ends, *self.weights, self.call.lengths, gz0)
+        tensors = (self.g_seq, self.gx_seq, gz_ends, *self.weights, self.call.lengths, gz0)
         count = self.call.lanes * self.call.chunks.count
         self.call.each("pmsn_adjoint", count, *tensors, *self.call.shape, *self.call.cut)
 
@@ -287,10 +295,10 @@ def _backward(
     settings: PMSNSettings,
 ) -> _Backward:
     """Everything in one piece, and the macros of the backward."""
-    modes, dtype = state.z.shape[-1], x_seq.dtype
+    modes = state.z.shape[-1]
     # A missing gradient is one step of zeros, read again and again.
     gs_seq = x_seq.new_zeros(state.r.shape).expand(x_seq.shape) if grads.s is None else grads.s
-    gs_seq = gs_seq if slopes is None else gs_seq * slopes.total
+    gs_seq = gs_seq if slopes is None else gs_seq * slopes.total  # in the dtype of the slopes
     groups = max(1, parts(modes, MODES_AT_ONCE))
     surrogate = settings.surrogate or "rectangular"  # with slopes none is used
     chunked = chunks_of(x_seq, modes, settings.fixed).count > 1
@@ -303,12 +311,13 @@ def _backward(
         ("GROUPS", groups),
         ("FUSED", int(fused)),
     )
+    gx_seq = empty(x_seq.shape, x_seq)
     return _Backward(
         call=_call("pmsn_backward.cu", x_seq, modes, lengths, settings, macros),
-        x=steps_of(x_seq, dtype),
-        gs=steps_of(gs_seq, dtype),
-        gy=steps_of(grads.y, dtype),
-        gm=steps_of(grads.m, dtype),
+        x=steps_of(x_seq),
+        gs=steps_of(gs_seq),
+        gy=steps_of(grads.y),
+        gm=steps_of(grads.m),
         gr=plain(grads.r),
         gz=plain(grads.z),
         state=PMSNState(*map(plain, state)),
@@ -316,5 +325,6 @@ def _backward(
         fire=(settings.v_threshold, *SLOPES[surrogate](settings.width)),
         groups=groups,
         fused=fused,
-        gx_seq=empty(x_seq.shape, x_seq),
+        g_seq=_in_place(gx_seq, state.r.dtype),
+        gx_seq=gx_seq,
     )

@@ -8,7 +8,7 @@
 //
 // Backward keeps nothing of forward. It walks forward in time again for the gradient g of each drive (pmsn_drive) and
 // for the sums of the parameters (pmsn_gather), then backward for the gradient of x (pmsn_adjoint). g lies where the
-// gradient of x will be.
+// gradient of x will be, but for a half x, of which the gradient is rounded at the end alone.
 
 #define BACKWARD 1
 
@@ -17,13 +17,20 @@
 #include "surrogate.cuh"
 #include "modes.cuh"
 
+// Products with slopes are not rounded to halves.
+#if SLOPES
+typedef real_t gs_t;
+#else
+typedef io_t gs_t;
+#endif
+
 // The threshold and the constants of the surrogate.
 struct Fire {
   real_t theta, p, q;
 };
 
 // Gradient of the drive from those of the spike and of the membrane; r moves on.
-__device__ __forceinline__ real_t drive_grad(real_t gs, const io_t* gm, real_t y, real_t& r, const Fire& fire) {
+__device__ __forceinline__ real_t drive_grad(real_t gs, const real_t* gm, real_t y, real_t& r, const Fire& fire) {
   const Soma next = RESET::step(y, r, fire.theta);
   r = next.r;
   real_t g = SLOPES ? gs : gs * SURROGATE::slope(BURST::slope_argument(next.v, fire.theta), fire.p, fire.q);
@@ -33,7 +40,7 @@ __device__ __forceinline__ real_t drive_grad(real_t gs, const io_t* gm, real_t y
 
 // With RESET::cumulative each drive also moves all later membranes. The gradients of the membranes in g_seq become
 // those of the drives; gr, that of r_last, may be null.
-__device__ __forceinline__ void accumulate(io_t* g_seq, const io_t* gy_seq, const real_t* gr, real_t* gr0, i64 lane,
+__device__ __forceinline__ void accumulate(real_t* g_seq, const real_t* gy_seq, const real_t* gr, real_t* gr0, i64 lane,
                                            i64 steps, i64 lanes, i64 gy_step, real_t theta) {
   real_t later = gr ? gr[lane] / theta : real_t(0);
   for (i64 t = steps - 1; t >= 0; --t) {
@@ -52,10 +59,10 @@ __device__ __forceinline__ void accumulate(io_t* g_seq, const io_t* gy_seq, cons
 // Gradients of s_seq, y_seq (with GRAD_DRIVE), m_seq (with GRAD_MEMBRANE) and r_last (gr, may be null) -> g_seq, and
 // with RESET::cumulative gr0.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_drive(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
+    pmsn_drive(const gs_t* __restrict__ gs_seq, const real_t* __restrict__ gy_seq, const real_t* __restrict__ gm_seq,
                const real_t* __restrict__ gr, const io_t* __restrict__ x_seq, const real_t* __restrict__ r0,
                const real_t* __restrict__ z0, const real_t* __restrict__ e, const real_t* __restrict__ w,
-               const real_t* __restrict__ d, const i64* __restrict__ lengths, io_t* __restrict__ g_seq,
+               const real_t* __restrict__ d, const i64* __restrict__ lengths, real_t* __restrict__ g_seq,
                real_t* __restrict__ gr0, i64 T, i64 lanes, i64 channels, i64 positions, i64 gs_step, i64 gy_step,
                i64 gm_step, i64 x_step, real_t theta, real_t p, real_t q) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -98,9 +105,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 // The soma alone. Gradients as in pmsn_drive; g_seq holds the drives at first.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_soma(const io_t* __restrict__ gs_seq, const io_t* __restrict__ gy_seq, const io_t* __restrict__ gm_seq,
+    pmsn_soma(const gs_t* __restrict__ gs_seq, const real_t* __restrict__ gy_seq, const real_t* __restrict__ gm_seq,
               const real_t* __restrict__ gr, const real_t* __restrict__ r0, const i64* __restrict__ lengths,
-              io_t* __restrict__ g_seq, real_t* __restrict__ gr0, i64 T, i64 lanes, i64 columns, i64 gs_step,
+              real_t* __restrict__ g_seq, real_t* __restrict__ gr0, i64 T, i64 lanes, i64 columns, i64 gs_step,
               i64 gy_step, i64 gm_step, real_t theta, real_t p, real_t q) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
@@ -129,10 +136,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 #include "gather.cuh"
 
-// g_seq -> gx_seq in the same memory; gz, the gradient of z_last -> gz0, that of z0. Both may be null. With CHUNKED
+// g_seq -> gx_seq, which may be the same memory; gz, the gradient of z_last -> gz0, that of z0. Both may be null. With CHUNKED
 // each chunk is a lane: without gz, which is then that of the state each ends with, gx_seq is not written.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_adjoint(io_t* __restrict__ gx_seq, const real_t* __restrict__ gz, const real_t* __restrict__ e,
+    pmsn_adjoint(const real_t* g_seq, io_t* gx_seq, const real_t* __restrict__ gz, const real_t* __restrict__ e,
                  const real_t* __restrict__ w, const real_t* __restrict__ d, const i64* __restrict__ lengths,
                  real_t* __restrict__ gz0, i64 T, i64 lanes, i64 channels, i64 positions, i64 span, i64 chunks) {
   const i64 v = (i64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -153,11 +160,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   State<MODES> after;
   if (gz) after = State<MODES>(gz, v, 0);
   // Backward in time: step i is t = begin + steps - 1 - i.
-  io_t* const last = gx_seq + (begin + steps - 1) * lanes + lane;
+  const i64 last = (begin + steps - 1) * lanes + lane;
   Stream<AHEAD> g_ahead;
-  if (steps > 0) g_ahead.fetch(last, -lanes, 0, steps);
+  if (steps > 0) g_ahead.fetch(g_seq + last, -lanes, 0, steps);
   for (i64 i = 0; i < steps;) {
-    g_ahead.fetch(last, -lanes, i + AHEAD, steps);
+    g_ahead.fetch(g_seq + last, -lanes, i + AHEAD, steps);
 #pragma unroll
     for (int j = 0; j < AHEAD && i < steps; ++j, ++i) {
       const real_t g = g_ahead.now[j];
@@ -170,10 +177,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         after.re[m] = re + fma(own.er[m], re, own.ei[m] * im);
         after.im[m] = im + fma(own.er[m], im, -(own.ei[m] * re));
       }
-      if (writes) last[-i * lanes] = gx;
+      if (writes) gx_seq[last - i * lanes] = narrow(gx);
     }
   }
   if (writes)
-    for (i64 t = begin + steps; t < end; ++t) gx_seq[t * lanes + lane] = 0;
+    for (i64 t = begin + steps; t < end; ++t) gx_seq[t * lanes + lane] = narrow(0);
   if (gz0) after.save(gz0, v);
 }

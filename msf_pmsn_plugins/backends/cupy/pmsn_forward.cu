@@ -1,7 +1,7 @@
 // pmsn_forward.cu - PMSN over all time steps: one thread owns one lane and keeps its modes in registers.
 //
 // Compiled for one setting at a time, with these macros:
-//   IO             IO_FLOAT or IO_DOUBLE
+//   IO             element type of x and s; all else is float (double for IO_DOUBLE)
 //   MODES          0 to 16
 //   RESET, BURST   structs of soma.cuh
 //   LENGTHS        0 or 1: whether each leading index l has its own number of steps
@@ -23,8 +23,8 @@
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pmsn_forward(const io_t* __restrict__ x_seq, const real_t* __restrict__ r0, const real_t* __restrict__ z0,
                  const real_t* __restrict__ e, const real_t* __restrict__ w, const real_t* __restrict__ d,
-                 const i64* __restrict__ lengths, io_t* __restrict__ s_seq, io_t* __restrict__ y_seq,
-                 io_t* __restrict__ m_seq, real_t* __restrict__ r_seq, real_t* __restrict__ r_last,
+                 const i64* __restrict__ lengths, io_t* __restrict__ s_seq, real_t* __restrict__ y_seq,
+                 real_t* __restrict__ m_seq, real_t* __restrict__ r_seq, real_t* __restrict__ r_last,
                  real_t* __restrict__ z_last, i64 T, i64 lanes, i64 channels, i64 positions, i64 x_step,
                  real_t theta) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -48,14 +48,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       const real_t y = drive(z, own, gain, x);
       const Soma next = RESET::step(y, r, theta);
       r = next.r;
-      s_seq[t * lanes + lane] = next.s;
+      s_seq[t * lanes + lane] = narrow(next.s);
       if (y_seq) y_seq[t * lanes + lane] = y;
       if (m_seq) m_seq[t * lanes + lane] = next.v * theta;
       if (r_seq) r_seq[t * lanes + lane] = r;
     }
   }
   for (i64 t = steps; t < T; ++t) {
-    s_seq[t * lanes + lane] = 0;
+    s_seq[t * lanes + lane] = narrow(0);
     if (y_seq) y_seq[t * lanes + lane] = 0;
     if (m_seq) m_seq[t * lanes + lane] = 0;
     if (r_seq) r_seq[t * lanes + lane] = r;
@@ -70,10 +70,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 #define AHEAD_SOMA 32
 
-// The soma alone. y_seq (which may be s_seq) -> s_seq, m_seq and r_seq (may be null), last r.
+// The soma alone. y_seq (where s is no half, it may be s_seq) -> s_seq, m_seq and r_seq (may be null), last r.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pmsn_soma(io_t* y_seq, const real_t* __restrict__ r0, const i64* __restrict__ lengths, io_t* s_seq,
-              io_t* __restrict__ m_seq, real_t* __restrict__ r_seq, real_t* __restrict__ r_last, i64 T, i64 lanes,
+    pmsn_soma(real_t* y_seq, const real_t* __restrict__ r0, const i64* __restrict__ lengths, io_t* s_seq,
+              real_t* __restrict__ m_seq, real_t* __restrict__ r_seq, real_t* __restrict__ r_last, i64 T, i64 lanes,
               i64 columns, real_t theta) {
   const i64 lane = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (lane >= lanes) return;
@@ -87,13 +87,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int j = 0; j < AHEAD_SOMA && t < steps; ++j, ++t) {
       const Soma next = RESET::step(y_ahead.now[j], r, theta);
       r = next.r;
-      s_seq[t * lanes + lane] = next.s;
+      s_seq[t * lanes + lane] = narrow(next.s);
       if (m_seq) m_seq[t * lanes + lane] = next.v * theta;
       if (r_seq) r_seq[t * lanes + lane] = r;
     }
   }
   for (i64 t = steps; t < T; ++t) {
-    y_seq[t * lanes + lane] = s_seq[t * lanes + lane] = 0;
+    y_seq[t * lanes + lane] = 0;
+    s_seq[t * lanes + lane] = narrow(0);
     if (m_seq) m_seq[t * lanes + lane] = 0;
     if (r_seq) r_seq[t * lanes + lane] = r;
   }

@@ -89,7 +89,7 @@ struct reset_none : Reset {
   static __device__ __forceinline__ Soma step(real_t y, real_t r, real_t theta) {
     Soma next;
     next.v = y / theta;
-    next.s = spikes(next.v);
+    next.s = spikes(floor(next.v));
     next.r = r;
     return next;
   }
@@ -100,7 +100,7 @@ struct reset_cumulative : Reset {
   static __device__ __forceinline__ Soma step(real_t y, real_t r, real_t theta) {
     Soma next;
     next.v = r + y / theta;
-    next.s = spikes(next.v);
+    next.s = spikes(floor(next.v));
     next.r = next.v;
     return next;
   }

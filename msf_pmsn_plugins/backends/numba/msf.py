@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...settings import MSFSettings
 from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
+from ..halves import widens
 from . import kernels
 from .kernels.calls import (
     AFTER_CHARGE,
@@ -175,6 +176,7 @@ def _prepare_forward(
     return _Forward(prepared, x, out, addresses)
 
 
+@widens
 def msf_forward(
     x_seq: Tensor, v: Tensor, parameters: MSFParameters, lengths: Tensor | None, settings: MSFSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,6 +263,7 @@ def _prepare_backward(
 SEQUENCES = "gs", "gm", "x", "kept", "total", "slope", "out"
 
 
+@widens
 def msf_backward(
     grads: MSFGrads,
     x_seq: Tensor,

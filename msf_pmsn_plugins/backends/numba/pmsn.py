@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...settings import PMSNSettings
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
+from ..halves import widens
 from . import kernels
 from .kernels.calls import PMSNBackward, PMSNBackwardTensors, PMSNForward, PMSNForwardTensors
 from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
@@ -129,6 +130,7 @@ def _prepare_forward(
     return _Call(Prepared(kernels.pmsn_forward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
+@widens
 def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
 ) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
@@ -211,6 +213,7 @@ def _prepare_backward(
     return _Call(Prepared(kernels.pmsn_backward, dtype, record, tiles.work(shape[0])), tiles, walks)
 
 
+@widens
 def pmsn_backward(
     grads: PMSNGrads,
     x_seq: Tensor,

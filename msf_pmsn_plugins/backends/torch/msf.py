@@ -13,6 +13,7 @@ from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues
 from ...surrogate import slope
 from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
+from ..halves import widens
 
 __all__ = ["KNOWS", "msf_backward", "msf_forward"]
 
@@ -24,6 +25,7 @@ FIRED = 128  # the bit of a kept byte that says "fired"; the others count the wi
 Amount = float | Tensor
 
 
+@widens
 def msf_forward(
     x_seq: Tensor, v: Tensor, parameters: MSFParameters, lengths: Tensor | None, settings: MSFSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,6 +86,7 @@ def _count(m: Tensor, thresholds: Sequence[Amount]) -> Tensor:
     return s
 
 
+@widens
 def msf_backward(
     grads: MSFGrads,
     x_seq: Tensor,

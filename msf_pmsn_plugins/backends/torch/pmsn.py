@@ -13,6 +13,7 @@ from torch import Tensor
 from ...settings import PMSNSettings
 from ...surrogate import slope
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
+from ..halves import widens
 
 __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 
@@ -44,6 +45,7 @@ def _full_precision(x: Tensor) -> Iterator[None]:
             setattr(settings, name, before)
 
 
+@widens
 def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
 ) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
@@ -79,6 +81,7 @@ def _by_length(lengths: Tensor) -> Iterator[tuple[int, Tensor]]:
             yield steps, torch.nonzero(lengths == steps).squeeze(1)
 
 
+@widens
 def pmsn_backward(
     grads: PMSNGrads,
     x_seq: Tensor,
@@ -365,7 +368,7 @@ def _for_parameters(x_seq: Tensor, gy_seq: Tensor, z: Tensor) -> tuple[Tensor, T
     """Input, gradient and first state with zeros for the lanes that are lost, all along: not finite, or so large that
     the products for the parameters would overflow. The parameters get the gradient of the other lanes.
     """
-    most = torch.finfo(x_seq.dtype).max ** 0.75
+    most, z = torch.finfo(x_seq.dtype).max ** 0.75, z.resolve_conj()
     on_cpu = x_seq.device.type == "cpu" and len(x_seq) > 0
     # one by one: max() of Python would pass over a NaN
     if on_cpu and all(float(part.abs().max()) < most for part in (x_seq, gy_seq, torch.view_as_real(z))):

@@ -16,7 +16,7 @@ from ...charges import CHARGES
 from ...resets import RESETS
 from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
-from ...tensors import MSFParameters
+from ...tensors import MSFParameters, state_dtype
 from ..autograd import undisturbed
 from ..base import (
     NOTHING,
@@ -27,7 +27,6 @@ from ..base import (
     first_step,
     kind_of_step,
     number,
-    state_dtype,
 )
 from .op import Call, Single, plan, run, run_step
 from .step import after_reset, msf_step
@@ -382,8 +381,8 @@ class MSF(Neuron):
         if not self._fused(parameters):
             return self._loop(x_seq, state, membrane, lengths)
         call = self._call(x_seq, parameters, membrane)
-        s_seq, m_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, membrane)
-        return s_seq.to(x_seq.dtype), (v,), m_seq
+        s_seq, m_seq, v = run(x_seq, v, parameters, lengths, call, membrane)
+        return s_seq, (v,), m_seq
 
     def _fused(self, parameters: MSFParameters) -> bool:
         """Whether the op does all that is asked."""

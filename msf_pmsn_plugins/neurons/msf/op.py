@@ -11,7 +11,7 @@ from ... import backends
 from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
-from ...tensors import MSFGrads, MSFParameters, Slopes
+from ...tensors import MSFGrads, MSFParameters, Slopes, state_dtype
 from ..autograd import (
     NoSecondDerivative,
     loop_vmap,
@@ -54,7 +54,7 @@ def _msf_op(
 @_msf_op.register_fake
 def _(x_seq: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, keep, _backend = others
-    dtype = torch.uint8 if keep == "code" else x_seq.dtype
+    dtype = torch.uint8 if keep == "code" else v.dtype
     kept = x_seq.new_empty(0, dtype=dtype) if keep == "none" else torch.empty_like(x_seq, dtype=dtype)
     return torch.empty_like(x_seq), kept, torch.empty_like(v)
 
@@ -89,7 +89,7 @@ def _call_backward(*args: Any) -> tuple[Tensor, Tensor, MSFParameters]:
 
 @_msf_backward_op.register_fake
 def _(gs: Any, gm: Any, gv: Any, x_seq: Tensor, kept: Tensor, v: Tensor, *others: Any) -> Any:
-    gx = torch.empty_like(kept, dtype=v.dtype)
+    gx = torch.empty_like(kept, dtype=x_seq.dtype)
     return (
         gx,
         torch.empty_like(v),
@@ -139,6 +139,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     x, v, rate, threshold, reset, lengths, (settings, *_) = inputs
     wants_v = rate is not None or settings.reset_delay or reset is not None
     kept_x, kept_v = None if rate is None else x, v if wants_v else None
+    ctx.dtype = x.dtype
     ctx.save_for_backward(kept_x, output[1], kept_v, rate, threshold, reset, lengths)
     if settings.keep != "membrane":
         ctx.mark_non_differentiable(output[1])
@@ -160,8 +161,9 @@ def _differentiate(
             None if part is None else part.unsqueeze(0) for part in (x_seq, kept, gs_seq, gm_seq)
         )
     if v is None:
-        v = given.new_empty(()).expand(kept.shape[1:])
-    x_seq = kept if x_seq is None else x_seq
+        v = given.new_empty((), dtype=state_dtype(ctx.dtype)).expand(kept.shape[1:])
+    if x_seq is None:
+        x_seq = given.new_empty((), dtype=ctx.dtype).expand(kept.shape) if gs_seq is None else gs_seq
     slopes: Slopes | tuple[None, None] = (None, None)
     if surrogate is not None:
         slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
@@ -371,8 +373,9 @@ def msf(
     """All steps of MSF at once: a loop of :func:`~msf_pmsn_plugins.neurons.msf.msf_step`, as one op.
 
     Args:
-        x_seq: input currents [T, N, *], float32 or float64.
-        v: state [N, *], dtype of ``x_seq``: the membrane after its reset, or before it with a delayed one.
+        x_seq: input currents [T, N, *], of any float dtype.
+        v: state [N, *], float64 for a float64 ``x_seq``, else float32: the membrane after its reset, or before it
+            with a delayed one.
         settings: see :class:`~msf_pmsn_plugins.settings.MSFSettings`; ``keep`` is chosen here.
         parameters: what is a tensor that broadcasts against one step [N, *], and may be learned.
         surrogate: a step ``u -> [u >= 0]`` with a gradient of its own, in place of the one that the settings name.
@@ -381,7 +384,8 @@ def msf(
         backend: ``"auto"`` or a key of :data:`msf_pmsn_plugins.backends.BACKENDS`.
 
     Returns:
-        counts [T, N, *], membranes before reset [T, N, *] or None, last state [N, *].
+        counts [T, N, *] in the dtype of ``x_seq``; in that of ``v`` membranes before reset [T, N, *] or None, and the
+        last state [N, *].
     """
     call = plan(x_seq, settings, parameters, surrogate, membrane, backend)
     return run(x_seq, v, parameters, lengths, call, membrane)
@@ -400,6 +404,8 @@ def plan(
     backend: str,
 ) -> Call:
     """What :func:`msf` decides before it computes; the same for all inputs on a device and in one grad mode."""
+    if settings.reset_delay and not settings.detach_reset:
+        raise ValueError("a delayed reset passes no gradient: set detach_reset=True or reset_delay=False")
     if isinstance(surrogate, Surrogate):
         settings, surrogate = settings.but(surrogate=surrogate.name, width=surrogate.width), None
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))

@@ -12,18 +12,9 @@ from torch import Tensor, nn
 from ...lengths import last_valid
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate
-from ...tensors import PMSNState, PMSNWeights
+from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ..autograd import transformed, undisturbed
-from ..base import (
-    NOTHING,
-    State,
-    channel_shape,
-    first_step,
-    kind_of_step,
-    number,
-    paired_dtype,
-    state_dtype,
-)
+from ..base import NOTHING, State, channel_shape, first_step, kind_of_step, number, paired_dtype
 from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
@@ -441,9 +432,9 @@ class PMSN(PerChannel):
         lanes = self._lanes(first_step(x_seq))
         lane_lengths = self._lane_lengths(x_seq, lengths)
         weights = self._weights(dtype, state)
-        x_lanes = x_seq.to(dtype).reshape(shape[0], *lanes)
+        x_lanes = x_seq.reshape(shape[0], *lanes)
         if self.context == "global":
-            drive = global_drive(x_lanes, weights, lane_lengths, self.backend).reshape(shape)
+            drive = global_drive(x_lanes.to(dtype), weights, lane_lengths, self.backend).reshape(shape)
             s_seq, _r, m_seq = parallel_reset(
                 drive,
                 state[0],
@@ -460,8 +451,7 @@ class PMSN(PerChannel):
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
         after = reshaped(last.r, shape if residuals else r.shape), reshaped(last.z, z.shape)
         self._kept_weights.passed_on(after[1])
-        s_seq = s_seq.reshape(shape).to(x_seq.dtype)
-        return s_seq, after, m_seq.reshape(shape) if membrane else None
+        return s_seq.reshape(shape), after, m_seq.reshape(shape) if membrane else None
 
     def extra_repr(self) -> str:
         special = "".join(

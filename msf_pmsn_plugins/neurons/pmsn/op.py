@@ -54,7 +54,8 @@ def _pmsn_op(
 def _(x_seq: Tensor, r: Tensor, z: Tensor, *others: Any) -> tuple[Tensor, ...]:
     *_, keep_drive, keep_membrane, keep_residual, _state_grad, _backend = others
     y_seq, m_seq = (
-        torch.empty_like(x_seq) if keep else x_seq.new_empty(0) for keep in (keep_drive, keep_membrane)
+        torch.empty_like(x_seq, dtype=r.dtype) if keep else r.new_empty(0)
+        for keep in (keep_drive, keep_membrane)
     )
     r_last = r.new_empty((*x_seq.shape[:1], *r.shape) if keep_residual else r.shape)
     return torch.empty_like(x_seq), y_seq, m_seq, r_last, z.new_empty(z.shape)
@@ -237,7 +238,8 @@ def pmsn(
     """All steps of PMSN at once: a loop of :func:`~msf_pmsn_plugins.neurons.pmsn.pmsn_step`, as one op.
 
     Args:
-        x_seq: input currents [T, L, C, K] (L leading lanes, C channels, K positions), float32 or float64.
+        x_seq: input currents [T, L, C, K] (L leading lanes, C channels, K positions), of any float dtype; all else is
+            float64 where they are, else float32.
         state: residual [L, C, K] in units of the threshold, which carries a gradient in mode ``"cumulative"`` only,
             and hidden state, complex [L, C, K, modes]; ``modes`` may be 0, a soma alone.
         weights: ``e, w`` complex [C, modes], ``d`` [C]; see :func:`~msf_pmsn_plugins.neurons.pmsn.discretise`.
@@ -249,7 +251,8 @@ def pmsn(
         backend: ``"auto"`` or a key of :data:`msf_pmsn_plugins.backends.BACKENDS`.
 
     Returns:
-        spikes [T, L, C, K]; the drive of the soma and its membrane before the reset (volts), or None; the last state.
+        spikes [T, L, C, K] in the dtype of ``x_seq``; the drive of the soma and its membrane before the reset (volts),
+        or None; the last state.
     """
     call = plan(x_seq, settings, surrogate, backend)
     s_seq, y_seq, m_seq, state = run(x_seq, state, weights, lengths, call)

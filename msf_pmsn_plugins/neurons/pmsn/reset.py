@@ -10,7 +10,7 @@ from torch import Tensor
 from ...lengths import live_steps
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, gives_slopes
-from ...tensors import PMSNState, PMSNWeights
+from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ..base import first_step, paired_dtype
 from ..layout import memory_order, permuted, reshaped
 from .op import pmsn
@@ -36,8 +36,8 @@ def parallel_reset(
     a compartment without leak, and a reset that removes all whole thresholds; negative drives are clamped.
 
     Args:
-        y_seq: drives in volts, [T, N, *], float32 or float64.
-        r: residual in units of the threshold, [N, *]; None is rest.
+        y_seq: drives in volts, [T, N, *], of any float dtype.
+        r: residual in units of the threshold, [N, *], float64 for float64 drives, else float32; None is rest.
         settings: threshold, reset, burst and surrogate.
         surrogate: over ``v - v_threshold`` in volts, in place of the one that the settings name.
         lengths, backend: as in :func:`pmsn`.
@@ -47,7 +47,7 @@ def parallel_reset(
         spikes [T, N, *], last ``r`` (with ``settings.keep_residual`` all, [T, N, *]), membranes before reset in volts
         [T, N, *] or None.
     """
-    r = torch.zeros_like(first_step(y_seq)) if r is None else r
+    r = torch.zeros_like(first_step(y_seq), dtype=state_dtype(y_seq.dtype)) if r is None else r
     none = r.new_empty(0, dtype=paired_dtype(r.dtype))
     if surrogate is not None and not gives_slopes(surrogate):
         weights = PMSNWeights(none, none, r.new_ones(()))

@@ -95,6 +95,22 @@ def test_gather_geometry_covers_all_lanes(leads, columns):
     assert min(columns, 32) <= wide
 
 
+@pytest.mark.parametrize(
+    ("steps", "lanes", "registers", "expected"),
+    [
+        (1024, 16 * 128, 1, (1, 64, 32)),  # 32 blocks, not 2
+        (1024, 16 * 128, 2, (1, 64, 16)),
+        (1024, 16 * 128, 3, (1, 64, 8)),
+        (1024, 16 * 128, 9, (1, 64, 4)),
+        (63, 16 * 128, 1, (4, 256, 0)),  # short: the first reads would be most of it
+        (1024, 132 * 256 * 4, 1, (1, 64, 32)),
+        (1024, 132 * 256 * 4 + 1, 1, (4, 256, 0)),
+    ],
+)
+def test_few_lanes_of_msf_take_a_thread_each(steps, lanes, registers, expected):
+    assert geometry.packs_of(steps, lanes, 4, registers, 132) == geometry.Packs(*expected)
+
+
 @pytest.mark.slow
 def test_indices_beyond_two_to_the_31(shim):
     # Memory that nobody touches costs nothing: one block, the last, of 2**31 + 2048 lanes and two steps.

@@ -10,6 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from covering import label
+from msf_pmsn_plugins.backends.cupy import geometry
 from msf_pmsn_plugins.backends.cupy.launch import load_cupy
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN
@@ -17,6 +19,12 @@ from msf_pmsn_plugins.surrogate import SURROGATES
 from shim.cases import (
     MSFCase,
     PMSNCase,
+    check_msf,
+    check_pmsn,
+    cut_time,
+    few_lanes,
+    home,
+    move,
     msf_backward,
     msf_forward,
     msf_problem,
@@ -24,6 +32,7 @@ from shim.cases import (
     pmsn_forward,
     pmsn_problem,
 )
+from shim.crossed import MSF_CASES, PMSN_CASES, msf_case, msf_laid_out, pmsn_case, pmsn_laid_out
 from tolerances import assert_close, assert_same
 
 
@@ -39,14 +48,6 @@ def reason() -> str:
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(reason()), reason=reason() or "a device")]
-
-
-def move(problem, device="cuda"):
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in problem.items()}
-
-
-def back(tensors):
-    return [tensor.cpu() for tensor in tensors]
 
 
 CASES = [
@@ -71,11 +72,11 @@ def test_msf_has_the_bits_of_the_cpu(case):
     wide = {key: p[key].to(case.state_dtype) for key in ("x_seq", "gs_seq")}
     on_cpu = replace(case, dtype=case.state_dtype)
     s_ref, kept_ref, v_ref = msf_forward("torch", on_cpu, {**p, **wide})
-    s, kept, v = forward = msf_forward("cupy", case, move(p))
+    s, kept, v = forward = msf_forward("cupy", case, move(p, "cuda"))
     assert_same(s.cpu(), s_ref.to(case.dtype))
     assert_same(kept.cpu(), kept_ref)
     assert_same(v.cpu(), v_ref)
-    grads = back(msf_backward("cupy", case, move(p), forward[1]))
+    grads = home(msf_backward("cupy", case, move(p, "cuda"), forward[1]))
     expected = msf_backward("torch", on_cpu, {**p, **wide}, kept_ref)
     exact = case.surrogate not in ("sigmoid", "gaussian")
     for grad, ref in zip(grads[:2], expected[:2], strict=True):
@@ -90,19 +91,51 @@ def test_msf_has_the_bits_of_the_cpu(case):
 def test_pmsn_in_double_is_the_cpu(reset_mode, modes):
     case = PMSNCase(modes, reset_mode, dtype=torch.float64, lanes=(64, 32, 2), steps=32, lengths=True)
     p = pmsn_problem(case)
-    forward = pmsn_forward("cupy", case, move(p))
+    forward = pmsn_forward("cupy", case, move(p, "cuda"))
     expected = pmsn_forward("torch", case, p)
     assert_same(forward[0].cpu(), expected[0])
-    for one, two in zip(back(forward[1:]), expected[1:], strict=True):
+    for one, two in zip(home(forward[1:]), expected[1:], strict=True):
         assert_close(one, two, "residual")
-    grads = back(pmsn_backward("cupy", case, move(p), forward[1]))
+    grads = home(pmsn_backward("cupy", case, move(p, "cuda"), forward[1]))
     for one, two in zip(grads, pmsn_backward("torch", case, p, expected[1]), strict=True):
         assert_close(one, two, "pmsn_adjoint")
 
 
+@pytest.mark.parametrize("case", MSF_CASES, ids=label)
+def test_msf_where_two_axes_meet(monkeypatch, case):
+    """Views, lengths, kept bytes, learned numbers, half precision, steps read ahead: as on the CPU."""
+    msf = msf_case(case)
+    if case["lanes"] == "ahead":
+        few_lanes(monkeypatch)
+    p = msf_problem(msf)
+    check_msf(msf, msf_laid_out(case, p), msf_laid_out(case, move(p, "cuda")))
+
+
+@pytest.mark.parametrize("case", PMSN_CASES, ids=label)
+def test_pmsn_where_two_axes_meet(monkeypatch, case):
+    """Views, lengths, bursts, fixed residuals, chunks, half precision: as on the CPU."""
+    pmsn = pmsn_case(case)
+    if case["path"] == "chunks":
+        cut_time(monkeypatch)
+    p = pmsn_problem(pmsn)
+    check_pmsn(pmsn, pmsn_laid_out(case, p), pmsn_laid_out(case, move(p, "cuda")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_chunks_and_steps_ahead_by_the_rule(dtype):
+    pmsn = PMSNCase(steps=800, lanes=(2, 3, 1), dtype=dtype, lengths=True)
+    p = pmsn_problem(pmsn)
+    given = move(p, "cuda")
+    assert geometry.chunks_of(given["x_seq"], 4, False).count > 1
+    check_pmsn(pmsn, p, given)
+    msf = MSFCase(steps=800, shape=(2, 40), dtype=dtype, lengths=True)
+    p = msf_problem(msf)
+    check_msf(msf, p, move(p, "cuda"))
+
+
 def test_gradients_have_the_same_bits_in_every_run():
     case = PMSNCase(lanes=(512, 64, 4), steps=16)
-    p = move(pmsn_problem(case))
+    p = move(pmsn_problem(case), "cuda")
     first = pmsn_backward("cupy", case, p, p["x_seq"])
     for _ in range(5):
         for one, two in zip(pmsn_backward("cupy", case, p, p["x_seq"]), first, strict=True):
@@ -143,6 +176,54 @@ def test_a_captured_graph():
         assert_same(grad, torch.autograd.grad(expected.sum(), x_seq)[0])
 
 
+def test_two_streams_at_once():
+    neurons = [MSF(backend="cupy"), PMSN(256, backend="cupy").cuda()]
+    inputs = [torch.randn(32, 64, 256, device="cuda", requires_grad=True) for _ in neurons]
+
+    def train(neuron, x_seq):
+        s_seq = neuron(x_seq)[0]
+        return s_seq, *torch.autograd.grad(s_seq.sum(), x_seq)
+
+    expected = [train(*pair) for pair in zip(neurons, inputs, strict=True)]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in neurons]
+    actual = []
+    for stream, neuron, x_seq in zip(streams, neurons, inputs, strict=True):
+        with torch.cuda.stream(stream):
+            actual.append(train(neuron, x_seq))
+    torch.cuda.synchronize()
+    for ours, theirs in zip(actual, expected, strict=True):
+        for one, two in zip(ours, theirs, strict=True):
+            assert_same(one, two)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+def test_under_torch_compile(half):
+    net = torch.nn.Sequential(
+        torch.nn.Linear(32, 64), _First(MSF(backend="cupy")), _First(PMSN(64, backend="cupy"))
+    )
+    net, x_seq = net.cuda(), torch.randn(8, 4, 32, device="cuda")
+
+    def train(call):
+        net.zero_grad()
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+            s_seq = call(x_seq)
+        s_seq.float().sum().backward()
+        return s_seq, net[0].weight.grad.clone()
+
+    for one, two in zip(train(torch.compile(net, fullgraph=True)), train(net), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+class _First(torch.nn.Module):
+    def __init__(self, neuron):
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x_seq):
+        return self.neuron(x_seq)[0]
+
+
 def test_no_call_waits_for_the_device():
     torch.cuda.synchronize()
     for neuron in (MSF(backend="cupy"), PMSN(64, backend="cupy").cuda()):
@@ -155,15 +236,26 @@ def test_no_call_waits_for_the_device():
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_more_than_two_to_the_31_elements():
-    free, _ = torch.cuda.mem_get_info()
+# Bytes an element of MSF in half precision: x, s, their gradients and one kept; in float32 the states before and after
+# and their gradients, half of each an element with two steps.
+MOST_BYTES = 2 + 2 + 2 + 2 + 1 + 4 * 4 / 2
+
+
+def test_more_than_two_to_the_31_elements_there_and_back():
     lanes = 2**30 + 4
-    if free < 6 * 2 * lanes:
-        pytest.skip(f"needs 13 GB of GPU memory, {free / 1e9:.0f} are free")
+    torch.cuda.empty_cache()
+    free, need = torch.cuda.mem_get_info()[0], 1.1 * MOST_BYTES * 2 * lanes
+    if free < need:
+        pytest.skip(f"needs {need / 1e9:.0f} GB of GPU memory, {free / 1e9:.0f} are free")
     x_seq = torch.zeros(2, 1, lanes, device="cuda", dtype=torch.float16)
-    x_seq[1, 0, -1] = 5.0
-    s_seq = MSF(backend="cupy")(x_seq)[0]
-    assert s_seq.view(-1).nonzero().tolist() == [[2 * lanes - 1]]
+    x_seq[1, 0, -1] = 2.0  # two spikes, in the window of the second threshold
+    s_seq = MSF(backend="cupy")(x_seq.requires_grad_())[0]
+    last = [1, 0, lanes - 1]
+    assert s_seq.nonzero().tolist() == [last]
+    gs_seq = torch.zeros_like(s_seq)
+    gs_seq[1, 0, -1] = 1.0
+    (grad,) = torch.autograd.grad(s_seq, x_seq, gs_seq)
+    assert grad.nonzero().tolist() == [[0, 0, lanes - 1], last]  # through the decay
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

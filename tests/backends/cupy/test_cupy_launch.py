@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import tomllib
 from dataclasses import replace
 from importlib import resources
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import ROOT
 from msf_pmsn_plugins import backends
 from msf_pmsn_plugins.backends.cupy import launch, msf
 from msf_pmsn_plugins.backends.cupy.arguments import SLOPES
@@ -33,13 +35,15 @@ from shim.cases import (
     pmsn_problem,
 )
 
+IDLE = SimpleNamespace(check=lambda x: None, multiprocessors=lambda x: 0)  # a device that no launch reaches
+
 
 def test_other_devices_and_dtypes_are_refused(monkeypatch):
     case, pmsn = MSFCase(), PMSNCase()
     p, q = msf_problem(case), pmsn_problem(pmsn)
     with pytest.raises(ValueError, match=r"runs on CUDA tensors, this input is on cpu.*backend='auto'"):
         msf_forward("cupy", case, p)
-    monkeypatch.setattr(launch, "device", SimpleNamespace(check=lambda x: None))
+    monkeypatch.setattr(launch, "device", IDLE)
     with pytest.raises(ValueError, match="all tensors on one device: the input is on cpu, v on meta"):
         msf_forward("cupy", case, {**p, "v": p["v"].to("meta")})
     with pytest.raises(TypeError, match=r"v in torch.float32 for this input, got torch.float64"):
@@ -51,7 +55,7 @@ def test_other_devices_and_dtypes_are_refused(monkeypatch):
 
 
 def test_what_no_kernel_has_is_refused(monkeypatch):
-    monkeypatch.setattr(launch, "device", SimpleNamespace(check=lambda x: None))
+    monkeypatch.setattr(launch, "device", IDLE)
     case, p = MSFCase(), msf_problem(MSFCase())
     for field, kind in (("charge", "charge"), ("reset_mode", "reset"), ("surrogate", "surrogate")):
         settings = replace(msf_settings(case, p, "membrane"), **{field: "cosine"})
@@ -69,13 +73,10 @@ def test_what_no_kernel_has_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="charge 'lif' has no gradient to its rate"):
         case = MSFCase("lif", learned="one")
         msf_backward("cupy", case, msf_problem(case), p["x_seq"])
-    half = pmsn_problem(PMSNCase(modes=0))
-    half = {key: half[key].half() if key in ("x_seq", "r", "d") else half[key] for key in half}
-    half |= {key: half[key].to(torch.complex32) for key in ("z", "e", "w")}
-    with pytest.raises(
-        TypeError, match=r"no kernel for torch.float16: convert the input to .* torch.float32, "
-    ):
-        pmsn_forward("cupy", PMSNCase(), half)
+    eight = pmsn_problem(PMSNCase())
+    eight["x_seq"] = eight["x_seq"].to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"no kernel for torch.float8_e4m3fn: convert .* torch.bfloat16"):
+        pmsn_forward("cupy", PMSNCase(), eight)
 
 
 def test_missing_cupy(monkeypatch):
@@ -85,9 +86,38 @@ def test_missing_cupy(monkeypatch):
         ImportError, match=r"torch brings CUDA 12: pip install \"msf-pmsn-plugins\[cupy12\]\""
     ):
         launch.load_cupy()
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(ImportError, match="This torch has no CUDA"):
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "advice"),
+    [
+        ("12.8", None, r'brings CUDA 12: pip install "msf-pmsn-plugins\[cupy12\]", or set'),
+        ("13.0", None, r'brings CUDA 13: pip install "msf-pmsn-plugins\[cupy13\]", or set'),
+        (
+            "11.8",
+            None,
+            "brings CUDA 11, and the extras are for CUDA 12 or 13: install a torch for one of them",
+        ),
+        (None, None, "this torch is built without CUDA: install one for CUDA 12 or 13"),
+        (None, "6.4", "this torch is built for ROCm: install one for CUDA 12 or 13"),
+    ],
+)
+def test_advice_names_an_extra_that_there_is(monkeypatch, chosen_on_cpu, cuda, hip, advice):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.raises(ImportError, match=advice):
         launch.load_cupy()
+    backends.BACKENDS["cupy"] = replace(backends.BACKENDS["cupy"], needs="no_such_module")
+    with pytest.raises(ImportError, match=advice):
+        backends.resolve("cupy", torch.ones(1), "msf", ())
+
+
+def test_there_is_an_extra_for_each_cuda_that_is_named():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for major in backends.CUDA_EXTRAS:
+        assert extras[f"cupy{major}"][0].startswith(f"cupy-cuda{major}x")
+    assert sum(name.startswith("cupy") for name in extras) == len(backends.CUDA_EXTRAS)
 
 
 def test_auto_says_once_that_cupy_cannot_be_imported(monkeypatch, chosen_on_cpu):
@@ -173,6 +203,18 @@ def test_launch_through_cupy(monkeypatch, cuda):
     assert cuda == []
 
 
+def test_the_multiprocessors_are_those_of_the_inputs_device(monkeypatch):
+    found = {0: 132, 1: 46}
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(multi_processor_count=found[getattr(device, "index", device)]),
+    )
+    for index, count in found.items():
+        x = SimpleNamespace(device=torch.device("cuda", index))
+        assert launch.CudaDevice().multiprocessors(x) == count
+
+
 def test_other_settings_are_another_kernel(monkeypatch, cuda):
     cupy = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -185,7 +227,7 @@ def test_other_settings_are_another_kernel(monkeypatch, cuda):
 @pytest.mark.parametrize(
     ("error", "version", "advice"),
     [
-        ("undefined symbol", 12090, r"CuPy is built for CUDA 12\. This torch brings CUDA 13: .*cupy13"),
+        ("undefined symbol", 12090, r"CuPy is built for CUDA 12, this torch brings CUDA 13: .*cupy13"),
         ('could not open source file "cuda_fp16.h"', 13000, r"headers of CUDA are missing: pip install"),
         ("error: expected a ;", 13000, r"please report it.*backend='torch'"),
     ],

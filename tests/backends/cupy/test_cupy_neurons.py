@@ -83,9 +83,60 @@ def test_pmsn_is_near_the_torch_backend(shim, settings, how):
     assert names == ["pmsn_forward", *first, "pmsn_gather", "pmsn_adjoint", "pmsn_parameters"]
 
 
-def test_half_precision_input(shim):
-    x_seq = torch.randn(4, 2, 8, dtype=torch.bfloat16)
-    assert_same(train(MSF(backend="cupy"), x_seq)[0][0], train(MSF(backend="torch"), x_seq)[0][0])
+# Kernel: what it reads and writes of the size of a sequence, in the order of its arguments; g: the drives' gradients.
+MOVED = {
+    "MSF": {"msf_forward": ["x", "s", "code"], "msf_backward": ["gs", "code", "gx"]},
+    "PMSN": {"pmsn_forward": ["x", "s"], "pmsn_gather": ["gs", "x", "g"], "pmsn_adjoint": ["g", "gx"]},
+}
+BYTES = {"x": 2, "s": 2, "gs": 2, "gx": 2, "code": 1, "g": 4}
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", list(MOVED))
+def test_half_precision_moves_two_bytes_in_and_two_out(shim, name, half):
+    """The very memory of the input, the spikes and their gradients, both ways: nothing is widened by a copy."""
+    neuron = MSF(backend="cupy") if name == "MSF" else PMSN(8, compartments=4, backend="cupy")
+    x_seq = (torch.randn(5, 3, 8) * 4).to(half).requires_grad_()
+    s_seq, _ = neuron(x_seq)
+    gs_seq = torch.randn(s_seq.shape).to(half)
+    (gx_seq,) = torch.autograd.grad(s_seq, x_seq, gs_seq)
+    known = {"x": x_seq, "s": s_seq, "gs": gs_seq, "gx": gx_seq}
+    assert all(known[what].dtype == half for what in known)
+    for one in shim.launches:
+        moved = [arg for arg in one.args if torch.is_tensor(arg) and arg.numel() == x_seq.numel()]
+        expected = MOVED[name].get(one.kernel.name, [])
+        assert [arg.element_size() for arg in moved] == [BYTES[what] for what in expected]
+        for what, arg in zip(expected, moved, strict=True):
+            assert what not in known or arg.data_ptr() == known[what].data_ptr(), (one.kernel.name, what)
+    assert MOVED[name].keys() <= {one.kernel.name for one in shim.launches}
+
+
+@pytest.mark.parametrize("step_mode", ["m", "s"])
+@pytest.mark.parametrize("name", ["MSF", "PMSN"])
+@pytest.mark.parametrize("host", ["spikingjelly", "snntorch"])
+def test_half_precision_of_autocast_reaches_the_kernels(chosen, host, name, step_mode):
+    pytest.importorskip(host)
+    if host == "spikingjelly":
+        from msf_pmsn_plugins import spikingjelly
+
+        how = {} if name == "MSF" else {"channels": 8}
+        node = getattr(spikingjelly, f"{name}Node")(step_mode=step_mode, **how)
+    else:
+        from msf_pmsn_plugins import snntorch
+
+        how = {"beta": 0.5} if name == "MSF" else {"channels": 8}
+        node = getattr(snntorch, name)(**how, init_hidden=True)
+    layer = torch.nn.Linear(6, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x_seq = layer(torch.randn(3, 2, 6))
+        s_seq = node(x_seq if step_mode == "m" and host == "spikingjelly" else x_seq[0])
+    assert s_seq.dtype == torch.bfloat16
+    s_seq.float().sum().backward()
+    for one in chosen.launches:
+        macros = dict(one.kernel.macros)
+        assert macros["IO"] == "IO_BFLOAT16"
+    assert {one.kernel.name for one in chosen.launches} >= {f"{name.lower()}_forward"}
+    assert layer.weight.grad.any()
 
 
 def test_single_steps_are_the_sequence(shim):

@@ -16,6 +16,7 @@ from msf_pmsn_plugins.charges import CHARGES
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("NVIDIA's compiler comes with the dev group on Linux x86_64 only", allow_module_level=True)
 
+from msf_pmsn_plugins.backends.cupy import geometry
 from shim import nvrtc
 from shim.cases import (
     MSFCase,
@@ -104,7 +105,7 @@ def test_msf_everywhere(architecture, io):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("io", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("io", ["FLOAT", "DOUBLE", "HALF", "BFLOAT16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_pmsn_everywhere(architecture, io):
     other = {"LENGTHS": 1, "GRAD_DRIVE": 1, "RESET": "reset_serial", "BURST": "burst_sawtooth"}
@@ -123,6 +124,27 @@ def test_pmsn_everywhere(architecture, io):
         for modes in (4, 16):
             gate(pmsn("pmsn_forward", modes, io, **macros), architecture, HIGH_CEILING)
             gate(pmsn("pmsn_gather", modes, io, **macros), architecture, HIGH_CEILING)
+
+
+# With few lanes: what is read of a step, and so how many steps ahead (geometry.packs_of).
+AHEAD = {
+    "forward": ("msf_forward", 32, {}),
+    "bytes kept": ("msf_backward", 16, {"KEEP": "KEEP_CODE"}),
+    "membranes kept": ("msf_backward", 16, {}),
+    "learned": ("msf_backward", 8, {"RATE_GRAD": 1}),
+    "all": ("msf_backward", 4, ALL_NUMBERS),
+}
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+@pytest.mark.parametrize("name", list(AHEAD))
+def test_with_few_lanes_the_reads_of_many_steps_are_under_way(name, architecture):
+    name, ahead, macros = AHEAD[name]
+    kernel = msf(name, vec=1, **macros, AHEAD=ahead, THREADS=geometry.MSF_FEW_THREADS)
+    gate(kernel, architecture, CEILING)
+    opcodes = binaries(kernel, architecture)[name].opcodes
+    order = "".join(op[0] for op in opcodes if op.startswith(("LDG", "STG")))
+    assert "L" * ahead in order
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])

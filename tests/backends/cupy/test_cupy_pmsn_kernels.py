@@ -108,6 +108,19 @@ def test_sums_for_the_parameters_keep_their_digits():
     check_pmsn(PMSNCase(modes=2, lanes=(256, 2, 8), steps=64))
 
 
+def test_the_sums_for_the_parameters_are_rounded_once(shim):
+    case = PMSNCase(modes=2, lanes=(4096, 2, 3), steps=2)
+    p = pmsn_problem(case)
+    pmsn_backward("cupy", case, p, p["x_seq"])
+    partial, ge, gw, gd = shim.launches[-1].args[:4]
+    assert len(partial) == 256
+    # [rows, groups, sums, C, K] -> [sums, C]: the real and the imaginary parts for e, then for w, then d
+    sums = partial.double().sum((0, 1, 4)).float()
+    expected = sums[:-1].unflatten(0, (2, 2, case.modes)).permute(0, 3, 2, 1)
+    for grad, total in zip((ge, gw, gd), (*expected, sums[-1]), strict=True):
+        assert_same(torch.view_as_real(grad) if grad.is_complex() else grad, total)
+
+
 CHUNKED_CASES = [
     PMSNCase(),
     PMSNCase(1, "serial", dtype=F64, threshold=0.75, lengths=True),

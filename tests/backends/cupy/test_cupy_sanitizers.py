@@ -14,7 +14,7 @@ from torch import Tensor
 from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.cupy import geometry, launch
 from shim import ShimDevice, library, memory, run_kernel
-from shim.cases import MSFCase, PMSNCase, check_msf, check_pmsn, cut_time
+from shim.cases import MSFCase, PMSNCase, check_msf, check_pmsn, cut_time, few_lanes
 from shim.replay import replay, summary, tensors
 
 pytestmark = pytest.mark.kernels
@@ -24,6 +24,7 @@ CASES = {
         "plif", surrogate="atan", learned="lanes", lengths=True, grad_membrane=True, shape=(3, 400)
     ),
     "msf-scalar": MSFCase("lif", "soft", "triangle", keep="membrane", detach=False, shape=(3, 99)),
+    "msf-ahead": MSFCase("plif", surrogate="atan", learned="one", delay=True, steps=9, shape=(3, 99)),
     "msf-bytes": MSFCase(keep="code", dtype=torch.float16, shape=(2, 1200)),
     "pmsn": PMSNCase(lanes=(9, 5, 3), lengths=True, steps=3),
     "pmsn-rows": PMSNCase(modes=2, lanes=(90, 3, 2), steps=2),
@@ -39,6 +40,8 @@ def record(case, monkeypatch) -> list:
     monkeypatch.setattr(geometry, "FULL", 512)  # blocks of pmsn_gather take several values of l
     if case is CASES["pmsn-chunks"]:
         cut_time(monkeypatch, device)
+    if case is CASES["msf-ahead"]:
+        few_lanes(monkeypatch, device)
     with poisoned_empty():
         (check_msf if isinstance(case, MSFCase) else check_pmsn)(case)
     return device.launches

@@ -29,12 +29,12 @@ def _serial(y, r):
 
 
 def _none(y, r):
-    return y, y, r
+    return y, y.floor(), r
 
 
 def _cumulative(y, r):
     v = r + y
-    return v, v, v
+    return v, v.floor(), v
 
 
 def _fixed(y, r):

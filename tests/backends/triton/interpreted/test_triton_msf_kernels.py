@@ -79,18 +79,18 @@ def test_crossed(case):
             p[key] = views(p[key])[case["view"]]
         for key in ("v", "gv"):
             p[key] = views(p[key][None])["odd"][0]
-    check_msf(made, "triton", p)
+    check_msf(made, p, backend="triton")
 
 
 @pytest.mark.parametrize("levels", [3, 5, 127, 128, 300])
 def test_any_number_of_thresholds(levels):
-    check_msf(MSFCase(levels=levels, steps=2, shape=(2, 4), threshold="lanes"), "triton")
+    check_msf(MSFCase(levels=levels, steps=2, shape=(2, 4), threshold="lanes"), backend="triton")
 
 
 @pytest.mark.parametrize("steps", [3, 64])
 @pytest.mark.parametrize("lanes", [1, 31, 33, 1028])
 def test_any_size(steps, lanes):
-    check_msf(MSFCase(steps=steps, shape=(lanes,), seed=steps + lanes), "triton")
+    check_msf(MSFCase(steps=steps, shape=(lanes,), seed=steps + lanes), backend="triton")
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
@@ -129,7 +129,7 @@ def test_padding_may_hold_anything():
 def test_the_shape_of_a_launch_changes_no_bit(monkeypatch, processors, launches):
     monkeypatch.setattr(launch, "INTERPRETED", config.Device(processors))
     case = MSFCase("plif", "soft", "atan", learned="one", lengths=True, shape=(3, 200))
-    check_msf(case, "triton")
+    check_msf(case, backend="triton")
     (_, (programs,), warps, args, settings), *_ = launches
     assert settings["BLOCK"] == {1: 128, 4: 32, 132: 32}[processors]
     assert (programs - 1) * settings["BLOCK"] < 600 <= programs * settings["BLOCK"]

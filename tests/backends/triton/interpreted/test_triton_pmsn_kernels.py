@@ -66,7 +66,7 @@ def test_crossed(case, monkeypatch, launches):
         p["w"], p["d"] = p["w"].t().contiguous().t(), p["d"][:1].expand(p["d"].shape)
     if case["modes"] == "0":  # a soma alone that gets one drive again and again must reach the threshold
         p["d"] = torch.ones_like(p["d"])
-    check_pmsn(made, "triton", p)
+    check_pmsn(made, p, backend="triton")
     assert any(name == "pmsn_carry" for name, *_ in launches) == (case["time"] == "chunks")
 
 
@@ -75,24 +75,24 @@ def test_crossed(case, monkeypatch, launches):
 )
 @pytest.mark.parametrize("modes", [1, 6])
 def test_any_shape_of_pmsn(lanes, steps, modes):
-    check_pmsn(PMSNCase(modes, lanes=lanes, steps=steps, seed=sum(lanes)), "triton")
+    check_pmsn(PMSNCase(modes, lanes=lanes, steps=steps, seed=sum(lanes)), backend="triton")
 
 
 @pytest.mark.parametrize("modes", [17, 70])
 def test_more_modes_than_registers(modes):
     """They share more threads: there is no most."""
-    check_pmsn(PMSNCase(modes, lanes=(2, 1, 2), steps=3), "triton")
+    check_pmsn(PMSNCase(modes, lanes=(2, 1, 2), steps=3), backend="triton")
 
 
 def test_few_rows_take_many_lanes(monkeypatch, launches):
     monkeypatch.setattr(config, "GATHERING", 256)
-    check_pmsn(PMSNCase(lanes=(90, 3, 2), steps=4), "triton")
+    check_pmsn(PMSNCase(lanes=(90, 3, 2), steps=4), backend="triton")
     gathers = [(grid, settings) for name, grid, _, _, settings in launches if name == "pmsn_gather"]
     assert [(grid, settings["HIGH"], settings["WIDE"]) for grid, settings in gathers] == [((1, 2), 16, 8)]
 
 
 def test_sums_for_the_parameters_keep_their_digits():
-    check_pmsn(PMSNCase(modes=2, lanes=(64, 2, 8), steps=64), "triton")
+    check_pmsn(PMSNCase(modes=2, lanes=(64, 2, 8), steps=64), backend="triton")
 
 
 def test_few_lanes_and_many_steps_are_cut(monkeypatch, launches):
@@ -100,7 +100,7 @@ def test_few_lanes_and_many_steps_are_cut(monkeypatch, launches):
     device = config.Device(processors=132)
     monkeypatch.setattr(launch, "INTERPRETED", device)
     assert config.for_time(800, 6, 4, False, device) == config.Chunks(12, 67)
-    check_pmsn(PMSNCase(1, steps=800, lanes=(2, 3, 1)), "triton")
+    check_pmsn(PMSNCase(1, steps=800, lanes=(2, 3, 1)), backend="triton")
     assert any(name == "pmsn_carry" for name, *_ in launches)
 
 

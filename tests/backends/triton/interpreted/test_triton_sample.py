@@ -32,7 +32,7 @@ def test_msf_in_a_view(case):
     p = msf_problem(case)
     for key in ("x_seq", "gs_seq", "gm_seq"):
         p[key] = views(p[key])["gap"]
-    check_msf(case, "triton", p)
+    check_msf(case, p, backend="triton")
 
 
 PMSN_CASES = {
@@ -47,12 +47,12 @@ PMSN_CASES = {
 def test_pmsn_in_a_view(case):
     p = pmsn_problem(case)
     p["x_seq"], p["gs_seq"] = views(p["x_seq"])["gap"], views(p["gs_seq"])["turned"]
-    check_pmsn(case, "triton", p)
+    check_pmsn(case, p, backend="triton")
 
 
 @pytest.mark.usefixtures("chunked")
 def test_pmsn_in_chunks():
-    check_pmsn(PMSNCase(3, lengths=True, steps=7), "triton")
+    check_pmsn(PMSNCase(3, lengths=True, steps=7), backend="triton")
 
 
 @pytest.mark.usefixtures("chosen")
