@@ -2,7 +2,9 @@
 # ruff: noqa: E402
 
 import importlib
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -453,6 +455,15 @@ def test_metrics_of_membranes_want_our_model(capsys):
         "MembraneUpdates watches a msf_pmsn_plugins.neurobench.Model, got TorchModel"
         in capsys.readouterr().out
     )
+
+
+def test_the_page_prints_what_stands_in_it(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "neurobench.md").read_text()
+    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, flags=re.DOTALL).groups()
+    exec(compile(code, "neurobench.md", "exec"), {})
+    assert capsys.readouterr().out == shown
+    figures = dict(re.findall(r"\| (.+?) \| ([\d, +D]+) \|", page.split("| neuron | operations")[1]))
+    assert figures["SpikingJelly's IF, LIF, PLIF"] == "3, 5, 5"
 
 
 def test_a_neurobench_that_moved_is_named(monkeypatch):

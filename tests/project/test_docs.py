@@ -12,6 +12,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Run by test_readme.py, or need a framework that is not installed on every run.
 ELSEWHERE = {
     "index.md",
+    "neurobench.md",
     "nir.md",
     "recipes.md",
     "results.md",

@@ -4,6 +4,7 @@ from torch import nn
 
 from .columns import ColumnNet
 from .eegnet import EEGNet
+from .forecast import Forecaster
 from .mhsanet import MHSANet
 from .sequence import SequenceNet, SHDNet
 from .sew import SEWResNet
@@ -12,6 +13,7 @@ from .sine import SineNet
 __all__ = [
     "ColumnNet",
     "EEGNet",
+    "Forecaster",
     "MHSANet",
     "SEWResNet",
     "SHDNet",
