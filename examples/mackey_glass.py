@@ -102,6 +102,11 @@ def benchmark(net: nn.Module, series: Tensor, test: int) -> dict:
     return bench.run(quiet=True)
 
 
+def constant(known: Tensor, new: Tensor) -> float:
+    """The error of who always answers the mean of the known points: what a forecast is worth beside."""
+    return SMAPE()(None, known.mean().expand_as(new), (None, new))
+
+
 def run(neuron: str, number: int, epochs: int, fast: bool) -> dict:
     """One series with one neuron: NeuroBench's figures, and how it was trained."""
     known, test = (100, 20) if fast else (TRAIN, TEST)
@@ -111,7 +116,7 @@ def run(neuron: str, number: int, epochs: int, fast: bool) -> dict:
     start = time.process_time()
     loss = train(net, series[:known], epochs)
     row = {"neuron": neuron, "series": number, "seconds": time.process_time() - start, "loss": loss}
-    return row | benchmark(net, series, test)
+    return row | {"constant": constant(series[:known], series[known + 1 :])} | benchmark(net, series, test)
 
 
 def table(rows: list[dict]) -> str:
@@ -133,6 +138,9 @@ def table(rows: list[dict]) -> str:
             f"| {neuron} | {mean(errors):.1f} ({min(errors):.1f} to {max(errors):.1f}) | {step:.4f} | "
             f"{mine[0]['ParameterCount']:,} | {macs:.0f} | {acs:.0f} | {sparsity:.2f} | {updates:,.0f} |"
         )
+    lines.append(
+        f"\nA constant, the mean of the training points: sMAPE {mean(row['constant'] for row in rows):.1f}."
+    )
     return "\n".join(lines)
 
 

@@ -2,7 +2,9 @@
 # ruff: noqa: E402
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from tensordict import TensorDict
 from torchrl.envs import Compose, GymEnv, InitTracker, RewardSum, SerialEnv, TransformedEnv
 from torchrl.modules import get_primers_from_module, set_recurrent_mode
 
+ROOT = Path(__file__).parents[2]
 NEURONS = {
     **control.NEURONS,
     "PMSN, tied": neurons.PMSN(tied=True),
@@ -268,3 +271,12 @@ def test_what_is_wrong_is_one_line(given, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["control.py", *given])
     with pytest.raises(SystemExit, match=words):
         control.main()
+
+
+def test_the_page_prints_what_stands_in_it(capsys, monkeypatch):
+    page = (ROOT / "docs" / "control.md").read_text()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, flags=re.DOTALL).groups()
+    exec(compile(code, "control.md", "exec"), {})
+    assert capsys.readouterr().out == shown

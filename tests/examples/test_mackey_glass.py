@@ -110,6 +110,12 @@ def test_the_command_prints_and_writes_neurobenchs_figures(tmp_path, monkeypatch
         assert row["SynapticOperations"]["Dense"] == 8 + 64 + 16
         assert 0 < row["MembraneUpdates"] <= 16
         assert f"| {row['neuron']} | {row['SMAPE']:.1f}" in printed
+    assert f"the mean of the training points: sMAPE {rows[0]['constant']:.1f}." in printed
+    known, new = chaos.points(100).float(), chaos.points(20, 101).float()
+    mean = known.mean()
+    assert rows[0]["constant"] == pytest.approx(
+        200 * float(((mean - new).abs() / (mean + new)).mean()), rel=1e-5
+    )
 
 
 def test_the_error_is_neurobenchs():

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Run by test_readme.py, or need a framework that is not installed on every run.
 ELSEWHERE = {
+    "control.md",
     "index.md",
     "neurobench.md",
     "nir.md",
