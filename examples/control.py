@@ -74,7 +74,7 @@ class Task:
 
 
 TASKS = {
-    "cartpole": Task("CartPole-v1", gain=4.0, frames=100_000, epochs=8, solved=475.0),
+    "cartpole": Task("CartPole-v1", gain=4.0, frames=50_000, epochs=8, solved=475.0),
     "lunarlander": Task(
         "LunarLander-v3", gain=2.0, frames=500_000, hidden=(64, 64), gamma=0.995, solved=200.0
     ),
@@ -262,11 +262,11 @@ def main():
             for seed in range(1 if args.fast else args.seeds):
                 rows.append(run(task, neuron, seed, 2 if args.fast else 20))
                 print(f"{neuron}, seed {seed}: {mean(rows[-1]['returns']):.0f}", file=sys.stderr, flush=True)
+                if args.json:  # what is done is kept if the rest is not awaited
+                    args.json.write_text(json.dumps(rows, indent=1))
     except (RecipeError, gymnasium.error.Error) as error:
         raise SystemExit(f"--env: {error}" if args.env else str(error)) from error
     print(table(rows))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
     if args.plot:
         draw(rows, args.plot)
 

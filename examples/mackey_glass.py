@@ -163,9 +163,9 @@ def main():
         for number in range(1 if args.fast else args.series):
             rows.append(run(neuron, number, 1 if args.fast else args.epochs, args.fast))
             print(f"{neuron}, series {number}: sMAPE {rows[-1]['SMAPE']:.1f}", file=sys.stderr, flush=True)
+            if args.json:  # what is done is kept if the rest is not awaited
+                args.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
