@@ -478,3 +478,26 @@ def test_a_neurobench_that_moved_is_named(monkeypatch):
         patch.setitem(sys.modules, "neurobench.hooks.neuron", None)
         with pytest.raises(ImportError, match=r"NeuroBench 2\.3\.\d+ cannot be imported .*neurobench\]'"):
             importlib.import_module(library)
+
+
+def test_the_networks_of_the_recipes_run_in_the_harness(monkeypatch):
+    """As the page says: frames to a network that takes time first and answers once."""
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    from recipes import neurons as factories
+    from recipes.models import MHSANet, SequenceNet
+
+    def time_first(net, batch):
+        return net(batch.transpose(0, 1))
+
+    torch.manual_seed(0)
+    frames = torch.poisson(torch.full((4, 3, 2, 16, 16), 0.5))
+    nets = {
+        MHSANet(layers=[1, 1, 1], classes=5, stem="dvs", planes=8, neuron=factories.MSF()): frames,
+        SequenceNet(5, [8, 8], 5, factories.PMSN()): randn(4, 6, 5),
+    }
+    for net, x in nets.items():
+        result = run(nb.Model(net, time_first), x, OURS, batch=2)
+        assert result["SynapticOperations"]["Effective_ACs"] > 0
+        assert result["MembraneUpdates"] > 0
+        assert nb.Model(net, time_first)(x).shape == (4, 5)
