@@ -26,6 +26,7 @@ class Reset:
     ``forward(m, f, s, r, q) -> v`` is differentiable. Of the gradient ``g`` to v, ``kept(g, fired)`` reaches m where
     the firing is held fixed, and ``through(g, m, r, q)`` reaches f and s (None: nothing). ``before_charge`` tells where
     a delayed one acts: on the membrane left by the last step, or on the one charged from it, as snnTorch does.
+    ``looks_at_first`` tells whether any gradient reaches f.
     """
 
     formula: str
@@ -33,6 +34,7 @@ class Reset:
     kept: Callable[[Tensor, Tensor], Tensor]
     through: Callable[[Tensor, Tensor, float, Amount], Through]
     before_charge: bool = True
+    looks_at_first: bool = True
 
 
 class _Select(torch.autograd.Function):
@@ -79,11 +81,13 @@ RESETS: dict[str, Reset] = {
         lambda g, fired: g,
         lambda g, m, r, q: (None, -(g * q)),
         before_charge=False,
+        looks_at_first=False,
     ),
     "none": Reset(
         "m",
         lambda m, f, s, r, q: m,
         lambda g, fired: g,
         lambda g, m, r, q: (None, None),
+        looks_at_first=False,
     ),
 }

@@ -108,7 +108,7 @@ MUTANTS = [
         MSF_TORCH,
         "count += (m - theta).abs() < width",
         "count += (m - theta).abs() <= width",
-        MSF,
+        MSF_GENERAL,
     ),
     Mutant(
         "MSF: decay forgotten in the backward",
@@ -176,8 +176,8 @@ MUTANTS = [
     Mutant(
         "MSF: gradient of the threshold misses the reset",
         MSF_TORCH,
-        "fired, kept = self._spikes(t, gs, gv), gv",
-        "fired, kept = self._spikes(t, gs, gv), gv * 1.0 + 0.0 * self._spikes(t, gs, gs)",
+        "parts = self._parts(t, gm, gv, fired)",
+        "parts = self._parts(t, gm, gv, gs * self.total[t])",
         MSF_GENERAL,
     ),
     Mutant(

@@ -90,8 +90,11 @@ def words(value: Any) -> str:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return f"{value.item():.6g}" if value.numel() == 1 else f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, float):
+        return repr(float(f"{value:.6g}"))
     text = repr(value)
-    return getattr(value, "__qualname__", type(value).__name__) if " at 0x" in text else text
+    name = getattr(value, "__qualname__", type(value).__name__)
+    return name.split(".<locals>")[0] if " at 0x" in text else text  # of a closure, what made it
 
 
 def build(site: Site) -> nn.Module:

@@ -39,4 +39,4 @@ def test_long_sequences_drift_no_more_than_the_published_kernel(seed, backend):
     ours, theirs = (
         float((y - exact).cumsum(0).abs().max()) for y in (membranes(neuron, x), published_drive(neuron, x))
     )
-    assert ours <= theirs, f"largest error of the summed drive: ours {ours:.1e}, published {theirs:.1e}"
+    assert 8 * ours <= theirs, f"largest error of the summed drive: ours {ours:.1e}, published {theirs:.1e}"

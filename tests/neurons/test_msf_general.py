@@ -242,3 +242,37 @@ def test_what_is_learned_learns(backend):
         with torch.no_grad():
             parameter.sub_(0.1 * g / g.norm())
             assert loss() < before, name
+
+
+@all_backends
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["one", "channel"])
+@pytest.mark.parametrize("delay", [False, True], ids=["now", "delayed"])
+def test_a_learned_threshold_learns_from_what_a_reset_takes(backend, shape, delay):
+    """Left to itself a soft reset takes the first threshold: its gradient is that of both."""
+
+    def gradients(reset_step):
+        threshold = nn.Parameter(torch.full(shape, 1.0))
+        amount = nn.Parameter(torch.full(shape, 1.0)) if reset_step else None
+        settings = {"reset_mode": "soft", "reset_delay": delay, "detach_reset": delay, "backend": backend}
+        neuron = MSF(D=2, v_threshold=threshold, reset_step=amount, **settings)
+        s_seq, _ = neuron(randn(6, 2, 3, 4) * 2)
+        (s_seq * torch.arange(s_seq.numel()).reshape(s_seq.shape) / 64).sum().backward()
+        return [parameter.grad for parameter in neuron.parameters()]
+
+    (whole,), parts = gradients(reset_step=False), gradients(reset_step=True)
+    assert all(part.any() for part in parts)
+    torch.testing.assert_close(whole, sum(parts))
+
+
+@all_backends
+@pytest.mark.parametrize("D", [1, 3])
+def test_the_window_of_the_rectangle_is_open(backend, D):
+    """Where a membrane lies exactly at its edge, the slope is 0; the windows of neighbours do not overlap there."""
+    x_seq = (torch.arange(-8, 24, dtype=torch.float32) / 4).reshape(1, 4, 8).requires_grad_()
+    neuron = MSF(D=D, decay=0.5, surrogate=Surrogate("rectangular", 0.5), backend=backend)
+    s_seq, _ = neuron(x_seq)
+    s_seq.sum().backward()
+    m = x_seq.detach()
+    inside = sum(((m - theta).abs() < 0.5).float() for theta in range(1, D + 1))
+    assert torch.equal(x_seq.grad, inside)
+    assert ((m - 1).abs() == 0.5).any()

@@ -16,7 +16,7 @@ from msf_pmsn_plugins.charges import CHARGES, Charge
 from msf_pmsn_plugins.hosts import HOSTS, Host
 from msf_pmsn_plugins.neurons import MSF, PMSN, Neuron
 from msf_pmsn_plugins.resets import RESETS, Reset
-from msf_pmsn_plugins.surrogate import SURROGATES, Kind
+from msf_pmsn_plugins.surrogate import SURROGATES, Custom, Kind
 
 
 def run(neuron, x_seq):
@@ -63,6 +63,8 @@ def test_a_reset_is_one_entry(monkeypatch):
     assert_paths_agree(MSF(reset_mode="halved"))
     assert_paths_agree(MSF(reset_mode="halved", detach_reset=False, surrogate="atan"))
     assert_paths_agree(MSF(reset_mode="halved", reset_delay=True))
+    bell = Custom(lambda u: torch.exp(-2 * u.abs()))  # kernels are given its slopes
+    assert_paths_agree(MSF(reset_mode="halved", detach_reset=False, surrogate=bell))
 
 
 class Ramp(Neuron):

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "index",
     "install",
+    "tutorials/with_spikingjelly",
+    "tutorials/long_sequences",
     "swap",
     "neurons",
     "benchmarks",

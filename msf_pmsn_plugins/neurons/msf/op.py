@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
 from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import MSFGrads, MSFParameters, Slopes
@@ -240,7 +241,8 @@ def _slopes(
 ) -> Slopes:
     """What a surrogate without a name gives at all membranes, some steps at a time."""
     thresholds = MSFValues(settings, parameters).thresholds
-    looks_at_first = settings.reset_mode == "hard" and not settings.detach_reset and len(thresholds) > 1
+    attached = RESETS[settings.reset_mode].looks_at_first and not settings.detach_reset
+    looks_at_first = attached and len(thresholds) > 1
     total, first = torch.empty_like(kept), torch.empty_like(kept) if looks_at_first else None
     steps = max(1, AT_ONCE // max(1, kept[:1].numel()))
     for at in range(0, len(kept), steps):

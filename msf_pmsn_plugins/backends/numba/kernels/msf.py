@@ -34,7 +34,7 @@ from .memory import (
     will_read,
 )
 from .resets import (
-    HARD,
+    LOOK_AT_FIRST,
     decode,
     encode,
     fire,
@@ -299,7 +299,7 @@ def _backward_step(call, unit, scratch, run, place):
         total, first = _slopes(call, unit, run, place, m, values)
 
     fired = through_reset(call.through, g, after, total, first, m, rounded(call.v_reset, unit), values.amount)
-    if call.through == HARD and call.thresholds > 1:  # the reset looks at the first threshold only
+    if (LOOK_AT_FIRST >> call.through) & 1 and call.thresholds > 1:  # the counts' slopes at the others
         fired = fired + g * (total - first)
     h = fired + (past_reset(call.reset, after, quiet) if call.delay == AT_ONCE else after)
     if call.gm != 0:

@@ -56,15 +56,17 @@ class Reset(NamedTuple):
     past: Callable[..., Any]
     through: Callable[..., Any]
     before_charge: bool = True  # where a delayed one acts
+    looks_at_first: bool = True  # whether ``through`` takes the slope at the first threshold
 
 
 RESETS: dict[str, Reset] = {
     "hard": Reset(_hard, _past_hard, _through_hard),
-    "soft": Reset(_soft, _past_others, _through_soft, before_charge=False),
-    "none": Reset(_none, _past_others, _through_none),
+    "soft": Reset(_soft, _past_others, _through_soft, before_charge=False, looks_at_first=False),
+    "none": Reset(_none, _past_others, _through_none, looks_at_first=False),
 }
 RESET_CODES = {name: code for code, name in enumerate(RESETS)}
-HARD, SOFT, NONE = (RESET_CODES[name] for name in ("hard", "soft", "none"))
+NONE = RESET_CODES["none"]
+LOOK_AT_FIRST = sum(1 << RESET_CODES[name] for name, known in RESETS.items() if known.looks_at_first)
 
 reset = one_of(known.forward for known in RESETS.values())  # (code, m, n, theta, v_reset, amount)
 past_reset = one_of(known.past for known in RESETS.values())  # (code, after, quiet)

@@ -1,0 +1,40 @@
+"""A hook of MkDocs: each notebook under docs/ becomes a page, with the outputs that it holds and a link to itself."""
+
+import base64
+from pathlib import PurePosixPath
+from typing import Any
+
+import nbformat
+from mkdocs.structure.files import File, Files
+
+
+def page(notebook: nbformat.NotebookNode, stem: str) -> tuple[str, dict[str, bytes]]:
+    """The notebook as Markdown, and its pictures by file name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source.replace(".ipynb)", ".md)"))
+            continue
+        parts.append(f"```python\n{cell.source}\n```")
+        printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+        if printed.strip():
+            parts.append(f"```text\n{printed.strip()}\n```")
+        for output in cell.outputs:
+            if picture := output.get("data", {}).get("image/png"):
+                name = f"{stem}_{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(picture)
+                parts.append(f"![What the code above draws]({name})")
+    return "\n\n".join(parts), pictures
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Add a page, and its pictures, for every notebook."""
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        path = PurePosixPath(file.src_uri)
+        text, pictures = page(nbformat.read(file.abs_src_path, as_version=4), path.stem)
+        text += f"\n\nThis page as a notebook: [{path.name}]({path.name})\n"
+        files.append(File.generated(config, str(path.with_suffix(".md")), content=text))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, str(path.parent / name), content=picture))
+    return files
