@@ -75,9 +75,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--fast", action="store_true", help="20 images, two steps: the accuracies mean nothing"
+        "--fast", action="store_true", help="20 images, two steps: it runs, and learns nothing yet"
     )
     args = parser.parse_args()
+    if args.fast:
+        print("toy size: it runs, and learns nothing yet")
     x, y, x_test, y_test = digits(20, 20, steps=2) if args.fast else digits(500, 300)
     torch.manual_seed(0)
 

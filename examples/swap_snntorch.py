@@ -77,9 +77,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--fast", action="store_true", help="100 images, one epoch: the accuracies mean nothing"
+        "--fast", action="store_true", help="100 images, one epoch: it runs, and learns nothing yet"
     )
     args = parser.parse_args()
+    if args.fast:
+        print("toy size: it runs, and learns nothing yet")
     data = digits()
     if args.fast:
         data = tuple(part[:100] for part in data)

@@ -41,6 +41,21 @@ ON_PURPOSE = (
 )
 
 
+USAGE = """python examples/train.py fit --config examples/configs/TASK.yaml [--name value ..]
+
+What most runs set; every other name of the configuration works in the same way:
+  --model.network.init_args.neuron LIF     or MSF, PMSN, ReLU, where the network takes it
+  --data.root FOLDER                       where the data lie, or are loaded to
+  --out FOLDER                             logs and checkpoints of this run
+  --ckpt_path last                         go on where the run in that folder stopped
+  --trainer.max_epochs N                   shorter or longer
+  --trainer.accelerator gpu                or cpu; --trainer.devices N takes several
+  --trainer.precision bf16-mixed           mixed precision
+  --seed_everything N                      another seed
+  --print_config                           print all settings with their values, and end
+"""
+
+
 class Trainer(LightningCLI):
     """The command line: network and loss under ``model``, a data set under ``data``, Lightning's own ``trainer``."""
 
@@ -49,6 +64,8 @@ class Trainer(LightningCLI):
         super().__init__(*args, **settings)
 
     def add_arguments_to_parser(self, parser):
+        parser.usage = USAGE
+        parser.print_usage = lambda file=None: None  # of an error the help is not part
         parser.add_argument(
             "--out", type=str, default="runs/run", help="Folder of this run's logs and checkpoints."
         )

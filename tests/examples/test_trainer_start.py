@@ -2,7 +2,10 @@
 # ruff: noqa: E402
 
 import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,3 +222,19 @@ def test_a_place_in_an_epoch_is_of_the_same_batches(tmp_path):
     # at the end of an epoch they may change
     fit(tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last", "--data.batch_size=5")
     assert saved(tmp_path)["global_step"] == 5 + 4
+
+
+def test_help_begins_with_what_most_runs_set():
+    train = Path(__file__).parents[2] / "examples" / "train.py"
+    done = subprocess.run(
+        [sys.executable, train, "fit", "--help"], capture_output=True, text=True, timeout=600
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("usage: python examples/train.py fit --config")
+    assert lines[2].startswith("What most runs set")
+    wanted = [line.split()[0] for line in lines[3:12]]
+    assert len(wanted) == 9
+    options = done.stdout.split("options:", 1)[1]
+    assert all(
+        name in options for name in wanted if not name.startswith(("--model.network", "--data."))
+    )  # of a class
