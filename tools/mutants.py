@@ -148,8 +148,8 @@ MUTANTS = [
     Mutant(
         "MSF: a delayed reset acts at once",
         MSF_TORCH,
-        "after = m if settings.reset_delay else after_reset(m, s)",
-        "after = after_reset(m, s)",
+        "after = m if settings.reset_delay else after_reset(m, s - taken",
+        "after = after_reset(m, s - taken",
         MSF_GENERAL,
     ),
     Mutant(

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Run by test_readme.py, or need a framework that is not installed on every run.
 ELSEWHERE = {
+    "control.md",
     "index.md",
+    "neurobench.md",
     "nir.md",
     "recipes.md",
     "results.md",

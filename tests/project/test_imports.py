@@ -38,6 +38,7 @@ INTERNAL = {
     "deploy": CORE | {"deploy"},
     "energy": CORE | {"energy"},
     "export": CORE,
+    "neurobench": CORE | {"neurobench", "energy", "hosts"},
     "nir": CORE | {"nir"},
     "plot": CORE | {"plot"},
     "doctor": CORE | {"swap"},
@@ -69,6 +70,7 @@ EXTERNAL = {
     "backends.cupy.pmsn": {"numpy"},
     "backends.triton.launch": {"triton"},
     "backends.triton.kernels": {"triton"},
+    "neurobench.library": {"neurobench"},
     # one module imports NIR's packages; nir/__init__.py imports none of these when it is loaded
     "nir.libraries": {"nir", "nirtorch"},
     **{f"nir.{name}": {"numpy"} for name in ("nodes", "numbers", "exporter", "builder", "hosts")},

@@ -184,7 +184,7 @@ def test_extras() -> None:
     extras = set(PROJECT["optional-dependencies"])
     assert extras == {
         *("spikingjelly", "snntorch", "cpu", "cupy12", "cupy13"),
-        *("examples", "plot", "nir", "onnx", "all"),
+        *("examples", "plot", "nir", "neurobench", "onnx", "control", "all"),
     }
     assert set(metadata("msf-pmsn-plugins").get_all("Provides-Extra") or ()) == extras
     assert {"snntorch", "torch", "numpy"} <= extra("snntorch")

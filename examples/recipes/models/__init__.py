@@ -5,6 +5,7 @@ from torch import nn
 from .columns import ColumnNet
 from .detector import Detector
 from .eegnet import EEGNet
+from .forecast import Forecaster
 from .mhsanet import MHSANet
 from .sequence import SequenceNet, SHDNet
 from .sew import SEWResNet
@@ -14,6 +15,7 @@ __all__ = [
     "ColumnNet",
     "Detector",
     "EEGNet",
+    "Forecaster",
     "MHSANet",
     "SEWResNet",
     "SHDNet",

@@ -1,0 +1,163 @@
+"""A network in NeuroBench's harness: how it is run, brought to rest and looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import hosts
+from ..neurons.nodes import held_by, takes_sequences
+from .library import SUPPORTED_LAYERS, LayerHook, NeuroBenchModel
+from .neurons import Cost, Watch, is_neuron, operations
+
+__all__ = ["RUNS", "Model", "Run"]
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _first(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _sequence(net: nn.Module, batch: Tensor) -> Tensor:
+    return _first(net(batch.transpose(0, 1))).transpose(0, 1)
+
+
+def _steps(net: nn.Module, batch: Tensor) -> Tensor:
+    return torch.stack([_first(net(x)) for x in batch.unbind(1)], 1)
+
+
+def _whole(net: nn.Module, batch: Tensor) -> Tensor:
+    return _first(net(batch))
+
+
+RUNS: dict[str, Run] = {"sequence": _sequence, "steps": _steps, "whole": _whole}
+"""How a network is given NeuroBench's batches [N, T, *]:
+
+``"sequence"``: all at once, time first, [T, N, *] -> [T, N, ..]; ``"steps"``: one step [N, *] -> [N, ..] after another;
+``"whole"``: as they are, answers as they come. Of a tuple the first entry is the answer.
+"""
+
+
+class Model(NeuroBenchModel):
+    """A network of neurons of ours, SpikingJelly's or snnTorch's, as NeuroBench's ``Benchmark`` takes it.
+
+    Every batch starts from rest, and leaves the net at rest.
+
+    Args:
+        net: any module, put into evaluation mode.
+        run: a key of :data:`RUNS`, or ``(net, batch [N, T, *]) -> predictions``, which starts from rest too.
+        real: paths of layers whose input is real, though it may hold integers (pixels from 0 to 255); else integers are
+            counts.
+        operations: how many operations an update of further neurons takes, by class name, as in :data:`OPERATIONS`.
+
+    Raises:
+        ValueError: an unknown ``run`` or path, neurons in the other step mode, a neuron of unknown cost.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        run: str | Run = "sequence",
+        real: Sequence[str] = (),
+        operations: Mapping[str, Cost] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"Model takes a torch.nn.Module, got {type(net).__name__}")
+        if isinstance(run, str) and run not in RUNS:
+            raise ValueError(f"unknown run {run!r}; known: {', '.join(map(repr, RUNS))}, or a function")
+        self.net = net.eval()
+        self.run: Run = RUNS[run] if isinstance(run, str) else run
+        self.costs = self._costs(operations)
+        layers = dict(net.named_modules())
+        wrong = [real] if isinstance(real, str) else sorted(set(real) - layers.keys())
+        if wrong:
+            raise ValueError(f"real is a list of paths of layers; not layers of the net: {wrong}")
+        self.real = {layers[path] for path in real}
+        if run in ("sequence", "steps"):
+            self._check_modes(run == "sequence")
+        self._hosts = sorted(set(filter(None, map(self._host, net.modules()))))
+        self._benchmarks = 0
+
+    def _costs(self, more: Mapping[str, Cost] | None) -> dict[nn.Module, float]:
+        """Operations of each neuron's update, 0 for what is none."""
+        costs = {}
+        for layer in self.activation_layers():
+            module = layer["layer"]
+            try:
+                costs[module] = operations(module, more) if is_neuron(module) else 0.0
+            except ValueError as error:
+                raise ValueError(f"{layer['layer_name'] or 'the net'}: {error}") from error
+        return costs
+
+    def _check_modes(self, sequence: bool) -> None:
+        for layer in self.activation_layers():
+            module = layer["layer"]
+            modal = hasattr(module, "step_mode") or hasattr(module, "sequence") or held_by(module) is module
+            if modal and is_neuron(module) and takes_sequences(module) is not sequence:
+                given, other = ("sequence", "steps") if sequence else ("steps", "sequence")
+                raise ValueError(
+                    f"run={given!r} does not fit {layer['layer_name'] or 'the net'}, which takes "
+                    f"{'single steps' if sequence else 'whole sequences'}: give run={other!r}, or set its step_mode"
+                    " (SpikingJelly) or sequence (snnTorch)"
+                )
+
+    @staticmethod
+    def _host(module: nn.Module) -> str | None:
+        return hosts.host_of_node(module) or (hosts.host_of_neuron(module) if is_neuron(module) else None)
+
+    def reset(self) -> None:
+        """Bring all neurons to rest."""
+        for name in self._hosts:
+            hosts.load(name).reset_net(self.net)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Predictions for ``batch`` [N, T, *], as ``run`` gives them."""
+        self.reset()
+        try:
+            with torch.no_grad():
+                return self.run(self.net, batch)
+        finally:
+            self.reset()
+
+    def __net__(self) -> nn.Module:
+        return self.net
+
+    # NeuroBench's own search names a layer by its last part, takes a shared one twice, and misses the net itself.
+
+    def activation_layers(self) -> list[dict[str, Any]]:
+        """Neurons, and activation functions that NeuroBench knows, each once: ``layer_name`` is the whole path."""
+        found: list[dict[str, Any]] = []
+        inside: set[nn.Module] = set()
+        for path, module in self.net.named_modules():
+            if module not in inside and (
+                is_neuron(module) or isinstance(module, tuple(self.activation_modules))
+            ):
+                found.append({"layer_name": path, "layer": module})
+                inside.update(module.modules())
+        return found
+
+    def connection_layers(self) -> list[nn.Module]:
+        """Layers with weights that NeuroBench knows, each once, outside of neurons."""
+        inside = {part for layer in self.activation_layers() for part in layer["layer"].modules()}
+        return [m for m in self.net.modules() if isinstance(m, SUPPORTED_LAYERS) and m not in inside]
+
+    def register_hooks(self) -> None:
+        """Watch the layers; several benchmarks of one model share what they see."""
+        self._benchmarks += 1
+        if self._benchmarks == 1:
+            self.activation_hooks.extend(
+                Watch(layer["layer"], layer["layer_name"], self.costs.get(layer["layer"], 0.0))
+                for layer in self.activation_layers()
+            )
+            self.connection_hooks.extend(map(LayerHook, self.connection_layers()))
+
+    def cleanup_hooks(self) -> None:
+        """Watch no longer, once no benchmark is left."""
+        self._benchmarks = max(0, self._benchmarks - 1)
+        if self._benchmarks == 0:
+            super().cleanup_hooks()
