@@ -83,7 +83,7 @@ class ValidFirst:
     """A sequence [T, N, *] with the steps of a mask, bool [T, N], in front of the others, in their order."""
 
     def __init__(self, x_seq: Tensor, mask: Tensor) -> None:
-        self.count = mask.sum(0)
+        self.count, self._like = mask.sum(0), x_seq
         self._passed = mask.cumsum(0)
         self._order = _against(torch.argsort((~mask).byte(), dim=0, stable=True), x_seq)
 
@@ -92,8 +92,8 @@ class ValidFirst:
         return x_seq.gather(0, self._order)
 
     def unpack(self, seq: Tensor) -> Tensor:
-        """The inverse of :meth:`pack`."""
-        return torch.zeros_like(seq).scatter_(0, self._order, seq)
+        """The inverse of :meth:`pack`, in the layout of the sequence."""
+        return torch.zeros_like(self._like, dtype=seq.dtype).scatter_(0, self._order, seq)
 
     def hold(self, start: Tensor, seq: Tensor) -> Tensor:
         """A state [N, *] and what it became at the valid steps -> what it was after each of all steps."""

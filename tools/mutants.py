@@ -218,8 +218,8 @@ MUTANTS = [
     Mutant(
         "MSF: slopes read from the byte that is kept",
         OP,
-        'settings = replace(settings, surrogate="")\n    return replace(settings, keep=_keep',
-        "pass\n    return replace(settings, keep=_keep",
+        'settings = settings.but(surrogate="")\n    return settings.but(keep=_keep',
+        "pass\n    return settings.but(keep=_keep",
         MSF_GENERAL,
     ),
     Mutant(
@@ -252,9 +252,9 @@ MUTANTS = [
     ),
     Mutant(
         "layout: a mask gives up that of the input",
-        "neurons/base.py",
-        "return torch.zeros_like(x_seq, dtype=seq.dtype).scatter_(0, order, seq)",
-        "return torch.zeros_like(seq).scatter_(0, order, seq)",
+        "lengths.py",
+        "return torch.zeros_like(self._like, dtype=seq.dtype).scatter_(0, self._order, seq)",
+        "return torch.zeros_like(seq).scatter_(0, self._order, seq)",
         MSF_GENERAL,
     ),
     Mutant(
@@ -407,7 +407,7 @@ MUTANTS = [
     Mutant(
         "PMSN: fixed point loses its carry",
         PMSN_TORCH,
-        "before = torch.cat([(first & fraction).unsqueeze(0), residual[:-1]])",
+        "before = torch.cat([(start & fraction).unsqueeze(0), residual[:-1]])",
         "before = torch.cat([residual[:1] * 0, residual[:-1]])",
         PMSN,
     ),
@@ -471,7 +471,7 @@ MUTANTS = [
     Mutant(
         "PMSN: stale weights in a stream",
         WEIGHTS,
-        "and all(map(_same, self.values, parameters))",
+        "            and self._hold(parameters)\n",
         "",
         STATES + " tests/neurons/test_weights.py",
     ),

@@ -11,10 +11,13 @@ def test_weights_that_are_remembered_follow_every_change():
     neuron = PMSN(3)
     x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
 
-    def fresh(dtype=torch.float32):
+    def fresh():
         other = PMSN(3, coeff=neuron.coeff, dt_scale=neuron.dt_scale)
         other.load_state_dict(neuron.state_dict())
-        return [weight.detach() for weight in other.weights(dtype)]
+        return other
+
+    def membranes(neuron, dtype):
+        return neuron.sequence(x.to(dtype), membrane=True)[2]
 
     def change_data():
         neuron.A_imag.data.mul_(1.5)  # leaves no trace in the version counter
@@ -29,12 +32,16 @@ def test_weights_that_are_remembered_follow_every_change():
 
     with torch.inference_mode():
         neuron.sequence(x)  # remembered in the narrowest of modes
-    for change in (lambda: None, change_data, change_setting, optimise, neuron.reset_parameters):
-        change()
-        for _ in range(2):
-            with torch.no_grad():
-                assert all(map(torch.equal, neuron.weights(), fresh()))
-                assert all(map(torch.equal, neuron.weights(torch.float64), fresh(torch.float64)))
+    for dtype in (torch.float32, torch.float64):  # one after the other: another dtype has other weights
+        for change in (lambda: None, change_data, change_setting, optimise, neuron.reset_parameters):
+            change()
+            for _ in range(2):
+                with torch.no_grad():
+                    weights, expected = neuron.weights(dtype), fresh().weights(dtype)
+                    assert all(map(torch.equal, weights, expected))
+                    assert torch.equal(
+                        membranes(neuron, dtype), membranes(fresh(), dtype)
+                    )  # of those remembered
     neuron.requires_grad_(False)
     leaf = x.clone().requires_grad_()
     neuron.sequence(leaf)[0].sum().backward()  # weights that need no gradient, in a graph that keeps them

@@ -65,9 +65,11 @@ def _warm_msf(dtype: torch.dtype, train: bool) -> None:
 def _warm_pmsn(dtype: torch.dtype, train: bool) -> None:
     from .pmsn import pmsn_backward, pmsn_forward
 
-    x, d = torch.zeros(1, 1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
-    z = torch.zeros(1, 1, 1, 1, dtype=dtype.to_complex())
-    state, weights = PMSNState(x[0], z), PMSNWeights(z[0, 0], z[0, 0], d)
-    pmsn_forward(x, state, weights, None, PMSNSettings())
-    if train:
-        pmsn_backward(PMSNGrads(x, None, None, None, None), x, x, state, weights, None, None, PMSNSettings())
+    z, d = torch.zeros(1, 1, 1, 1, dtype=dtype.to_complex()), torch.zeros(1, dtype=dtype)
+    weights, settings = PMSNWeights(z[0, 0], z[0, 0], d), PMSNSettings()
+    for steps in (1, 2):  # a single step has kernels of its own
+        x = torch.zeros(steps, 1, 1, 1, dtype=dtype)
+        state = PMSNState(x[0], z)
+        pmsn_forward(x, state, weights, None, settings)
+        if train:
+            pmsn_backward(PMSNGrads(x, None, None, None, None), x, x, state, weights, None, None, settings)

@@ -42,8 +42,8 @@ def test_every_part_of_the_equations_is_known():
 
 def test_refusals():
     x, v, settings = torch.zeros(2, 3), torch.zeros(3), MSFSettings("decay", (1.0,))
-    with pytest.raises(TypeError, match=r"float32 and float64, got torch\.float16"):
-        msf_forward(x.half(), v.half(), CONSTANT, None, settings)
+    with pytest.raises(TypeError, match=r"float32 and float64, got torch\.int64"):
+        msf_forward(x.long(), v, CONSTANT, None, settings)
     with pytest.raises(ValueError, match="CPU tensors, this input is on meta"):
         msf_forward(x.to("meta"), v, CONSTANT, None, settings)
     with pytest.raises(ValueError, match="no charge 'leak'; known: decay"):

@@ -178,7 +178,9 @@ def test_given_slopes_take_the_place_of_a_surrogate(reset, dtype):
     for detach, count in itertools.product((True, False), (1, 3)):
         x, v = odd_input(6, 70, dtype), randn(70, seed=1, dtype=dtype)
         thresholds = THRESHOLDS[count]
-        settings = MSFSettings("decay", thresholds, 0.4, 1.0, 0.0, reset, thresholds[0], False, detach)
+        settings = MSFSettings(
+            "decay", thresholds, 0.4, reset_mode=reset, reset_amount=thresholds[0], detach_reset=detach
+        )
         _, kept, _ = msf_forward(x, v, CONSTANT, None, settings)
         first = slope(kept - thresholds[0], "atan", 2.0)
         total = first
@@ -200,7 +202,7 @@ def test_gradients_are_those_of_the_loop(charge, reset, dtype):
         learned = CHARGES[charge].rate != "tau"
         width = Surrogate(name).width
         settings = MSFSettings(
-            charge, (1.0, 2.0), 2.5, 1.0, 0.0, reset, 1.0, False, detach, surrogate=name, width=width
+            charge, (1.0, 2.0), 2.5, reset_mode=reset, detach_reset=detach, surrogate=name, width=width
         )
         x = randn(7, 5, seed=3, dtype=dtype).double().requires_grad_()
         v = randn(5, seed=4, dtype=dtype).double().requires_grad_()
