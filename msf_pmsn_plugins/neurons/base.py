@@ -227,7 +227,14 @@ class Neuron(PropertiesFirst, nn.Module):
             names: which parts of the state are returned, of ``state_names``; None is all.
         """
         state = self._begin(x_seq, state)
+        if lengths is not None and not self._batched(first_step(x_seq)):
+            raise without_batch(x_seq)
         names = self.state_names if names is None else names
+        if x_seq.dim() == 1:  # one neuron
+            one = tuple(part.unsqueeze(0) for part in state)
+            s_seq, one, kept = self._trajectory(x_seq.unsqueeze(1), one, None, names)
+            held = {name: seq.squeeze(1) for name, seq in zip(names, kept, strict=True)}
+            return s_seq.squeeze(1), tuple(part.squeeze(0) for part in one), held
         if lengths is None:
             s_seq, last, kept = self._trajectory(x_seq, state, None, names)
             return s_seq, last, dict(zip(names, kept, strict=True))

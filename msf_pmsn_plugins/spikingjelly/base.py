@@ -178,7 +178,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         alpha = getattr(host, "alpha", None)
         seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), alpha
         # Assigning makes the neuron forget what it found out about its calls.
-        simple = isinstance(alpha, int | float | None) and not torch.compiler.is_compiling()
+        simple = type(alpha) in (int, float, type(None)) and not torch.compiler.is_compiling()
         if simple and self.__dict__.get("_translated") == (seen, held.surrogate):
             return
         held.surrogate = translate(host, dtype, self.detach_reset, exact)

@@ -3,6 +3,7 @@
 import re
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -14,13 +15,18 @@ pytest.importorskip("spikingjelly")
 
 from spikingjelly.activation_based import neuron
 
-from msf_pmsn_plugins import snntorch, swap
+from msf_pmsn_plugins import backends, snntorch, swap
 from msf_pmsn_plugins.neurons import MSF
 from msf_pmsn_plugins.snntorch import base
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
 PAGE = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
 HEADINGS = re.findall(r"^### (.*)$", PAGE, flags=re.MULTILINE)
+
+
+def no_compiler():
+    with mock.patch.object(backends, "unusable", return_value="Triton needs a C compiler: apt install gcc"):
+        backends._require("triton", "cuda")
 
 
 def no_reset():
@@ -85,6 +91,7 @@ def another_d():
 
 
 PROVOKED = [
+    no_compiler,
     no_reset,
     another_batch,
     other_channels,
@@ -108,7 +115,7 @@ def test_the_message_is_a_heading(provoke):
         warnings.simplefilter("always")
         try:
             provoke()
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, ImportError) as error:
             said.append(str(error))
     said += [str(warning.message) for warning in caught]
     assert any(message.startswith(heading) for message in said for heading in HEADINGS), said

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import energy
 from ..base import SpikingJellyNode
-from ..nodes import MSFNode
+from ..nodes import MSFNode, PMSNNode
 from .parts import require
 
 __all__ = ["OpCounters", "count_rules", "op_counters", "simple_energy", "state_rules"]
@@ -70,8 +70,7 @@ def state_rules(net: nn.Module) -> dict[type[nn.Module], Callable[..., dict[str,
 
     A node runs as one operation, in which the counter sees nothing: the rule gives it the updates of
     :data:`msf_pmsn_plugins.energy.UPDATES`. A node that runs step by step (a surrogate that no kernel takes, such as
-    ``Soft``; a PMSN in single-step mode or storing its states) is counted by its operations, as SpikingJelly counts any
-    node.
+    ``Soft``; a PMSN in single-step mode) is counted by its operations, as SpikingJelly counts any node.
     """
     ours = {type(m) for m in net.modules() if isinstance(m, SpikingJellyNode)}
     return dict.fromkeys(ours, state_rule)
@@ -84,9 +83,7 @@ def state_rule(
     node: SpikingJellyNode, op: Any, args: Any, kwargs: Any, out: Any, states: Any
 ) -> dict[str, int] | None:
     """The rule of :func:`state_rules` for one operation inside ``node``; None leaves it to the counter."""
-    stepwise = not isinstance(node, MSFNode) and (
-        node.step_mode == "s" or bool(node._stored()) or node.has_margin
-    )
+    stepwise = not isinstance(node, MSFNode) and (node.step_mode == "s" or node.has_margin)
     if stepwise or not node.neuron._has_kernel(node.neuron.surrogate):
         return None
     if op not in _SEQUENCES:
@@ -94,6 +91,8 @@ def state_rule(
     if getattr(node.neuron, "context", "local") == "global" and args[2].shape[-1] > 0:
         return {}  # its step response, which it runs first
     x_seq = args[0]
+    if isinstance(node, PMSNNode) and x_seq.shape[2] != node.channels:
+        return {}  # what reads the hidden state out, for store_z_seq
     update = energy.neuron_update(node, len(x_seq))
     assert update is not None
     updates, word = x_seq.numel(), 8 if x_seq.dtype == torch.float64 else 4

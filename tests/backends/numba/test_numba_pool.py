@@ -188,6 +188,7 @@ given = inputs()
 torch.set_num_threads({threads})
 expected = everything(given)
 random.seed(0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sent = seen = wrong = 0
 for _ in range(200):
     timer = threading.Timer(random.random() * 0.01, os.kill, (os.getpid(), signal.SIGINT))
