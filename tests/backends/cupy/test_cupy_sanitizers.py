@@ -92,7 +92,7 @@ BARRIER = "    __syncthreads();\n    for (int n = threadIdx.y;"
 RACE, OVERRUN, DIVERGENT = "data race", "heap-buffer-overflow", "not all threads reach"
 MISTAKES = {
     "read beyond the end": ("msf-scalar", OVERRUN, "(first >= lanes) return;", "(first > lanes) return;"),
-    "write beyond the end": ("pmsn", OVERRUN, "lane] = next.s", "lane + 1] = next.s"),
+    "write beyond the end": ("pmsn", OVERRUN, "lane] = narrow(next.s)", "lane + 1] = narrow(next.s)"),
     "beyond shared memory": ("pmsn", "out of bounds", "given[n][threadIdx.y", "given[n + 1][threadIdx.y"),
     "overflow": ("msf", "integer overflow", "return t <", "return int(t + 2) * 2147483647 > 7 || t <"),
     "no barrier": ("pmsn", RACE, BARRIER, BARRIER.replace("__syncthreads();", "")),
