@@ -1,9 +1,10 @@
 """Backends: providers of ``msf_forward``, ``msf_backward``, ``pmsn_forward``, ``pmsn_backward`` behind the custom ops.
 
 A backend is a package and one line in :data:`BACKENDS`. It holds two modules, ``msf`` and ``pmsn``, with those
-functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has (None: all); the package
-holds ``unusable()``, why it cannot work here (``""`` if it can). ``"auto"`` takes the first one that is installed
-where the input lies, works, and knows all that is asked; torch does. A name given explicitly is used or raises.
+functions and ``KNOWS``, the words of :func:`~msf_pmsn_plugins.settings.asks` that it has, and ``"states out"`` if MSF
+keeps ``"state"`` (None: all); the package holds ``unusable()``, why it cannot work here (``""`` if it can).
+``"auto"`` takes the first one that is installed where the input lies, works, and knows all that is asked; torch does.
+A name given explicitly is used or raises.
 
 Tensors come as the op was given them, nothing copied or converted on the way:
 

@@ -114,6 +114,17 @@ def test_a_backend_is_a_package_and_one_line(monkeypatch, make):
             calls.clear()
             assert_paths_agree(make(backend=backend))
             assert len(calls) == 2
+        with torch.no_grad():  # states that it cannot keep are made of what it can
+            neuron, x_seq = (
+                make(backend="third"),
+                torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)),
+            )
+            if make is MSF:
+                _s, _state, kept = neuron.trajectory(x_seq)
+                state = neuron.initial_state(x_seq[0])
+                for t, x in enumerate(x_seq):
+                    state = neuron.step(x, state)[1]
+                    assert torch.equal(kept["v"][t], state[0])
         other = {"reset_mode": "soft"} if make is MSF else {"reset_mode": "serial"}
         calls.clear()
         assert_paths_agree(make(**other))

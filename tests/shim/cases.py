@@ -169,6 +169,16 @@ def msf_oracle(case: MSFCase, p: dict[str, Any]) -> tuple[Tensor, ...]:
     return s_seq, m_seq, v, *torch.autograd.grad(loss, wanted)
 
 
+def check_states(case: MSFCase, backend: str = "cupy") -> None:
+    """Raise unless the kernel keeps the state that each step leaves."""
+    p = msf_problem(case)
+    s, states, v = msf_forward(backend, case, p, "state")
+    s_ref, states_ref, _ = msf_forward("torch", case, p, "state")
+    assert_same(s, s_ref)
+    assert_same(states, states_ref)
+    assert_same(states[-1], v)
+
+
 def check_msf(
     case: MSFCase, p: dict[str, Any] | None = None, given: dict[str, Any] | None = None, backend: str = "cupy"
 ) -> None:

@@ -41,6 +41,7 @@ KNOWS = frozenset(
         *(
             "delayed reset",
             "undecayed reset at once",
+            "states out",
             "tensor of rates",
             "tensor of thresholds",
             "tensor of resets",

@@ -40,6 +40,7 @@ KNOWS = frozenset(
         *(f"tensor of {name}s" for name in MSFParameters._fields),
         "delayed reset",
         "undecayed reset at once",
+        "states out",
     ]
 )
 

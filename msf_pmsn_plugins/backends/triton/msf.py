@@ -25,7 +25,7 @@ KNOWS = frozenset(
         *(f"charge {name!r}" for name in charges.NAMES),
         *(f"reset {name!r}" for name in resets.NAMES),
         *(f"surrogate {name!r}" for name in surrogates.CONSTANTS),
-        *("delayed reset", "tensor of rates", "tensor of thresholds", "tensor of resets"),
+        *("delayed reset", "states out", "tensor of rates", "tensor of thresholds", "tensor of resets"),
     ]
 )
 HALF = (torch.float16, torch.bfloat16)

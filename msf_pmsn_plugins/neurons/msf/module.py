@@ -6,12 +6,12 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ... import backends
 from ...charges import CHARGES
 from ...resets import RESETS
 from ...settings import MSFSettings
@@ -395,16 +395,18 @@ class MSF(Neuron):
         settings = self.settings()
         (v,) = state
         parameters = self.parameters_of(first_step(x_seq), v.dtype)
-        if not self._fused(parameters) or (settings.retake and torch.is_grad_enabled()):
+        if not self._fused(parameters):
             return super()._trajectory(x_seq, state, lengths, names)
         call = self._call(x_seq, parameters, True)
-        if not torch.is_grad_enabled():
-            call = replace(call[0], keep="state"), *call[1:]
+        # The backward reads membranes before the reset.
+        states = not torch.is_grad_enabled() and backends.knows(call[1], "msf", "states out")
+        if states:
+            call = call[0].but(keep="state"), *call[1:]
+        elif settings.retake:
+            return super()._trajectory(x_seq, state, lengths, names)
         s_seq, v_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, True)
         assert v_seq is not None
-        if (
-            torch.is_grad_enabled() and not settings.reset_delay
-        ):  # the backward reads membranes before the reset
+        if not states and not settings.reset_delay:
             v_seq = after_reset(v_seq, s_seq, settings, parameters, self.surrogate)
         return s_seq.to(x_seq.dtype), (v,), [v_seq for _ in names]
 

@@ -14,6 +14,7 @@ from msf_pmsn_plugins.surrogate import SURROGATES
 from shim.cases import (
     MSFCase,
     check_msf,
+    check_states,
     msf_backward,
     msf_forward,
     msf_oracle,
@@ -47,13 +48,7 @@ CHARGE_CASES = [
 @pytest.mark.parametrize("delay", [False, True])
 @pytest.mark.parametrize("reset_mode", ["hard", "soft", "none"])
 def test_states_come_out_of_every_step(reset_mode, delay):
-    case = MSFCase(reset_mode=reset_mode, delay=delay, lengths=True)
-    p = msf_problem(case)
-    s, states, v = msf_forward("cupy", case, p, "state")
-    s_ref, states_ref, _ = msf_forward("torch", case, p, "state")
-    assert_same(s, s_ref)
-    assert_same(states, states_ref)
-    assert_same(states[-1], v)
+    check_states(MSFCase(reset_mode=reset_mode, delay=delay, lengths=True))
 
 
 @pytest.mark.parametrize("keep", ["membrane", "state"])

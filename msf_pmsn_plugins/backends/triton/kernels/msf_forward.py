@@ -91,6 +91,8 @@ def msf_forward(
         else:
             last = s
         v = after
+        if KEEP == "state":
+            k = after
         at = t * tl.cast(lanes, tl.int64) + lane
         tl.store(s_seq + at, s.to(s_seq.dtype.element_ty), mask=inside)
         if KEEP != "none":

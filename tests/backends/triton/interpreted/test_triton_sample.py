@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from msf_pmsn_plugins.neurons import MSF, PMSN
-from shim.cases import MSFCase, PMSNCase, check_msf, check_pmsn, msf_problem, pmsn_problem, views
+from shim.cases import (
+    MSFCase,
+    PMSNCase,
+    check_msf,
+    check_pmsn,
+    check_states,
+    msf_problem,
+    pmsn_problem,
+    views,
+)
 from tolerances import assert_close, assert_same
 
 pytestmark = pytest.mark.usefixtures("poisoned", "launches")
@@ -33,6 +42,12 @@ def test_msf_in_a_view(case):
     for key in ("x_seq", "gs_seq", "gm_seq"):
         p[key] = views(p[key])["gap"]
     check_msf(case, p, backend="triton")
+
+
+@pytest.mark.parametrize("delay", [False, True], ids=["now", "delayed"])
+@pytest.mark.parametrize("reset_mode", ["hard", "soft", "none"])
+def test_states_come_out_of_every_step(reset_mode, delay):
+    check_states(MSFCase(reset_mode=reset_mode, delay=delay, lengths=True), "triton")
 
 
 PMSN_CASES = {
