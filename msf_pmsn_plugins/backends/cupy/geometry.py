@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...tensors import state_dtype
+from ..device import parts
 from . import launch
-from .arguments import parts
 
 MSF_THREADS, MSF_FEW_THREADS = 256, 64  # in a block
 # A block of MSF to a multiprocessor, or less, waits for memory at each step. From LONG_STEPS on each thread then

@@ -14,20 +14,9 @@ from torch import Tensor
 from ...charges import CHARGES
 from ...settings import MSFSettings
 from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters, state_dtype
+from ..device import Steps, as_laid_out, empty, parts, plain, steps_of
 from . import launch
-from .arguments import (
-    SLOPES,
-    Steps,
-    as_laid_out,
-    check,
-    element,
-    empty,
-    packed,
-    parts,
-    plain,
-    real,
-    steps_of,
-)
+from .arguments import SLOPES, check, element, packed, real
 from .compile import Kernel, Macros, variant, words
 from .geometry import Packs, packs_of
 

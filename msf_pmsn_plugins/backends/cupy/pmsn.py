@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...settings import PMSNSettings
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes, state_dtype
+from ..device import Steps, as_laid_out, empty, parts, plain, steps_of
 from . import launch
-from .arguments import SLOPES, Steps, as_laid_out, check, element, empty, packed, parts, plain, steps_of
+from .arguments import SLOPES, check, element, packed
 from .compile import Kernel, Macros, variant, words
 from .geometry import THREADS, Chunks, chunks_of, gather_of
 

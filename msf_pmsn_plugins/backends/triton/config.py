@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..device import parts
+
 WARPS = 4  # in a program that is full
 WIDE = 16  # bytes of the widest access
 STAGES = 3  # steps that are read ahead where lanes alone fill the device
@@ -30,11 +32,6 @@ class Config:
     def programs(self, lanes: int) -> int:
         """How many programs take all lanes."""
         return parts(lanes, self.block)
-
-
-def parts(count: int, size: int) -> int:
-    """How many parts of ``size`` hold ``count``."""
-    return -(-count // size)
 
 
 def power_of_two(count: int) -> int:

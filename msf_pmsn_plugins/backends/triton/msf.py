@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ...charges import CHARGES
 from ...settings import MSFSettings
-from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters
+from ...tensors import MSFGrads, MSFParameters, Slopes, of_parameters, state_dtype
+from ..device import Steps, as_laid_out, empty, plain, steps_of
+from ..halves import HALF
 from . import launch
-from .arguments import Steps, as_laid_out, check, empty, plain, state_dtype, steps_of, table
+from .arguments import check, table
 from .config import Config, for_lanes
 from .kernels import charges, resets, surrogates
 from .kernels.msf_backward import msf_backward as backward_kernel
@@ -28,7 +30,6 @@ KNOWS = frozenset(
         *("delayed reset", "states out", "tensor of rates", "tensor of thresholds", "tensor of resets"),
     ]
 )
-HALF = (torch.float16, torch.bfloat16)
 
 
 def msf_forward(

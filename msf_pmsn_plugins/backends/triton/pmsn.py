@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...settings import PMSNSettings
-from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
+from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes, state_dtype
+from ..device import Steps, as_laid_out, empty, plain, steps_of
 from . import launch
-from .arguments import Steps, as_laid_out, check, empty, plain, state_dtype, steps_of, table
+from .arguments import check, table
 from .config import CARRY, STAGES, WALK, Chunks, for_gather, for_modes, for_time, power_of_two
 from .kernels import soma, surrogates
 from .kernels.pmsn_adjoint import pmsn_adjoint
