@@ -17,13 +17,13 @@ from shim.cases import (
     check_states,
     msf_backward,
     msf_forward,
-    msf_oracle,
     msf_parameters,
     msf_problem,
     msf_settings,
     slow_unless,
     views,
 )
+from shim.edges import check_nan_and_inf, check_padding
 from tolerances import assert_same
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
@@ -161,34 +161,11 @@ def test_any_size(steps, lanes):
 
 
 def test_nan_and_inf_do_as_in_the_oracle():
-    case = MSFCase("lif", "soft", "triangle", detach=False, shape=(4, 8))
-    p = msf_problem(case)
-    p["x_seq"][1, 0], p["x_seq"][2, 1, :4], p["x_seq"][0, 2] = torch.nan, torch.inf, -torch.inf
-    (s, kept, v), expected = msf_forward("cupy", case, p), msf_oracle(case, p)
-    for actual, ref in zip((s, kept, v), expected[:3], strict=True):
-        assert_same(actual, ref)
-    for grad, ref in zip(
-        msf_backward("cupy", case, p, kept), msf_backward("torch", case, p, kept), strict=True
-    ):
-        assert_same(grad, ref)
+    check_nan_and_inf("cupy", "soft")
 
 
 def test_padding_may_hold_anything():
-    case = MSFCase("plif", "hard", "atan", learned="lanes", lengths=True, shape=(4, 8), grad_membrane=True)
-    p = msf_problem(case)
-    padded = (torch.arange(case.steps)[:, None] >= p["lengths"])[..., None]
-    assert padded.any()
-    dirty = dict(p)
-    for key in ("x_seq", "gs_seq", "gm_seq"):
-        dirty[key] = torch.where(padded, torch.nan, p[key])
-    kept = msf_forward("cupy", case, p)[1]
-    for clean, other in [
-        (msf_forward("cupy", case, p), msf_forward("cupy", case, dirty)),
-        (msf_backward("cupy", case, p, kept), msf_backward("cupy", case, dirty, kept)),
-    ]:
-        for one, two in zip(clean, other, strict=True):
-            assert_same(one, two)
-            assert torch.isfinite(one).all()
+    check_padding("cupy")
 
 
 @pytest.mark.parametrize("view", ["odd", "gap", "turned", "repeated"])

@@ -22,6 +22,7 @@ from shim.cases import (
     views,
     weights_of,
 )
+from shim.edges import check_fixed_chunks, check_lengths_out_of_range, check_lost_lanes
 from tolerances import assert_close, assert_same
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
@@ -159,49 +160,17 @@ def test_few_lanes_and_many_steps_are_cut(shim):
 @pytest.mark.usefixtures("chunked")
 @pytest.mark.parametrize("reset_mode", ["floor", "serial"])
 def test_a_lost_lane_in_chunks(reset_mode):
-    check_lost_lanes(PMSNCase(6, reset_mode, grad_drive=False))
+    check_lost_lanes(PMSNCase(6, reset_mode, grad_drive=False), "cupy")
 
 
 @pytest.mark.parametrize("modes", [2, 6])
 @pytest.mark.parametrize("reset_mode", ["floor", "serial"])
 def test_a_lost_lane_of_pmsn_spoils_no_other(modes, reset_mode):
-    check_lost_lanes(PMSNCase(modes, reset_mode, grad_drive=False))
-
-
-def check_lost_lanes(case):
-    p = pmsn_problem(case)
-    lost = {**p, "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
-    lost["x_seq"][4, 0], lost["z"][1, 0] = torch.inf, torch.nan
-    s, y, m, r, z = pmsn_forward("cupy", case, lost)
-    s_ref, y_ref, m_ref, r_ref, z_ref = pmsn_forward("torch", case, lost)
-    assert_same(s, s_ref)
-    for one, two in ((y, y_ref), (m, m_ref), (r, r_ref), (z.real, z_ref.real)):
-        assert_same(one.isnan(), two.isnan())
-    assert y[4:, 0].isnan().all()
-    assert y[:, 1, 0].isnan().all()
-    assert torch.isfinite(y[:, 2:]).all()
-    grads = pmsn_backward("cupy", case, lost, y)
-    # What the parameters get is what the other lanes, and the steps before, give.
-    live = {**p, "gs_seq": p["gs_seq"].clone(), "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
-    live["gs_seq"][4:, 0], live["gs_seq"][:, 1, 0] = 0, 0
-    live["x_seq"][4, 0], live["z"][1, 0] = 0, 0
-    ref = pmsn_backward("cupy", case, live, y)
-    for one, two in zip(grads[3:], ref[3:], strict=True):
-        assert_same(one, two)
-    assert_same(grads[0][:, 2:], ref[0][:, 2:])
+    check_lost_lanes(PMSNCase(modes, reset_mode, grad_drive=False), "cupy")
 
 
 def test_lengths_out_of_range_stay_in_memory():
-    # On a device nobody looks at their values.
-    case = PMSNCase(lengths=True)
-    p = pmsn_problem(case)
-    results = []
-    for low, high in ((-7, 10**9), (0, case.steps)):
-        given = {**p, "lengths": torch.tensor([low, high, 3, low, high])}
-        forward = pmsn_forward("cupy", case, given)
-        results.append((*forward, *pmsn_backward("cupy", case, given, forward[1])))
-    for one, two in zip(*results, strict=True):
-        assert_same(one, two)
+    check_lengths_out_of_range("cupy")
 
 
 @pytest.mark.parametrize("view", ["odd", "gap", "turned", "repeated"])
@@ -223,15 +192,4 @@ def test_views_of_pmsn(view):
 
 
 def test_fixed_point_chunks_have_equal_bits():
-    case = PMSNCase(fixed=True, steps=12, threshold=0.7)
-    p = pmsn_problem(case)
-    whole = pmsn_forward("cupy", case, p)
-    parts, state = [], p
-    for piece in p["x_seq"].split([1, 5, 6]):
-        s, y, _, r, z = pmsn_forward("cupy", case, {**state, "x_seq": piece})
-        parts.append((s, y))
-        state = {**state, "r": r, "z": z}
-    assert_same(torch.cat([s for s, _ in parts]), whole[0])
-    assert_same(torch.cat([y for _, y in parts]), whole[1])
-    assert_same(state["r"], whole[3])
-    assert_same(state["z"], whole[4])
+    check_fixed_chunks("cupy")

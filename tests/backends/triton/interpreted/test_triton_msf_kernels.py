@@ -9,8 +9,8 @@ from covering import label, pairwise
 from msf_pmsn_plugins.backends.triton import config, launch
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.surrogate import SURROGATES
-from shim.cases import MSFCase, check_msf, msf_backward, msf_forward, msf_oracle, msf_problem, views
-from tolerances import assert_same
+from shim.cases import MSFCase, check_msf, msf_problem, views
+from shim.edges import check_nan_and_inf, check_padding
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned", "launches")]
 
@@ -95,34 +95,11 @@ def test_any_size(steps, lanes):
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 def test_nan_and_inf_do_as_in_the_oracle(reset):
-    case = MSFCase("lif", reset, "triangle", detach=False, shape=(4, 8))
-    p = msf_problem(case)
-    p["x_seq"][1, 0], p["x_seq"][2, 1, :4], p["x_seq"][0, 2] = torch.nan, torch.inf, -torch.inf
-    (s, kept, v), expected = msf_forward("triton", case, p), msf_oracle(case, p)
-    for actual, ref in zip((s, kept, v), expected[:3], strict=True):
-        assert_same(actual, ref)
-    for grad, ref in zip(
-        msf_backward("triton", case, p, kept), msf_backward("torch", case, p, kept), strict=True
-    ):
-        assert_same(grad, ref)
+    check_nan_and_inf("triton", reset)
 
 
 def test_padding_may_hold_anything():
-    case = MSFCase("plif", "hard", "atan", learned="lanes", lengths=True, shape=(4, 8), grad_membrane=True)
-    p = msf_problem(case)
-    padded = (torch.arange(case.steps)[:, None] >= p["lengths"])[..., None]
-    assert padded.any()
-    dirty = dict(p)
-    for key in ("x_seq", "gs_seq", "gm_seq"):
-        dirty[key] = torch.where(padded, torch.nan, p[key])
-    kept = msf_forward("triton", case, p)[1]
-    for clean, other in [
-        (msf_forward("triton", case, p), msf_forward("triton", case, dirty)),
-        (msf_backward("triton", case, p, kept), msf_backward("triton", case, dirty, kept)),
-    ]:
-        for one, two in zip(clean, other, strict=True):
-            assert_same(one, two)
-            assert torch.isfinite(one).all()
+    check_padding("triton")
 
 
 @pytest.mark.parametrize("processors", [1, 4, 132])

@@ -9,6 +9,7 @@ from covering import label, pairwise
 from msf_pmsn_plugins.backends.triton import config, launch
 from msf_pmsn_plugins.surrogate import SURROGATES
 from shim.cases import PMSNCase, check_pmsn, pmsn_backward, pmsn_forward, pmsn_problem, views
+from shim.edges import check_fixed_chunks, check_lengths_out_of_range, check_lost_lanes
 from tolerances import assert_close, assert_same
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned", "launches")]
@@ -110,26 +111,7 @@ def test_few_lanes_and_many_steps_are_cut(monkeypatch, launches):
 def test_a_lost_lane_of_pmsn_spoils_no_other(request, modes, reset_mode, time):
     if time == "chunks":
         request.getfixturevalue("chunked")
-    case = PMSNCase(modes, reset_mode, grad_drive=False)
-    p = pmsn_problem(case)
-    lost = {**p, "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
-    lost["x_seq"][4, 0], lost["z"][1, 0] = torch.inf, torch.nan
-    s, y, m, r, z = pmsn_forward("triton", case, lost)
-    s_ref, y_ref, m_ref, r_ref, z_ref = pmsn_forward("torch", case, lost)
-    assert_same(s, s_ref)
-    for one, two in ((y, y_ref), (m, m_ref), (r, r_ref), (z.real, z_ref.real)):
-        assert_same(one.isnan(), two.isnan())
-    assert y[4:, 0].isnan().all()
-    assert torch.isfinite(y[:, 2:]).all()
-    grads = pmsn_backward("triton", case, lost, y)
-    # What the parameters get is what the other lanes, and the steps before, give.
-    live = {**p, "gs_seq": p["gs_seq"].clone(), "x_seq": p["x_seq"].clone(), "z": p["z"].clone()}
-    live["gs_seq"][4:, 0], live["gs_seq"][:, 1, 0] = 0, 0
-    live["x_seq"][4, 0], live["z"][1, 0] = 0, 0
-    ref = pmsn_backward("triton", case, live, y)
-    for one, two in zip(grads[3:], ref[3:], strict=True):
-        assert_same(one, two)
-    assert_same(grads[0][:, 2:], ref[0][:, 2:])
+    check_lost_lanes(PMSNCase(modes, reset_mode, grad_drive=False), "triton")
 
 
 @pytest.mark.parametrize("modes", [0, 3])
@@ -143,31 +125,11 @@ def test_an_infinite_gradient_stays_one(modes):
 
 
 def test_lengths_out_of_range_stay_in_memory():
-    # On a device nobody looks at their values.
-    case = PMSNCase(lengths=True)
-    p = pmsn_problem(case)
-    results = []
-    for low, high in ((-7, 10**9), (0, case.steps)):
-        given = {**p, "lengths": torch.tensor([low, high, 3, low, high])}
-        forward = pmsn_forward("triton", case, given)
-        results.append((*forward, *pmsn_backward("triton", case, given, forward[1])))
-    for one, two in zip(*results, strict=True):
-        assert_same(one, two)
+    check_lengths_out_of_range("triton")
 
 
 def test_fixed_point_chunks_have_equal_bits():
-    case = PMSNCase(fixed=True, steps=12, threshold=0.7)
-    p = pmsn_problem(case)
-    whole = pmsn_forward("triton", case, p)
-    parts, state = [], p
-    for piece in p["x_seq"].split([1, 5, 6]):
-        s, y, _, r, z = pmsn_forward("triton", case, {**state, "x_seq": piece})
-        parts.append((s, y))
-        state = {**state, "r": r, "z": z}
-    assert_same(torch.cat([s for s, _ in parts]), whole[0])
-    assert_same(torch.cat([y for _, y in parts]), whole[1])
-    assert_same(state["r"], whole[3])
-    assert_same(state["z"], whole[4])
+    check_fixed_chunks("triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
