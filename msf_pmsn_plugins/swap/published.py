@@ -85,73 +85,110 @@ def load_published(
     targets = {name: target.tensor for name, target in names.targets_of(model)}
     state, prefix = names.strip_prefixes(state, targets)
     renamed, left_out = names.rename_entries(state, rename or {})
-    keys = _keys(recipe)
     owners = _neurons(model)
-
-    places: dict[str, str] = {}
-    stock = _StockEntries(model, owners)
-    unexpected, gone = [], []
+    entries = _Entries(state, targets, owners, _keys(recipe), _StockEntries(model, owners))
     for published, name in renamed.items():
-        place = _place(name, targets, owners, keys)
-        if place is not None:
-            if place in places:
-                raise ValueError(
-                    f"{places[place]} and {published} both belong to {place} of the model: rename one"
-                )
-            places[place] = published
-        elif stock.takes(name, state[published]):
-            stock.published[name] = published
-        elif _owner(name, owners) is not None:
-            gone.append(published)
-        else:
-            unexpected.append(published)
-
-    loaded: dict[str, str] = {}
-    mismatched, converted, reshaped = [], [], []
-    for ours, published in places.items():
-        given, expected = state[published], targets[ours]
-        if why := _misfit(given, expected):
-            mismatched.append(checkpoints.Mismatch(published, ours, why))
-            continue
-        loaded[published] = ours
-        if given.dtype != expected.dtype:
-            converted.append(f"{ours}: {given.dtype} -> {expected.dtype}")
-        if given.shape != expected.shape:
-            reshaped.append(f"{ours}: {tuple(given.shape)} -> {tuple(expected.shape)}")
-    for name, why in stock.misfits().items():
-        mismatched.append(checkpoints.Mismatch(stock.published.pop(name), name, why))
-    settled = stock.settled(targets)
-    absent = [ours for ours in targets if ours not in places and ours not in settled]
-    new = [ours for ours in absent if _owner(ours, owners) in stock.overruled or _is_new(ours, owners)]
-    report = Loaded(
-        source=getattr(recipe, "name", None) or recipe or "published weights",
-        weights=path + (f" without the prefix {prefix!r}" if prefix else ""),
-        loaded={**loaded, **{published: name for name, published in stock.published.items()}},
-        missing={ours: ours for ours in absent if ours not in new},
-        unexpected=tuple(unexpected),
-        mismatched=tuple(mismatched),
-        unused=tuple(gone),
-        left_out=left_out,
-        converted=tuple(converted),
-        different=(),
-        not_stored=(),
-        new=tuple(new),
-        reshaped=tuple(reshaped),
+        entries.sort(published, name)
+    report = entries.report(
+        getattr(recipe, "name", None) or recipe or "published weights",
+        path + (f" without the prefix {prefix!r}" if prefix else ""),
+        left_out,
     )
-    if left_out:  # what was left out on purpose is not missing
-        out = {_place(name, targets, owners, keys) for name in left_out}
-        report = _without_missing(report, out)
     if strict and not report.ok:
         raise checkpoints.Incomplete(report)
     if not report.loaded:
         raise ValueError(f"no entry of the file has a place in the model.\n{report}")
-    with torch.no_grad():
-        for published, ours in loaded.items():
-            targets[ours].copy_(state[published].reshape(targets[ours].shape))
-    stock.load()
+    entries.load()
     if not report.ok:
         warnings.warn(str(report), stacklevel=2)
     return report
+
+
+class _Entries:
+    """The entries of a file: each to its place in the model, or to a reason why it has none."""
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        owners: Mapping[str, nn.Module],
+        keys: Mapping[str, str],
+        stock: _StockEntries,
+    ) -> None:
+        self.state, self.targets, self.owners, self.keys, self.stock = state, targets, owners, keys, stock
+        self.places: dict[str, str] = {}  # name in the model -> in the file
+        self.unexpected: list[str] = []
+        self.gone: list[str] = []
+        self.loaded: dict[str, str] = {}  # name in the file -> in the model: what fits
+
+    def place(self, name: str) -> str | None:
+        return _place(name, self.targets, self.owners, self.keys)
+
+    def sort(self, published: str, name: str) -> None:
+        """Find the place of one entry, which the model may call ``name``."""
+        place = self.place(name)
+        if place is not None:
+            if place in self.places:
+                raise ValueError(
+                    f"{self.places[place]} and {published} both belong to {place} of the model: rename one"
+                )
+            self.places[place] = published
+        elif self.stock.takes(name, self.state[published]):
+            self.stock.published[name] = published
+        elif _owner(name, self.owners) is not None:
+            self.gone.append(published)
+        else:
+            self.unexpected.append(published)
+
+    def report(self, source: str, weights: str, left_out: tuple[str, ...]) -> Loaded:
+        """What of the entries fits, and all that does not."""
+        mismatched, converted, reshaped = [], [], []
+        for ours, published in self.places.items():
+            given, expected = self.state[published], self.targets[ours]
+            if why := _misfit(given, expected):
+                mismatched.append(checkpoints.Mismatch(published, ours, why))
+                continue
+            self.loaded[published] = ours
+            if given.dtype != expected.dtype:
+                converted.append(f"{ours}: {given.dtype} -> {expected.dtype}")
+            if given.shape != expected.shape:
+                reshaped.append(f"{ours}: {tuple(given.shape)} -> {tuple(expected.shape)}")
+        stock = self.stock
+        for name, why in stock.misfits().items():
+            mismatched.append(checkpoints.Mismatch(stock.published.pop(name), name, why))
+        absent = self._absent()
+        new = [ours for ours in absent if self._is_new(ours)]
+        meant = {self.place(name) for name in left_out}  # what was left out on purpose is not missing
+        return Loaded(
+            source=source,
+            weights=weights,
+            loaded={**self.loaded, **{published: name for name, published in stock.published.items()}},
+            missing={ours: ours for ours in absent if ours not in new and ours not in meant},
+            unexpected=tuple(self.unexpected),
+            mismatched=tuple(mismatched),
+            unused=tuple(self.gone),
+            left_out=left_out,
+            converted=tuple(converted),
+            different=(),
+            not_stored=(),
+            new=tuple(new),
+            reshaped=tuple(reshaped),
+        )
+
+    def _absent(self) -> list[str]:
+        """Tensors of the model that no entry of the file gives its values."""
+        settled = self.stock.settled(self.targets)
+        return [ours for ours in self.targets if ours not in self.places and ours not in settled]
+
+    def _is_new(self, ours: str) -> bool:
+        return _owner(ours, self.owners) in self.stock.overruled or _is_new(ours, self.owners)
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copy what fits."""
+        for published, ours in self.loaded.items():
+            self.targets[ours].copy_(self.state[published].reshape(self.targets[ours].shape))
+        self.stock.load()
 
 
 class _StockEntries:
@@ -202,11 +239,6 @@ class _StockEntries:
     def load(self) -> None:
         for site, entries in self.entries.items():
             self.nodes[site].load_state_dict(entries, strict=False)
-
-
-def _without_missing(report: Loaded, names: set[str | None]) -> Loaded:
-    missing = {ours: published for ours, published in report.missing.items() if ours not in names}
-    return Loaded(**{**vars(report), "missing": missing})
 
 
 def _keys(recipe: Any) -> Mapping[str, str]:
