@@ -160,3 +160,28 @@ def test_parts_of_the_state_can_be_asked_for():
 def test_the_mean_over_time_leaves_no_state():
     with pytest.raises(ValueError, match="no state is left by one of them"):
         build_pmsn(3, context="global").trajectory(X.float())
+
+
+@all_backends
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda: MSF(D=3, decay=0.3), lambda: MSF(D=2, reset_mode="soft"), build_pmsn]
+)
+def test_half_precision_is_float32_with_its_spikes_rounded(make, dtype, grad, backend):
+    """States are float32 whatever the input is."""
+    neuron = make()
+    neuron.backend = backend
+    with torch.set_grad_enabled(grad):
+        x_seq = X.to(dtype).requires_grad_(grad)
+        s_seq, last, kept = neuron.trajectory(x_seq)
+        wide, last_wide, kept_wide = neuron.trajectory(x_seq.float())
+    assert s_seq.dtype == dtype
+    assert_same(s_seq, wide.to(dtype))
+    assert kept.keys() == kept_wide.keys()
+    for one, two in zip((*last, *kept.values()), (*last_wide, *kept_wide.values()), strict=True):
+        assert_same(one, two)
+    if grad:
+        gradients = [torch.autograd.grad(s.float().sum(), x_seq)[0] for s in (s_seq, wide)]
+        assert gradients[0].dtype == dtype
+        assert_same(*gradients)

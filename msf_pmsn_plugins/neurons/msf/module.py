@@ -404,11 +404,11 @@ class MSF(Neuron):
             call = call[0].but(keep="state"), *call[1:]
         elif settings.retake:
             return super()._trajectory(x_seq, state, lengths, names)
-        s_seq, v_seq, v = run(x_seq.to(v.dtype), v, parameters, lengths, call, True)
+        s_seq, v_seq, v = run(x_seq, v, parameters, lengths, call, True)
         assert v_seq is not None
         if not states and not settings.reset_delay:
-            v_seq = after_reset(v_seq, s_seq, settings, parameters, self.surrogate)
-        return s_seq.to(x_seq.dtype), (v,), [v_seq for _ in names]
+            v_seq = after_reset(v_seq, s_seq.to(v_seq.dtype), settings, parameters, self.surrogate)
+        return s_seq, (v,), [v_seq for _ in names]
 
     def _call(self, x: Tensor, parameters: MSFParameters, membrane: bool) -> Call:
         return self._remembered(
