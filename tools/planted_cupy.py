@@ -140,14 +140,14 @@ BUGS = [
     ),
     bug(
         "the distance between steps is one step's size",
-        "arguments.py",
+        "../device.py",
         "Steps(seq, seq.stride(0))",
         "Steps(seq, math.prod(seq.shape[1:]))",
         VIEWS_MSF,
     ),
     bug(
         "permuted steps count as contiguous",
-        "arguments.py",
+        "../device.py",
         "if len(seq) < 2 or not seq[0].is_contiguous():",
         "if len(seq) < 2:",
         CROSSED_PMSN,
@@ -155,21 +155,21 @@ BUGS = [
     # What a pointer does not show.
     bug(
         "sequences keep a lazy negation",
-        "arguments.py",
+        "../device.py",
         "seq = seq.resolve_neg()",
         "seq = seq.view_as(seq)",
         LAZY_PMSN,
     ),
     bug(
         "states keep a lazy negation",
-        "arguments.py",
+        "../device.py",
         ".resolve_conj().resolve_neg().contiguous()",
         ".resolve_conj().contiguous()",
         LAZY_MSF,
     ),
     bug(
         "states keep a lazy conjugation",
-        "arguments.py",
+        "../device.py",
         ".resolve_conj().resolve_neg().contiguous()",
         ".resolve_neg().contiguous()",
         LAZY_PMSN,
