@@ -80,14 +80,14 @@ class Machine:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a + where files differ from it."""
+    """The commit of the checkout, with a + where code differs from it; reports and pages do while they are made."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     return (git("rev-parse", "--short=10", "HEAD") or "unknown") + (
-        "+" if git("status", "--porcelain") else ""
+        "+" if git("status", "--porcelain", "--", PACKAGE, "examples", "benchmarks", "tools") else ""
     )
 
 
