@@ -22,7 +22,7 @@ INSTALLS = re.compile(
 
 
 def repository(pyproject: str | None = None) -> str:
-    """The address ``https://github.com/owner/name`` as pyproject.toml has it, or nothing; raises SystemExit otherwise."""
+    """The address as pyproject.toml has it, or nothing; raises SystemExit where it is no GitHub repository's."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8") if pyproject is None else pyproject
     address = tomllib.loads(text)["tool"]["msf-pmsn-plugins"]["repository"]
     if address and not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]*\w", address):
