@@ -180,6 +180,16 @@ def extra(name: str) -> set[str]:
     return names
 
 
+def test_every_extra_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import clean_installs
+
+    on_cpu = {name for name in PROJECT["optional-dependencies"] if not name.startswith("cupy")}
+    assert set(clean_installs.TRIALS) == on_cpu
+    assert {"nir", "nirtorch", "torch"} <= set(clean_installs.closure(clean_installs.wanted("nir")))
+    assert "spikingjelly" not in clean_installs.closure(clean_installs.wanted("snntorch"))
+
+
 def test_extras() -> None:
     extras = set(PROJECT["optional-dependencies"])
     assert extras == {
