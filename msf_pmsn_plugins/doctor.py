@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -167,7 +168,8 @@ def _test_snntorch() -> str:
 
 
 def _same_after_swap(net: nn.Module, x: torch.Tensor) -> str:
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice for a network of the user's own
         before = net(x)
         swap.msf(net, x, D=1)
         after = net(x)
