@@ -138,5 +138,5 @@ def line(report: dict[str, Any]) -> str:
     measured = report.get("measured")
     if measured is None:
         return "commit and instruction set were not recorded"
-    sets = " and ".join(measured["instructions"])
-    return f"{measured['cpu']}, {sets}, {measured['threads']} thread(s), commit {measured['commit']}"
+    sets, count = " and ".join(measured["instructions"]), measured["threads"]
+    return f"{measured['cpu']}, {sets}, {count} thread{'s' if count > 1 else ''}, commit {measured['commit']}"

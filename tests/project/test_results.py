@@ -88,7 +88,7 @@ def test_a_table_is_measured_with_every_instruction_set(project, monkeypatch):
         "threads": 1,
         "sources": provenance.digest("table"),
     }
-    assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread(s), commit abc"
+    assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread, commit abc"
     results.write("table", report)
     assert provenance.stale() == {}
 
