@@ -49,7 +49,7 @@ def short(report: dict) -> str:
     for task, text in WHAT.items():
         cells = [accuracy(rows[key]) for key in rows if key[0] == task and key[1] != "SlidingPSN"]
         lines.append(f"| {' | '.join((text, *cells))} |")
-    return "\n".join([*lines, "", f"{what(report)}, by `make results`; [all numbers](docs/results.md)."])
+    return "\n".join([*lines, "", f"{what(report)}, by `make results`."])
 
 
 def table(report: dict) -> str:
