@@ -54,15 +54,20 @@ COUNTS = {
     "mhsanet-101": (lambda: MHSANet(neuron=MSF, **MHSANETS["101"]), 54_696_258, 166),
     "sine": (lambda: SineNet(neurons.MSF(v_threshold=0.5)), 97, 1),
 }
+# Of configurations that neither paper has.
+OURS = {
+    "ssc": (lambda: SHDNet(140, [352] * 2, 35, neurons.PMSN(init="shd")), 204_547, 2),
+    "gsc": (lambda: SequenceNet(40, [256] * 3, 35, PMSN), 172_579, 3),
+}
 
 
 def nodes(model):
     return [m for m in model.modules() if isinstance(m, SpikingJellyNode)]
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_published_parameter_counts(name):
-    build, parameters, layers = COUNTS[name]
+@pytest.mark.parametrize("name", COUNTS | OURS)
+def test_parameter_counts(name):
+    build, parameters, layers = (COUNTS | OURS)[name]
     with torch.device("meta"):
         model = build()
     assert count_parameters(model) == parameters
