@@ -128,7 +128,10 @@ def test_a_command_that_was_ended_goes_on(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         ran.append((neuron, number))
         figures = {"SMAPE": 10.0 + number, "loss": 0.01, "constant": 20.0 + number, "ParameterCount": 7}
-        figures |= {"SynapticOperations": {"Effective_MACs": 1, "Effective_ACs": 2}, "ActivationSparsity": 0.5}
+        figures |= {
+            "SynapticOperations": {"Effective_MACs": 1, "Effective_ACs": 2},
+            "ActivationSparsity": 0.5,
+        }
         figures |= {"NeuronOperations": {"Effective Neuron Ops": 3}, "seconds": 0.0}
         return {"neuron": neuron, "series": number, "epochs": epochs, "points": 750} | figures
 
@@ -151,7 +154,9 @@ def test_a_command_that_was_ended_goes_on(tmp_path, monkeypatch, capsys):
     assert "not done" not in printed
     assert printed.index("| PMSN | 3 |") < printed.index("| LIF | 3 | 11.0 (10.0 to 12.0)")
     assert "| a constant, the mean of the training points | 3 | 21.0 (20.0 to 22.0) |" in printed
-    with pytest.raises(SystemExit, match=r"rows\.json has rows of 100 epochs on 750 points; give another file"):
+    with pytest.raises(
+        SystemExit, match=r"rows\.json has rows of 100 epochs on 750 points; give another file"
+    ):
         command("--epochs", "7")
     (tmp_path / "rows.json").write_text('{"seconds": 1}')
     with pytest.raises(SystemExit, match=r"rows\.json holds no rows of this command"):
