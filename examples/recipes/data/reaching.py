@@ -49,7 +49,7 @@ class Session:
 def read_session(path: Path) -> Session:
     """A file of the publisher: MATLAB's 7.3, that is HDF5, whose spike times lie in cells [units, channels].
 
-    As in NeuroBench a step has the spikes of the 4 ms that end at the time of the step before: none knows of later ones.
+    As in NeuroBench a step has the spikes of the 4 ms before the time of the step before it: none knows of later ones.
 
     Raises:
         Fault: see :func:`reading`; arrays that are missing or do not fit together; times that are not 4 ms apart.
