@@ -44,7 +44,7 @@ def resumable(name: str, *sources: str) -> tuple[str, ...]:
 
 SEQUENCE = "examples/recipes/models/sequence.py"
 DIGITS = "examples/experiments/digits.py"
-BOXES = ("detection", "drawing", "frames", "prophesee", "scenes", "shapes", "trees")
+BOXES = ("detection", "drawing", "frames", "loaders", "prophesee", "scenes", "shapes", "trees")
 # Report, under docs/, to the source files that decide its numbers; patterns as of Path.glob.
 SOURCES = {
     "experiments/sine": experiment(
@@ -64,7 +64,10 @@ SOURCES = {
         "detection",
         "examples/recipes/models/detector.py",
         "examples/recipes/models/mhsanet.py",
-        *(f"examples/recipes/detection/{name}.py" for name in ("boxes", "losses", "metric", "simota")),
+        *(
+            f"examples/recipes/detection/{name}.py"
+            for name in ("boxes", "losses", "metric", "prophesee", "simota")
+        ),
         *(f"examples/recipes/data/{name}.py" for name in BOXES),
         *BOTH,
     ),
