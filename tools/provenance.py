@@ -143,10 +143,13 @@ def why_stale(table: str) -> str | None:
     path = report_of(table)
     if not path.exists():
         return "there is no report"
-    measured = json.loads(path.read_text()).get("measured")
+    report = json.loads(path.read_text())
+    measured = report.get("measured")
     if measured is None:
         return "it does not say which sources it measured"
-    return None if measured["sources"] == digest(table) else f"its sources changed since {measured['commit']}"
+    if measured["sources"] != digest(table):
+        return f"its sources changed since {measured['commit']}"
+    return "it is not finished" if report.get("unfinished") and table not in LONG else None
 
 
 def stale() -> dict[str, str]:

@@ -73,13 +73,13 @@ def go_on(table: str, sets: list[str], published: Path | None) -> None:
     Raises:
         SystemExit: it stopped; what is finished is in the report.
     """
-    path, reason = report_of(table), provenance.why_stale(table)
-    if path.exists() and reason:
-        since = json.loads(path.read_text()).get("measured", {}).get("commit", "unknown")
-        aside = ROOT / "runs" / f"{path.stem}-{since}.json"
+    path = report_of(table)
+    measured = json.loads(path.read_text()).get("measured", {}) if path.exists() else None
+    if measured is not None and measured.get("sources") != digest(table):
+        aside = ROOT / "runs" / f"{path.stem}-{measured.get('commit', 'unknown')}.json"
         aside.parent.mkdir(exist_ok=True)
         path.replace(aside)
-        print(f"{reason}: set aside as {aside.relative_to(ROOT)}", flush=True)
+        print(f"the report of other sources is set aside as {aside.relative_to(ROOT)}", flush=True)
     for name in sets:
         if not call(table, report_of(table), name, published):
             raise SystemExit(f"{table} is not finished; the same command goes on with it")
