@@ -27,7 +27,8 @@ KNOWS = frozenset(
         *(f"charge {name!r}" for name in charges.NAMES),
         *(f"reset {name!r}" for name in resets.NAMES),
         *(f"surrogate {name!r}" for name in surrogates.CONSTANTS),
-        *("delayed reset", "states out", "tensor of rates", "tensor of thresholds", "tensor of resets"),
+        *("delayed reset", "undecayed reset at once", "states out"),
+        *("tensor of rates", "tensor of thresholds", "tensor of resets"),
     ]
 )
 
@@ -51,7 +52,7 @@ def msf_forward(
         written = (s_seq, None if keep == "none" else kept, v_last)
         tensors = (x.seq, v0, plain(lengths), *numbers.tensors, *written)
         counts = (len(x_seq), v0.numel(), _sample(v0), x.distance)
-        compiled = _settings(settings, numbers, config)
+        compiled = _settings(settings, numbers, config) | {"RETAKE": settings.retake}
         grid = (config.programs(v0.numel()),)
         launch.run(forward_kernel, v0, grid, config.warps, (*tensors, *counts), compiled)
     return (

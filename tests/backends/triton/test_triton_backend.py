@@ -84,18 +84,22 @@ def test_cupy_by_name_on_rocm(monkeypatch, working):
         on_cuda("cupy")
 
 
-def test_everything_is_known(monkeypatch, working):
-    """No setting of ours makes ``auto`` pass Triton by."""
-    installed(monkeypatch, cupy=False)
-    tensors = MSFParameters(*[torch.ones(())] * 3)
+@pytest.mark.parametrize("cupy", [True, False], ids=["cupy", "triton"])
+def test_everything_is_known(monkeypatch, working, cupy):
+    """No setting of ours makes ``auto`` pass the first backend of a GPU by."""
+    installed(monkeypatch, cupy=cupy)
+    first, tensors = "cupy" if cupy else "triton", MSFParameters(*[torch.ones(())] * 3)
     for charge in CHARGES:
         for reset in RESETS:
-            settings = MSFSettings(charge, (1.0,), reset_mode=reset, reset_delay=True)
-            assert on_cuda(words=asks(settings, tensors)) == "triton"
+            for retake in (False, True):
+                settings = MSFSettings(
+                    charge, (1.0,), reset_mode=reset, reset_delay=not retake, retake=retake
+                )
+                assert on_cuda(words=asks(settings, tensors)) == first
     for reset in RESET_MODES:
-        assert (
-            on_cuda(neuron="pmsn", words=asks(PMSNSettings(reset_mode=reset, keep_membrane=True))) == "triton"
-        )
+        kept = PMSNSettings(reset_mode=reset, keep_membrane=True, keep_residual=True)
+        assert on_cuda(neuron="pmsn", words=asks(kept)) == first
+    assert backends.knows(first, "msf", "states out")
 
 
 def test_what_is_not_known_raises_by_name_and_goes_elsewhere(monkeypatch, working):

@@ -82,12 +82,27 @@ def test_published_settings(monkeypatch, architecture, processors):
             gate(one, architecture)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("steps", [4, 9], ids=["whole", "chunks"])
+def test_residuals_of_every_step(monkeypatch, architecture, steps):
+    monkeypatch.setattr(config, "LEAST_STEPS", 3)
+    monkeypatch.setattr(config, "LEAST_CHUNKS", 3)
+    seen = recorded(monkeypatch, architecture)
+    case = PMSNCase(4, steps=steps, lanes=(8, 128, 1), lengths=True)
+    pmsn_forward("triton", case, pmsn_problem(case), residuals=True)
+    assert dict(seen[-1].signature)["r_seq"] == "*fp32"
+    gate(seen[-1], architecture)
+
+
 WIDEST = {"learned": "lanes", "threshold": "lanes", "lengths": True, "grad_membrane": True}
 RICH_MSF = [
     MSFCase("plif", "soft", "gaussian", 4, amount="lanes", detach=False, **WIDEST),
     MSFCase("plif_decay_input", "soft", "sigmoid", 7, amount="one", delay=True, **WIDEST),
     MSFCase("decay", "hard", "atan", 2, slopes=True, detach=False, lengths=True),
     MSFCase("lif", "hard", levels=300, keep="code"),
+    MSFCase(
+        "lif", "soft", "atan", 7, amount="lanes", threshold="one", retake=True, detach=False, lengths=True
+    ),
 ]
 RICH_PMSN = [
     PMSNCase(reset_mode="serial", burst="sawtooth", surrogate="gaussian", lengths=True, grad_membrane=True),
@@ -123,6 +138,7 @@ def test_pmsn_everywhere(monkeypatch, architecture, dtype):
 
 SHORT = [
     MSFCase("decay", "soft", "atan", 2, detach=False),
+    MSFCase("decay", "soft", retake=True),
     MSFCase("lif", "hard", "sigmoid", 2, detach=False),
 ]
 EXACT = [
