@@ -14,7 +14,7 @@ from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes, state_dtype
 from ..device import Steps, as_laid_out, empty, plain, steps_of
 from . import launch
 from .arguments import check, table
-from .config import CARRY, STAGES, WALK, Chunks, for_gather, for_modes, for_time, power_of_two
+from .config import CARRY, WALK, Chunks, for_gather, for_modes, for_time, power_of_two
 from .kernels import soma, surrogates
 from .kernels.pmsn_adjoint import pmsn_adjoint
 from .kernels.pmsn_chunks import pmsn_carry, pmsn_chunk
@@ -382,7 +382,7 @@ class _Backward:
             "CHUNKED": call.chunks.count > 1,
             "HIGH": blocks.high,
             "WIDE": blocks.wide,
-            "STAGES": STAGES,
+            "STAGES": blocks.config.stages,
         }
         grid = (blocks.across, blocks.rows)
         launch.run(pmsn_gather, r, grid, blocks.config.warps, (*tensors, *counts), settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -231,3 +233,23 @@ def test_steps_are_read_ahead(monkeypatch, architecture):
         for one in launched(monkeypatch, architecture, case):
             if one.name != "pmsn_weights":
                 assert binary(one, architecture).count("cp.async") > 2, one.name
+
+
+FEW = [
+    MSFCase(levels=4, keep="code", shape=(16, 128)),
+    MSFCase(levels=4, keep="code", dtype=F16, shape=(16, 128)),
+    MSFCase(levels=4, dtype=F16, shape=(16, 128)),
+    PMSNCase(4, lanes=(16, 128, 1), grad_drive=False),
+]
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_with_few_lanes_no_step_waits_for_what_it_reads(monkeypatch, architecture):
+    """All loads are from shared memory there, those of bytes and halves too."""
+    for case in FEW:
+        for one in launched(monkeypatch, architecture, case, processors=132):
+            found = binary(one, architecture)
+            if one.name != "pmsn_weights":
+                (loop,) = re.findall(r"Loop Header(.*?)bra", found.text, re.DOTALL)
+                assert "cp.async.wait_group" in loop, one.name
+                assert "ld.global" not in loop, one.name
