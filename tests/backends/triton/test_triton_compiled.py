@@ -250,6 +250,6 @@ def test_with_few_lanes_no_step_waits_for_what_it_reads(monkeypatch, architectur
         for one in launched(monkeypatch, architecture, case, processors=132):
             found = binary(one, architecture)
             if one.name != "pmsn_weights":
-                (loop,) = re.findall(r"Loop Header(.*?)bra", found.text, re.DOTALL)
+                (loop,) = re.findall(r"Inner Loop Header(.*?)bra", found.text, re.DOTALL)
                 assert "cp.async.wait_group" in loop, one.name
                 assert "ld.global" not in loop, one.name
