@@ -128,7 +128,8 @@ def msf_backward(backend: str, case: MSFCase, p: dict[str, Any], kept: Tensor) -
     grads = MSFGrads(p["gs_seq"], p["gm_seq"] if case.grad_membrane else None, p["gv"])
     settings, parameters, slopes = msf_settings(case, p, case.keep), msf_parameters(p), None
     if case.slopes:
-        slopes = msf_slopes(settings, parameters, kept)
+        total, first = msf_slopes(settings, parameters, kept)
+        slopes = Slopes(views(total)["gap"], views(first)["skew"])  # each in memory of its own kind
         settings = replace(settings, surrogate="")
     gx, gv, of_parameters = backends.load(backend, "msf").msf_backward(
         grads, p["x_seq"], kept, p["v"], parameters, p["lengths"], slopes, settings
@@ -289,8 +290,11 @@ def pmsn_problem(case: PMSNCase) -> dict[str, Any]:
     size = 0.5 + 0.45 * torch.rand(channels, modes, generator=g, dtype=torch.float64)
     seq = (case.steps, *case.lanes)
     lengths = torch.randint(0, case.steps + 1, case.lanes[:1], generator=g) if case.lengths else None
+    x_seq = real(*seq).to(case.dtype)
+    if not modes:
+        x_seq[case.steps // 2] = 0  # drives of nothing at all, which the clamp passes no gradient
     return {
-        "x_seq": real(*seq).to(case.dtype),
+        "x_seq": x_seq,
         "r": torch.rand(case.lanes, generator=g, dtype=torch.float64).to(case.state_dtype),
         "z": as_complex(complex_randn(*case.lanes, modes)),
         "e": (torch.polar(size, turn) - 1).to(complex_dtype),

@@ -9,7 +9,8 @@ from covering import label, pairwise
 from msf_pmsn_plugins.backends.triton import config, launch
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.surrogate import SURROGATES
-from shim.cases import MSFCase, check_msf, msf_problem, views
+from shim.cases import MSFCase, check_msf, laid_out, msf_problem
+from shim.crossed import LAYOUTS, LENGTHS
 from shim.edges import check_nan_and_inf, check_padding
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned", "launches")]
@@ -28,10 +29,11 @@ FACTORS = {
     "rate": ["number", "one", "lanes"],
     "threshold": ["number", "one", "lanes"],
     "amount": ["number", "one", "lanes"],
-    "lengths": ["whole", "lengths"],
+    "lengths": LENGTHS,
     "gm": ["", "gm"],
     "shape": list(SHAPES),
-    "view": ["plain", "odd", "gap", "turned", "repeated"],
+    "layout": LAYOUTS,
+    "states": ["plain", "odd", "lazy"],
     "steps": ["1", "2", "6"],
 }
 
@@ -65,7 +67,7 @@ def built(case):
         delay=case["through"] == "delayed",
         retake="retaken" in case["through"],
         slopes=case["slopes"] == "given",
-        lengths=case["lengths"] == "lengths",
+        lengths=case["lengths"] != "whole",
         grad_membrane=bool(case["gm"]),
         v_reset=-0.25 if case["reset"] == "hard" else 0.0,
         steps=int(case["steps"]),
@@ -76,12 +78,9 @@ def built(case):
 @pytest.mark.parametrize("case", pairwise(FACTORS, possible), ids=label)
 def test_crossed(case):
     made = built(case)
-    p = msf_problem(made)
-    if case["view"] != "plain":
-        for key in ("x_seq", "gs_seq", "gm_seq"):
-            p[key] = views(p[key])[case["view"]]
-        for key in ("v", "gv"):
-            p[key] = views(p[key][None])["odd"][0]
+    odd = ("v", "gv") if case["states"] == "odd" else ()
+    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    p = laid_out(msf_problem(made), case["layout"], odd, lazy, strided)
     check_msf(made, p, backend="triton")
 
 
