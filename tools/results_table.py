@@ -63,8 +63,7 @@ def table(report: dict) -> str:
         cells = f"{runs[0]['parameters']:,}", f"{spikes:.3f}", f"{seconds:.0f}", accuracy(runs)
         lines.append(f"| {' | '.join((task, neuron, *cells))} |")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    measured = f"CPU, {report['threads']} threads; {provenance.line(report)}"
-    return "\n".join([*lines, "", f"{what(report)}; {versions}; {measured}."])
+    return "\n".join([*lines, "", f"{what(report)}; {versions}; {provenance.line(report)}."])
 
 
 PAGES = {ROOT / "README.md": short, ROOT / "docs" / "results.md": table}
