@@ -209,7 +209,7 @@ class Frames(Dataset):
         empty = np.flatnonzero(self.events == 0)
         if len(empty):
             rank_zero_warn(
-                f"{len(empty)} recordings of {source.kind} have no events in their steps and stay as zeros; take them "
+                f"{len(empty)} recordings of {source.kind} are empty in their steps and stay as zeros; take them "
                 f"out to leave them out: {', '.join(source.name(int(i)) for i in empty[:3])}"
             )
 
