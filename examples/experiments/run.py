@@ -59,13 +59,15 @@ def section(name: str, done: dict) -> str:
 
 
 def unfinished(keys: tuple[str, ...], done: dict) -> str:
-    """Which seeds a report lacks, for every line of its table that is not whole."""
+    """How many seeds a report has, for every line of its table that is not whole."""
     have, missing = (
         Counter(tuple(str(row[key]) for key in keys) for row in rows)
         for rows in (done["rows"], done["unfinished"])
     )
     counts = {key: (have[key], have[key] + missing[key]) for key in [*have, *missing]}
-    told = {key: f"{n} of {all_} seeds" for key, (n, all_) in counts.items()}
+    sets = {row.get("instructions") for row in done["rows"] + done["unfinished"]}
+    what = "seeds" if len(sets) == 1 else "runs (seeds with each instruction set)"
+    told = {key: f"{n} of {all_} {what}" for key, (n, all_) in counts.items()}
     if len(set(told.values())) == 1:
         return told.popitem()[1]
     return "; ".join(f"{', '.join(key)}: {told[key]}" for key in told if key in missing)

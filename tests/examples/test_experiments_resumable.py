@@ -322,3 +322,7 @@ def test_the_page_says_which_seeds_are_missing():
     assert run.unfinished(("neuron",), partial) == "1 of 2 seeds"
     partial = {"rows": rows(("LIF", 0), ("LIF", 1)), "unfinished": rows(("MSF", 0), ("MSF", 1))}
     assert run.unfinished(("neuron",), partial) == "MSF: 0 of 2 seeds"
+    for row in partial["unfinished"]:
+        row["instructions"] = "AVX512"
+    expected = "MSF: 0 of 2 runs (seeds with each instruction set)"
+    assert run.unfinished(("neuron",), partial) == expected
