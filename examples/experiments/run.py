@@ -47,7 +47,7 @@ def section(name: str, done: dict) -> str:
     runs = f"{seeds} seeds" if seeds > 1 else "one seed"
     runs += f" with each of {sets} instruction sets" if sets > 1 else ""
     runs += ", mean and range" if max(seeds, sets) > 1 else ""
-    minutes = f"{done['seconds'] / 60:.0f} CPU minutes in all, torch on {done['threads']} thread(s)"
+    minutes = f"{done['seconds'] / 60:.1f} CPU minutes in all"
     notes = f"`{done['command']}`; {runs}; {minutes}; {versions}; {provenance.line(done)}."
     if "unfinished" in done:
         notes += f" Not finished: {unfinished(experiment.KEYS, done)}."
