@@ -22,6 +22,8 @@ SIZES_MSF, SIZES_PMSN = (
 )
 LAUNCH = f"{T}test_triton_launch.py"
 SHAPES = f"{T}test_triton_backend.py -k 'programs or shape or sums or cut'"
+RETAKEN, RESIDUALS = f"{SAMPLE} retaken", f"{SAMPLE} 'pmsn_in or states_of_every_step'"
+READ_AHEAD = f"{T}test_triton_backend.py -k reads_enough"
 ROUNDED = f"-m kernels {T}test_triton_compiled.py -k 'rounded_as_written and sm_120'"
 
 
@@ -685,6 +687,51 @@ BUGS = [
         "tensor is not None and tensor.dim() > 0",
         "tensor is not None",
         NUMBERS,
+    ),
+    # An undecayed reset at once, residuals of every step, few lanes.
+    kernel(
+        "a spike that was taken first is taken again",
+        "msf_forward.py",
+        "s != taken, s - taken, r",
+        "s > 0, s, r",
+        RETAKEN,
+    ),
+    kernel(
+        "what the charged membrane fires is taken first, not what the state does",
+        "msf_forward.py",
+        "taken = count(v, ",
+        "taken = count(m, ",
+        RETAKEN,
+    ),
+    kernel(
+        "residuals that pass the valid steps by",
+        "pmsn_forward.py",
+        "next_r = tl.where(runs, next_r, r)\n            s =",
+        "s =",
+        RESIDUALS,
+    ),
+    kernel(
+        "residuals of the soma alone for valid steps alone",
+        "pmsn_forward.py",
+        "v * theta, 0.0).to(m_seq.dtype.element_ty), mask=inside)\n        if r_seq is not None:\n"
+        "            tl.store(r_seq + at, r, mask=inside",
+        "v * theta, 0.0).to(m_seq.dtype.element_ty), mask=inside)\n        if r_seq is not None:\n"
+        "            tl.store(r_seq + at, r, mask=runs",
+        RESIDUALS,
+    ),
+    bug(
+        "a lane a thread of bytes, which cannot be read ahead",
+        "config.py",
+        "least = device.warp * max(1, COPIED // narrowest)",
+        "least = device.warp",
+        READ_AHEAD,
+    ),
+    bug(
+        "the bytes that are kept do not count as read",
+        "msf.py",
+        "read = (kept, gs, gm, *others)",
+        "read = (gs, gm, *others)",
+        f"-m kernels {T}test_triton_compiled.py -k 'few_lanes and 90'",
     ),
     # The compiler's arithmetic.
     kernel("approximate quotients of float32", "arithmetic.py", "tl.div_rn(x, y)", "x / y", ROUNDED),

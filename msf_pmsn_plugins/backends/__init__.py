@@ -13,6 +13,7 @@ Tensors come as the op was given them, nothing copied or converted on the way:
 - All else (states, weights, parameters, kept membranes and drives, slopes, and the gradients of them) is float64 where
   ``x_seq`` is, else float32: :func:`~msf_pmsn_plugins.tensors.state_dtype`. Computed is in that dtype; the gradient of
   a half-precision ``x_seq`` is rounded once, at the end. ``"code"`` keeps uint8; lengths are int64.
+- Any number of modes, thresholds, lanes and steps: a backend is chosen by words alone, before sizes are known.
 - A backend whose kernels know no half precision widens by itself: ``halves.widens`` around its functions.
 - A backward of MSF reads values of ``x_seq`` only with a tensor of rates, of ``v0`` only with one, a delayed reset or a
   tensor of resets; where the op has no need of them, it gives something of that shape and dtype.
