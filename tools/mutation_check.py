@@ -64,7 +64,7 @@ def main(mutants: Sequence[Mutant], description: str | None) -> int:
     words = parser.parse_args().k
     chosen = [mutant for mutant in mutants if words in mutant.what]
     if not chosen:
-        parser.error(f"no mutant's description holds {words!r}; they are listed in tools/")
+        parser.error(f"no mutant's description holds {words!r}: see mutants.py and planted_*.py in tools/")
     survivors = []
     with copied_tree() as tree:
         for mutant in chosen:

@@ -6,6 +6,7 @@ from mutants import Mutant
 
 T = "tests/backends/triton/"
 SAMPLE = f"{T}interpreted/test_triton_sample.py -k"
+SAMPLE_MSF, SAMPLE_PMSN = f"{SAMPLE} test_msf", f"{SAMPLE} test_pmsn"
 MSF, PMSN = (f"-m kernels {T}interpreted/test_triton_{neuron}_kernels.py -k" for neuron in ("msf", "pmsn"))
 
 
@@ -51,33 +52,21 @@ BUGS = [
     kernel(
         "rates of the first lane for all", "lanes.py", "values + lane * STEP", "values + lane * 0", NUMBERS
     ),
-    bug(
-        "samples counted along the last axis",
-        "msf.py",
-        "max(1, v.shape[0]) if",
-        "max(1, v.shape[-1]) if",
-        LENGTHS_MSF,
-    ),
-    kernel(
-        "lanes beyond the last are stored",
-        "msf_forward.py",
-        "element_ty), mask=inside)",
-        "element_ty))",
-        CROSSED_MSF,
-    ),
+    bug("samples counted along the last axis", "msf.py", "v.shape[0]) if", "v.shape[-1]) if", LENGTHS_MSF),
+    kernel("lanes beyond the last are stored", "msf_forward.py", "_ty), mask=inside)", "_ty))", CROSSED_MSF),
     kernel(
         "modes beyond the last are read",
         "modes.py",
         "real = (mode < COUNT) & inside",
         "real = (mode < MODES) & inside",
-        f"{SAMPLE} test_pmsn",
+        SAMPLE_PMSN,
     ),
     kernel(
         "sums of columns beyond the last are stored",
         "pmsn_gather.py",
         "(column < columns)[None, :])",
         "(column >= 0)[None, :])",
-        f"{SAMPLE} test_pmsn",
+        SAMPLE_PMSN,
     ),
     kernel(
         "infinite gradients meet weights that are not there",
@@ -224,20 +213,8 @@ BUGS = [
         crossed(PMSN, "strided"),
     ),
     # Thresholds, resets and surrogates.
-    kernel(
-        "a tie with the first threshold",
-        "lanes.py",
-        "s = (m >= theta0)",
-        "s = (m > theta0)",
-        f"{SAMPLE} test_msf",
-    ),
-    kernel(
-        "a tie with the fifth threshold",
-        "lanes.py",
-        "s += (m >= threshold(",
-        "s += (m > threshold(",
-        CROSSED_MSF,
-    ),
+    kernel("a tie with the first threshold", "lanes.py", "s = (m >= theta0)", "s = (m > theta0)", SAMPLE_MSF),
+    kernel("a tie with the fifth threshold", "lanes.py", "m >= threshold(", "m > threshold(", CROSSED_MSF),
     kernel(
         "a closed window in the kept byte",
         "lanes.py",
@@ -252,13 +229,7 @@ BUGS = [
         "slope(SURROGATE, m - theta1, p, q)",
         CROSSED_MSF,
     ),
-    kernel(
-        "a detached reset passes a gradient",
-        "msf_backward.py",
-        "if DETACH or DELAY:",
-        "if DELAY:",
-        f"{SAMPLE} test_msf",
-    ),
+    kernel("a detached reset passes a gradient", "msf_backward.py", "DETACH or DELAY", "DELAY", SAMPLE_MSF),
     kernel(
         "an attached soft reset at the first threshold alone",
         "resets.py",
@@ -298,13 +269,27 @@ BUGS = [
         "states out before the reset", "msf_forward.py", "k = after", "k = m", f"{SAMPLE} states_come_out"
     ),
     kernel(
+        "an undecayed reset takes again what it took",
+        "msf_forward.py",
+        "s != taken, s - taken",
+        "s != taken, s",
+        f"{MSF} 'test_crossed and retaken'",
+    ),
+    kernel(
+        "residuals out before the reset",
+        "pmsn_forward.py",
+        "tl.store(r_seq + at, r, mask",
+        "tl.store(r_seq + at, v, mask",
+        SAMPLE_PMSN,
+    ),
+    kernel(
         "bursts count fractions without a reset",
         "soma.py",
         "v = divide(y, theta)\n        k = tl.floor(v)",
         "v = divide(y, theta)\n        k = v",
         BURSTS,
     ),
-    kernel("a serial reset adds", "soma.py", "v - tl.where(k < 0.0, 0.0, k)", "v - k", f"{SAMPLE} test_pmsn"),
+    kernel("a serial reset adds", "soma.py", "v - tl.where(k < 0.0, 0.0, k)", "v - k", SAMPLE_PMSN),
     kernel(
         "a fixed residual is cut off",
         "soma.py",
@@ -350,14 +335,14 @@ BUGS = [
         "msf_backward.py",
         "g = tl.load(gv + lane, mask=inside, other=0)",
         "g = tl.zeros_like(start)",
-        f"{SAMPLE} test_msf",
+        SAMPLE_MSF,
     ),
     bug(
         "the gradient of the last modes is forgotten",
         "pmsn.py",
         "_Pieces(self.call.state.z, None, self.gz, None)",
         "_Pieces(self.call.state.z, None, None, None)",
-        f"{SAMPLE} test_pmsn",
+        SAMPLE_PMSN,
     ),
     kernel(
         "the gradient of the first residual in volts",
@@ -547,20 +532,8 @@ BUGS = [
         SIZES_MSF,
     ),
     # The launcher.
-    bug(
-        "products and sums are fused",
-        "launch.py",
-        '"enable_fp_fusion": False',
-        '"enable_fp_fusion": True',
-        LAUNCH,
-    ),
-    bug(
-        "kernels run on device 0",
-        "launch.py",
-        "torch.cuda.device(where.device)",
-        "torch.cuda.device(0)",
-        LAUNCH,
-    ),
+    bug("products and sums are fused", "launch.py", '_fusion": False', '_fusion": True', LAUNCH),
+    bug("kernels run on device 0", "launch.py", "cuda.device(where.device)", "cuda.device(0)", LAUNCH),
     bug("the processors of device 0", "launch.py", "_device(x.device.index)", "_device(0)", LAUNCH),
     bug("warps of 32 threads everywhere", "launch.py", 'getattr(found, "warp_size", 32)', "32", LAUNCH),
     bug(

@@ -24,7 +24,7 @@ FACTORS = {
     "levels": ["1", "2", "4", "7"],
     "dtype": list(DTYPES),
     "keep": ["membrane", "code"],
-    "through": ["detached", "attached", "delayed"],
+    "through": ["detached", "attached", "delayed", "retaken", "retaken-attached"],
     "slopes": ["named", "given"],
     "rate": ["number", "one", "lanes"],
     "threshold": ["number", "one", "lanes"],
@@ -44,9 +44,11 @@ def possible(case):
         return False
     if case["amount"] != "number" and case["reset"] != "soft":
         return False
+    if "retaken" in case["through"] and case["reset"] != "soft":
+        return False
     if case["keep"] == "code":
         rectangle = case["surrogate"] == "rectangular" and case["slopes"] == "named" and not case["gm"]
-        return rectangle and case["through"] != "attached" and numbers == ("number",) * 3
+        return rectangle and "attached" not in case["through"] and numbers == ("number",) * 3
     return True
 
 
@@ -58,11 +60,12 @@ def built(case):
     return MSFCase(
         *(case["charge"], case["reset"], case["surrogate"], int(case["levels"]), DTYPES[case["dtype"]]),
         keep=case["keep"],
-        detach=case["through"] != "attached",
+        detach="attached" not in case["through"],
         learned=rate,
         threshold=threshold,
         amount=amount,
         delay=case["through"] == "delayed",
+        retake="retaken" in case["through"],
         slopes=case["slopes"] == "given",
         lengths=case["lengths"] != "whole",
         grad_membrane=bool(case["gm"]),
