@@ -11,11 +11,14 @@ sys.path.insert(0, str(ROOT / "tools"))
 from mutation_check import copied_tree, survives
 from planted_bugs import BUGS
 
-# A bug in a kernel, in a sequence's memory and in the launcher.
+# Of each backend a bug in a kernel, in a sequence's memory and in the launcher.
 SMOKE = (
     "CuPy: MSF's backward reads gs as contiguous",
     "CuPy: packs whatever the place of gv",
     "CuPy: handles without their settings",
+    "Triton: MSF's backward reads gs as contiguous",
+    "Triton: permuted steps count as contiguous",
+    "Triton: kernels run on device 0",
 )
 
 

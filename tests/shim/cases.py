@@ -129,7 +129,7 @@ def msf_backward(backend: str, case: MSFCase, p: dict[str, Any], kept: Tensor) -
     settings, parameters, slopes = msf_settings(case, p, case.keep), msf_parameters(p), None
     if case.slopes:
         total, first = msf_slopes(settings, parameters, kept)
-        slopes = Slopes(views(total)["gap"], views(first)["skew"])  # each in memory of its own kind
+        slopes = Slopes(views(total)["gap"], torch.stack([first, first], 1)[:, 0])  # gaps of two sizes
         settings = replace(settings, surrogate="")
     gx, gv, of_parameters = backends.load(backend, "msf").msf_backward(
         grads, p["x_seq"], kept, p["v"], parameters, p["lengths"], slopes, settings

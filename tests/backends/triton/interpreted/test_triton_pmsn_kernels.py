@@ -53,6 +53,7 @@ def test_crossed(case, monkeypatch, launches):
         grad_membrane=bool(case["gm"]),
         slopes=case["slopes"] == "given",
         threshold=0.75,
+        steps=11,
         lanes=LANES[case["lanes"]],
     )
     if case["time"] == "chunks":
@@ -124,7 +125,10 @@ def test_an_infinite_gradient_stays_one(modes):
     assert (pmsn_backward("triton", case, p, p["x_seq"])[0][2, 0] == torch.inf).all()
 
 
-def test_lengths_out_of_range_stay_in_memory():
+@pytest.mark.parametrize("time", ["whole", "chunks"])
+def test_lengths_out_of_range_stay_in_memory(request, time):
+    if time == "chunks":
+        request.getfixturevalue("chunked")
     check_lengths_out_of_range("triton")
 
 

@@ -27,10 +27,10 @@ from shim.large import Large, contents
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
 
-LANES = 2048  # of the small launch: whole programs of every kernel
+LANES = 512  # of the small launch: whole programs of every kernel
 # The large one has just over 2**30 lanes, whose numbers fit in 32 bits but not those of the last steps' elements; or
 # just over 2**32.
-TIMES = {"elements": 2**19 + 1, "lanes": 2**21 + 1}
+TIMES = {"elements": 2**21 + 1, "lanes": 2**23 + 1}
 GROWS = (
     "lanes",
     "sample",
