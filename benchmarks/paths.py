@@ -35,7 +35,6 @@ class Path:
         ours, host: make a callable from the channel count; ``host`` is ours on the plain path for a layout.
         lay_out: what is done to the input before the clock starts.
         least: the ratio, host's time over ours, that is aimed at.
-        training: also time forward and backward.
     """
 
     name: str
@@ -332,7 +331,7 @@ def line(row: dict[str, Any]) -> str:
     """One row, to be printed while others are measured."""
     what = ", ".join(filter(None, (row["name"], row["detail"], row["neuron"], str(row["shape"]))))
     ratios = ", ".join(f"{mode} {row[mode]['ratio']:.2f}" for mode in ("training", "inference"))
-    return f"{what}: against {row['against']} {ratios} (aim {row['least']:g})"
+    return f"{what}: against {row['against']} {ratios}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
