@@ -34,8 +34,17 @@ RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
 
-def checked(name: str, value: float | Tensor, fits: Callable[[Any], Any], what: str) -> float | Tensor:
+def several(value: Any) -> Any:
+    """``value``; of a list or an array of numbers, which ``Leaky`` takes too, a tensor of them."""
+    if isinstance(value, Tensor) or not (isinstance(value, list | tuple) or getattr(value, "ndim", 0)):
+        return value
+    numbers = torch.as_tensor(value)
+    return numbers if numbers.is_floating_point() else numbers.to(torch.get_default_dtype())
+
+
+def checked(name: str, value: Any, fits: Callable[[Any], Any], what: str) -> float | Tensor:
     """``value`` as a number, or a tensor that broadcasts against one step; it is not learned."""
+    value = several(value)
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name} is not learned here: ask for learn_{name}=True where it is known")
@@ -382,7 +391,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if self.surrogate_disable:
             spk = spk.detach()
         spk = self._graded(spk)
-        self.__dict__["mem"] = after  # nn.Module would look at it from all sides
+        if torch.compiler.is_compiling():  # the tracer of torch 2.6 knows attributes alone
+            self.mem = after
+        else:
+            self.__dict__["mem"] = after  # nn.Module would look at it from all sides
         if again is not self._left_by:
             self._left_by = again
         return spk if self.init_hidden and not self.output else (spk, after)
