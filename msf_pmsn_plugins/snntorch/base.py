@@ -477,9 +477,6 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             value = getattr(self.neuron, own)
             if not isinstance(value, Tensor):  # a learned one is a parameter of the held neuron
                 destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:  # no entry: state dicts of the host load strictly
-            metadata.setdefault(prefix[:-1], {})["held"] = type(self.neuron).__name__
 
     def _load_from_state_dict(
         self,
@@ -493,7 +490,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     ) -> None:
         refuse_newer(self, prefix, local_metadata, error_msgs)
         add_prefix(state_dict, prefix, self.neuron)
-        overruled = self._overruled(state_dict, prefix, local_metadata)
+        overruled = self._overruled(state_dict, prefix)
         for name in ("reset_mechanism_val", *self.host_numbers):
             if prefix + name not in state_dict:
                 continue  # snnTorch's own entries are not demanded: a state dict of the held neuron is complete
@@ -523,16 +520,17 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         else:
             setattr(self, name, value)
 
-    def _overruled(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> set[str]:
-        """The entries of a stock neuron that a swap gave other values: loading later must not bring them back."""
-        if self.kept is None or "held" in local_metadata:
+    def _overruled(self, state_dict: dict[str, Any], prefix: str) -> set[str]:
+        """The entries of a stock neuron that a swap gave other values: loading later must not bring them back.
+
+        A dict of ours is told by its numbers, which are double, or by those of the held neuron.
+        """
+        known = {"reset_mechanism_val", *self.host_numbers}
+        given = [state_dict[prefix + name] for name in known if prefix + name in state_dict]
+        ours = any(value.dtype == torch.float64 for value in given)
+        if self.kept is None or ours or any(name.startswith(f"{prefix}neuron.") for name in state_dict):
             return set()
-        given = {name: state_dict.get(prefix + name) for name in ("reset_mechanism_val", *self.host_numbers)}
-        if "version" not in local_metadata:  # a plain dict: ours keeps its numbers in double
-            doubles = any(value is not None and value.dtype == torch.float64 for value in given.values())
-            if doubles or any(name.startswith(f"{prefix}neuron.") for name in state_dict):
-                return set()
-        return set(given) - set(self.stock_entries())
+        return known - set(self.stock_entries())
 
     def stock_entries(self) -> dict[str, tuple[str, ...]]:
         """Entries of a stock neuron's state dict that belong here too, each with those of ours that it settles.
