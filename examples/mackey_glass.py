@@ -4,8 +4,8 @@ For each of its series a small network of LIF, MSF or PMSN neurons learns the ne
 Then it is shown these points once more, and goes on alone: each answer is its next input, for 750 points. NeuroBench's
 harness gives the error (sMAPE, 0 to 200) and what a point costs; a count k is k accumulations.
 
-    python examples/mackey_glass.py                         30 series a neuron
-    python examples/mackey_glass.py --series 5 --json r.json
+    python examples/mackey_glass.py --json r.json           30 series a neuron; begun again, it goes on where it ended
+    python examples/mackey_glass.py --minutes 10 --json r.json   those of them that begin within ten minutes
     python examples/mackey_glass.py --fast                  toy size: does it run?
 
 The series is computed here (Runge-Kutta, double), the same bits on every machine. It is chaotic, so another solver's
@@ -115,15 +115,16 @@ def run(neuron: str, number: int, epochs: int, fast: bool) -> dict:
     net = Forecaster([8, 8] if fast else [64, 64], NEURONS[neuron])
     start = time.process_time()
     loss = train(net, series[:known], epochs)
-    row = {"neuron": neuron, "series": number, "seconds": time.process_time() - start, "loss": loss}
+    row = {"neuron": neuron, "series": number, "epochs": epochs, "points": known}
+    row |= {"seconds": time.process_time() - start, "loss": loss}
     return row | {"constant": constant(series[:known], series[known + 1 :])} | benchmark(net, series, test)
 
 
 def table(rows: list[dict]) -> str:
     """The means over the series of each neuron."""
     lines = [
-        "| neuron | sMAPE, mean (range) | one step, RMSE | parameters | MACs | accumulations | sparsity | operations |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| neuron | series | sMAPE, mean (range) | one step, RMSE | parameters | MACs | ACs | sparsity | operations |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for neuron in dict.fromkeys(row["neuron"] for row in rows):
         mine = [row for row in rows if row["neuron"] == neuron]
@@ -135,13 +136,31 @@ def table(rows: list[dict]) -> str:
         updates = mean(row["NeuronOperations"]["Effective Neuron Ops"] for row in mine)
         sparsity = mean(row["ActivationSparsity"] for row in mine)
         lines.append(
-            f"| {neuron} | {mean(errors):.1f} ({min(errors):.1f} to {max(errors):.1f}) | {step:.4f} | "
+            f"| {neuron} | {len(mine)} | {mean(errors):.1f} ({min(errors):.1f} to {max(errors):.1f}) | {step:.4f} | "
             f"{mine[0]['ParameterCount']:,} | {macs:.0f} | {acs:.0f} | {sparsity:.2f} | {updates:,.0f} |"
         )
+    constants = {row["series"]: row["constant"] for row in rows}.values()
     lines.append(
-        f"\nA constant, the mean of the training points: sMAPE {mean(row['constant'] for row in rows):.1f}."
+        f"| a constant, the mean of the training points | {len(constants)} | {mean(constants):.1f} "
+        f"({min(constants):.1f} to {max(constants):.1f}) | | | | | | |"
     )
     return "\n".join(lines)
+
+
+def done(path: Path | None, epochs: int, fast: bool) -> list[dict]:
+    """The rows that ``path`` has from a run that was ended, of the same task and training."""
+    if path is None or not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())
+        other = [row for row in rows if (row["epochs"], row["points"]) != (epochs, 100 if fast else TRAIN)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"--json: {path} holds no rows of this command; give another file") from error
+    if other:
+        raise SystemExit(
+            f"--json: {path} has rows of {other[0]['epochs']} epochs on {other[0]['points']} points; give another file"
+        )
+    return rows
 
 
 def main():
@@ -152,20 +171,31 @@ def main():
     parser.add_argument("--series", type=int, default=30, help="how many of NeuroBench's 30")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
-    parser.add_argument("--json", type=Path, help="write the raw numbers here")
+    parser.add_argument("--json", type=Path, help="keep the raw numbers here, and take what is there already")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no series after so many")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.series < 1 or args.epochs < 1:
         raise SystemExit(f"--series and --epochs must be at least 1, got {args.series} and {args.epochs}")
     torch.set_num_threads(args.threads)
-    rows = []
-    for neuron in args.neurons:
-        for number in range(1 if args.fast else args.series):
-            rows.append(run(neuron, number, 1 if args.fast else args.epochs, args.fast))
-            print(f"{neuron}, series {number}: sMAPE {rows[-1]['SMAPE']:.1f}", file=sys.stderr, flush=True)
-            if args.json:  # what is done is kept if the rest is not awaited
-                args.json.write_text(json.dumps(rows, indent=1))
-    print(table(rows))
+    epochs, count = (1, 1) if args.fast else (args.epochs, args.series)
+    rows, end = done(args.json, epochs, args.fast), time.monotonic() + 60 * args.minutes
+    have = {(row["neuron"], row["series"]) for row in rows}
+    # series by series: whatever is done when it ends compares the neurons on the same ones
+    wanted = [(neuron, number) for number in range(count) for neuron in args.neurons]
+    missing = [pair for pair in wanted if pair not in have]
+    while missing and time.monotonic() < end:
+        rows.append(run(*missing.pop(0), epochs, args.fast))
+        print("{neuron}, series {series}: sMAPE {SMAPE:.1f}".format(**rows[-1]), file=sys.stderr, flush=True)
+        if args.json:
+            partial = args.json.with_name(f".{args.json.name}.partial")
+            partial.write_text(json.dumps(rows, indent=1))
+            partial.replace(args.json)  # whole, or not at all
+    shown = [row for row in rows if (row["neuron"], row["series"]) in set(wanted)]
+    if shown:
+        print(table(sorted(shown, key=lambda row: args.neurons.index(row["neuron"]))))
+    if missing:
+        print(f"\n{len(missing)} of {len(wanted)} are not done; the same command goes on.")
 
 
 if __name__ == "__main__":

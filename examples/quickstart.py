@@ -295,9 +295,8 @@ def main():
     versions = {"msf-pmsn-plugins": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("torch", "spikingjelly")}
     console.print(", ".join(f"{name} {number}" for name, number in versions.items()))
-    console.print(
-        f"CPU, {threads} threads{', toy size: it runs, and learns nothing yet' if args.fast else ''}"
-    )
+    toy = ", toy size: it runs, and learns nothing yet" if args.fast else ""
+    console.print(f"CPU, {threads} thread{'s' if threads > 1 else ''}{toy}")
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[accuracy]}")
     silent = not console.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=silent) as progress:

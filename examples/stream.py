@@ -27,6 +27,7 @@ try:
     import torch
     from recipes import neurons
     from recipes.models import SequenceNet
+    from recipes.trained import instantiate
     from spikingjelly.activation_based import functional
     from torch import Tensor, nn
     from torch.nn.utils.fusion import fuse_linear_bn_eval
@@ -158,28 +159,6 @@ def trained(task: str, neuron: str, fast: bool) -> tuple[SequenceNet, Tensor, Te
     size = sum(p.numel() for p in model.parameters())
     print(f"{task}, {neuron}: {size:,} parameters, trained in {seconds:.0f} s")
     return model, data.x_test, data.y_test
-
-
-def instantiate(config: Path, checkpoint: Path) -> tuple[nn.Module, nn.Module]:
-    """The network that train.py trained, with its weights, and its data module."""
-    from jsonargparse import ArgumentParser
-    from recipes.data.base import Data
-    from yaml import safe_load
-
-    settings = safe_load(config.read_text())
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
-    parser.add_subclass_arguments(Data, "data")
-    parsed = parser.parse_object({"network": settings["model"]["network"], "data": settings["data"]})
-    made = (
-        parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)
-    )
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "network."
-    made.network.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    )
-    return made.network, made.data
 
 
 def from_run(config: Path, checkpoint: Path, enough: int = 256) -> tuple[SequenceNet, Tensor, Tensor]:

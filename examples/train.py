@@ -14,7 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 try:
-    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
+    from lightning.pytorch.callbacks import (
+        BatchSizeFinder,
+        LearningRateFinder,
+        LearningRateMonitor,
+        ProgressBar,
+        RichProgressBar,
+    )
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -45,7 +51,7 @@ ON_PURPOSE = (
 USAGE = """python examples/train.py fit --config examples/configs/TASK.yaml [--name value ..]
 
 What most runs set; every other name of the configuration works in the same way:
-  --model.network.init_args.neuron LIF     or MSF, PMSN, ReLU, where the network takes it
+  --model.network.neuron LIF               or MSF, PMSN, ReLU, where the network takes it
   --data.root FOLDER                       where the data lie, or are loaded to
   --out FOLDER                             logs and checkpoints of this run
   --ckpt_path last                         go on where the run in that folder stopped
@@ -55,6 +61,13 @@ What most runs set; every other name of the configuration works in the same way:
   --seed_everything N                      another seed
   --print_config                           print all settings with their values, and end
 """
+
+
+class Bar(RichProgressBar):
+    """Progress and losses, without the number of a folder of logs (v_num)."""
+
+    def get_metrics(self, *arguments):
+        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
 
 
 class Trainer(LightningCLI):
@@ -104,6 +117,9 @@ class Trainer(LightningCLI):
         callbacks = [*(config.get("callbacks") or []), RandomNumbers()]
         if loggers:
             callbacks.append(LearningRateMonitor())
+        bars = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if config.get("enable_progress_bar") is not False and not (bare or bars):
+            callbacks.append(Bar())
         if config.get("enable_checkpointing") is not False and not bare:
             callbacks += self.checkpoints(out / "checkpoints", config)
         elif config.get("enable_checkpointing") is None:

@@ -55,13 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m msf_pmsn_plugins", description=__doc__)
+    about = "Plan a swap of somebody's model, list recipes, look at this installation."
+    parser = argparse.ArgumentParser(prog="python -m msf_pmsn_plugins", description=about)
     parser.add_argument("--version", action="version", version=f"msf-pmsn-plugins {__version__}")
     commands = parser.add_subparsers(required=True, metavar="plan | recipes | doctor")
     verbatim = argparse.RawDescriptionHelpFormatter
 
     plan = commands.add_parser(
-        "plan", help="what a swap would do to a model", description=PLAN, formatter_class=verbatim
+        "plan",
+        help="what a swap would do to a model",
+        description=PLAN,
+        formatter_class=verbatim,
+        usage=f"{parser.prog} plan MODEL --input SHAPE [options; --help lists them]",
     )
     plan.set_defaults(run=_plan)
     plan.add_argument(
@@ -80,10 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--load", type=Path, metavar="FILE", help="read a plan instead: does it fit this model?"
     )
-    plan.add_argument("--target", choices=("msf", "pmsn"), default="msf")
+    plan.add_argument("--target", choices=("msf", "pmsn"), default="msf", help="what to put in (%(default)s)")
     plan.add_argument("--D", type=int, default=4, help="thresholds of MSF (%(default)s)")
     plan.add_argument("--compartments", type=int, default=5, help="compartments of PMSN (%(default)s)")
-    plan.add_argument("--dynamics", choices=("site", "published"), default="site")
+    plan.add_argument(
+        "--dynamics",
+        choices=("site", "published"),
+        default="site",
+        help="charge, threshold and reset: of the old neuron (site), or the paper's",
+    )
     plan.add_argument(
         "--time-dim", choices=("auto", "0", "1"), default="auto", help="axis of time in the input"
     )
@@ -102,29 +112,37 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.add_argument("--traceback", action="store_true", help="show where the model's own code failed")
 
-    listing = commands.add_parser("recipes", help="list the adapters, or show one")
+    about = "List the published models whose swap is prepared, or show what is known of one."
+    listing = commands.add_parser("recipes", help="list the published models, or show one", description=about)
     listing.set_defaults(run=_recipes)
-    listing.add_argument("name", nargs="?")
-    listing.add_argument("--json", action="store_true")
+    listing.add_argument("name", nargs="?", help="a recipe, to see its rules and training settings")
+    listing.add_argument("--json", action="store_true", help="print as JSON")
 
-    doctor = commands.add_parser("doctor", help="versions, backends, and a short self-test")
+    about = (
+        "Versions, backends with the reason for each that is missing, and a self-test of about ten seconds."
+    )
+    doctor = commands.add_parser(
+        "doctor", help="versions, backends, and a short self-test", description=about
+    )
     doctor.set_defaults(run=_doctor.run)
-    doctor.add_argument("--json", action="store_true")
+    doctor.add_argument("--json", action="store_true", help="print as JSON")
     return parser
 
 
 @contextmanager
 def _stage(text: str, quiet: bool = False) -> Iterator[None]:
-    """Say on stderr what is going on; an error of the user's own code becomes one line."""
+    """Say on stderr what is going on; an error of the user's own code becomes a sentence."""
     if not quiet:
-        print(f"{text} ..", file=sys.stderr, flush=True)
+        print(f"{text.rstrip(',')} ..", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
         yield
     except UserError:
         raise
+    except FileNotFoundError as error:
+        raise UserError(f"{text} failed: there is no file {error.filename}") from error
     except Exception as error:
-        raise UserError(f"{text}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{text} failed with {type(error).__name__}: {error}") from error
     if not quiet and (seconds := time.perf_counter() - start) > 1:
         print(f"  {seconds:.1f} s", file=sys.stderr, flush=True)
 
@@ -136,8 +154,10 @@ def _plan(args: argparse.Namespace) -> int:
     if args.load is None and args.input is None:
         raise UserError("give --input, the shape of an example input, or --load, a plan that was saved")
     shape = _shape(args.input) if args.load is None else ()
-    with _stage(f"reading the target {args.target}", quiet=True):
+    try:
         target = swap.MSF(D=args.D) if args.target == "msf" else swap.PMSN(compartments=args.compartments)
+    except (ValueError, TypeError) as error:  # it names the argument
+        raise UserError(str(error)) from error
     with legacy_imports(seq_to_ann=args.legacy) if args.legacy else nullcontext():
         file, _, name = args.model.rpartition(":") if ":" in args.model else (args.model, "", "")
         with _stage(f"importing {file}"):
@@ -163,7 +183,7 @@ def _plan(args: argparse.Namespace) -> int:
             plan = swap.Plan.from_dict(model, json.loads(args.load.read_text(encoding="utf-8")))
     else:
         x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        with _stage("planning: some forward passes"):
+        with _stage(f"planning, by some forward passes of an input [{args.input}],"):
             make = swap.plan if recipe is None else recipe.plan
             plan = make(model, x, target, **options)
     if args.save is not None:
@@ -222,7 +242,10 @@ class _Names(dict[str, Any]):
 
 
 def _build(module: ModuleType, name: str, args: argparse.Namespace) -> nn.Module:
-    kwargs = json.loads(args.kwargs)
+    try:
+        kwargs = json.loads(args.kwargs)
+    except json.JSONDecodeError:
+        kwargs = None
     if not isinstance(kwargs, dict):
         raise UserError(f'--kwargs is a JSON object such as {{"T": 4}}, got {args.kwargs}')
     if args.call:

@@ -1,5 +1,7 @@
 """Small networks, bare and of either host's nodes, with the same numbers."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -21,12 +23,21 @@ class Bare(nn.Module):
         return self.pmsn(self.second(self.msf(self.first(x_seq))[0]))[0]
 
 
+def nodes_for(host):
+    """Our nodes for a host, or a skip where that is not installed."""
+    # A part of it: tests/ has folders of the names of both, which can be imported without them.
+    pytest.importorskip(
+        {"spikingjelly": "spikingjelly.activation_based", "snntorch": "snntorch.surrogate"}[host]
+    )
+    return importlib.import_module(f"msf_pmsn_plugins.{host}")
+
+
 def network(host, step_by_step=False, seed=0):
     """Linear, MSF, Linear, PMSN bare or of a host's nodes, with the same numbers; sequences, or single steps."""
     torch.manual_seed(seed)
     if host == "bare":
         return Bare()
-    module = pytest.importorskip(f"msf_pmsn_plugins.{host}")
+    module = nodes_for(host)
     layers = nn.Linear(3, 6), nn.Linear(6, 4)
     if host == "spikingjelly":
         mode = "s" if step_by_step else "m"

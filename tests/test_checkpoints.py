@@ -684,13 +684,15 @@ def test_reading_leaves_the_safe_globals_as_they_were():
     [
         (b"", "is empty"),
         (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page"),
+        (b"\xef\xbb\xbf<html>Not found</html>", "is a web page"),
+        ("<html>Not found</html>".encode("utf-16"), "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         (b'{"error": "not found"}', "is JSON"),
         (b"\x10\0\0\0\0\0\0\0" + b'{"a": 1}', "is a safetensors file"),
         (b"weights", "cannot be read: it is no checkpoint of torch.save, or was cut short or damaged"),
         (pickle.dumps([1, 2]), "cannot be read"),
     ],
-    ids=["empty", "html", "lfs", "json", "safetensors", "text", "pickle"],
+    ids=["empty", "html", "html_bom", "html_utf16", "lfs", "json", "safetensors", "text", "pickle"],
 )
 @pytest.mark.parametrize("reader", [read, load_published], ids=["read", "load_published"])
 def test_a_file_that_is_no_checkpoint_is_named_in_one_line(tmp_path, reader, content, message):
@@ -722,7 +724,7 @@ def test_a_file_cut_at_any_byte_is_named_in_one_line(tmp_path, zipped):
         (lambda: torch.ones(4).to_sparse(), "no dense tensor (sparse_coo)"),
         (lambda: torch.eye(4).to_sparse_csr(), "no dense tensor (sparse_csr)"),
         (lambda: torch.ones(4, device="meta"), "a meta tensor"),
-        (lambda: torch.ones(4).to(torch.float8_e4m3fn), "8-bit floats"),
+        (lambda: torch.ones(4).to(torch.float8_e4m3fn), "floats of 8 bits or fewer"),
         (lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "quantized"),
     ],
     ids=["coo", "csr", "meta", "fp8", "quantized"],
@@ -735,6 +737,21 @@ def test_an_entry_without_plain_numbers_is_named_in_one_line(tmp_path, entry, me
     with pytest.raises(ValueError, match=rf"w\.pth': entry 'odd' is .*{re.escape(message)}") as caught:
         read(file, shd(PMSN))
     assert "\n" not in str(caught.value)
+
+
+def test_an_entry_that_was_never_initialized_is_named():
+    state = {**published_state(shd), "odd": nn.parameter.UninitializedParameter()}
+    with pytest.raises(ValueError, match="entry 'odd' is not initialized"):
+        read(state, shd(PMSN))
+
+
+@pytest.mark.parametrize("reader", [read, load_published], ids=["read", "load_published"])
+@pytest.mark.parametrize(
+    ("given", "message"), [(None, "got NoneType"), ([1], "got list"), (io.StringIO("a"), "mode 'rb'")]
+)
+def test_what_is_no_file_is_said(reader, given, message):
+    with pytest.raises(TypeError, match=message):
+        reader(*((given, PMSN(4)) if reader is read else (PMSN(4), given)))
 
 
 def test_a_dict_that_holds_itself_ends():

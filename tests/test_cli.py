@@ -70,7 +70,7 @@ def test_a_plan_of_a_file(run):
     assert [line for line in err.splitlines() if ".." in line] == [
         "importing some_model.py ..",
         "building the model ..",
-        "planning: some forward passes ..",
+        "planning, by some forward passes of an input [5,3,6] ..",
     ]
 
 
@@ -146,16 +146,29 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
     ("arguments", "message"),
     [
         (["nowhere.py:net", "--input", "1"], "there is no file nowhere.py"),
-        (["no_such_package:net", "--input", "1"], "importing no_such_package: ModuleNotFoundError"),
+        (
+            ["no_such_package:net", "--input", "1"],
+            "importing no_such_package failed with ModuleNotFoundError",
+        ),
         (["some_model.py:Mlp", "--input", "1"], "some_model has no 'Mlp'; it has"),
         (["some_model.py", "--input", "1"], "name what to build"),
-        (["some_model.py:broken", "--input", "1"], "building the model: RuntimeError: no weights here"),
+        (
+            ["some_model.py:broken", "--input", "1"],
+            "building the model failed with RuntimeError: no weights here",
+        ),
         (["some_model.py", "--call", "number", "--input", "1"], "number gives a int, not a torch.nn.Module"),
         (["some_model.py:Net", "--input", "3,x"], "--input is a shape such as"),
         (["some_model.py:Net", "--input", "3,6", "--kwargs", "[1]"], "--kwargs is a JSON object"),
-        (["some_model.py:Net", "--input", "3,6", "--kwargs", "{"], "building the model: JSONDecodeError"),
-        (["some_model.py:Net", "--input", "3,7"], "planning: some forward passes: RuntimeError"),
-        (["some_model.py:Net", "--input", "3,6", "--D", "0"], "reading the target msf: ValueError"),
+        (["some_model.py:Net", "--input", "3,6", "--kwargs", "{"], "--kwargs is a JSON object"),
+        (
+            ["some_model.py:Net", "--input", "3,7"],
+            "planning, by some forward passes of an input [3,7], failed with RuntimeError: mat1",
+        ),
+        (
+            ["some_model.py:Net", "--input", "3,6", "--D", "0"],
+            "D, the number of thresholds, must be an integer",
+        ),
+        (["some_model.py:Net", "--load", "no.json"], "reading no.json failed: there is no file no.json"),
         (
             ["some_model.py:Net", "--input", "3,6", "--recipe", "x"],
             "unknown recipe 'x'; known: learnable_delays",
@@ -173,6 +186,7 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
         "json",
         "forward",
         "D",
+        "load",
         "recipe",
     ],
 )
@@ -194,6 +208,23 @@ def test_the_help_says_that_the_file_is_run(capsys):
         cli.main(["plan", "--help"])
     assert done.value.code == 0
     assert "imports and runs the file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["plan"], ["recipes"], ["doctor"]])
+def test_the_help_is_text(capsys, command):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    assert "`" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["plan"], ["plan", "m:n", "--dynamics", "mine"], ["swap"]])
+def test_a_usage_error_is_two_lines(capsys, arguments):
+    with pytest.raises(SystemExit) as done:
+        cli.main(arguments)
+    assert done.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: python -m msf_pmsn_plugins")
+    assert ": error: " in error
 
 
 def test_recipes_are_listed_and_described(run):

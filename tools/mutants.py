@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 OP, MODULE = "neurons/msf/op.py", "neurons/msf/module.py"
 PMSN_STEP, PMSN_OP, PMSN_MODULE = "neurons/pmsn/step.py", "neurons/pmsn/op.py", "neurons/pmsn/module.py"
@@ -21,13 +22,14 @@ OPCHECK, SOFT, STATES = f"{N}opcheck.py", f"{N}soft.py", f"{N}states.py"
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is broken, in which file, and the tests that must notice."""
+    """What is broken, in which file, and the tests that must notice, in which environment."""
 
     what: str
     file: str
     old: str
     new: str
     tests: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 MUTANTS = [

@@ -44,7 +44,7 @@ def survives(mutant: Mutant, tree: Path) -> bool:
     path.write_text(text.replace(mutant.old, mutant.new, 1))
     # -P: the installed package must not win over the copy.
     command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment = {**os.environ, **mutant.environment, "PYTHONPATH": str(tree)}
     try:
         run = subprocess.run(
             [*command, *shlex.split(mutant.tests)], cwd=tree, env=environment, capture_output=True, text=True
@@ -64,7 +64,7 @@ def main(mutants: Sequence[Mutant], description: str | None) -> int:
     words = parser.parse_args().k
     chosen = [mutant for mutant in mutants if words in mutant.what]
     if not chosen:
-        parser.error(f"no mutant's description holds {words!r}; they are listed in tools/")
+        parser.error(f"no mutant's description holds {words!r}: see mutants.py and planted_*.py in tools/")
     survivors = []
     with copied_tree() as tree:
         for mutant in chosen:

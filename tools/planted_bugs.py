@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 
 import planted_cupy
+import planted_triton
 from mutants import Mutant
 from mutation_check import main
 
-BUGS: dict[str, list[Mutant]] = {"cupy": planted_cupy.BUGS}
+BUGS: dict[str, list[Mutant]] = {"cupy": planted_cupy.BUGS, "triton": planted_triton.BUGS}
 
 if __name__ == "__main__":
     sys.exit(main([bug for bugs in BUGS.values() for bug in bugs], __doc__))

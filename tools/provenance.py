@@ -38,8 +38,13 @@ def experiment(name: str, *sources: str) -> tuple[str, ...]:
     return (f"examples/experiments/{name}.py", *TRAINING, *sources)
 
 
+def resumable(name: str, *sources: str) -> tuple[str, ...]:
+    return experiment(name, "examples/experiments/resumable.py", *sources)
+
+
 SEQUENCE = "examples/recipes/models/sequence.py"
 DIGITS = "examples/experiments/digits.py"
+BOXES = ("detection", "drawing", "frames", "loaders", "prophesee", "scenes", "shapes", "trees")
 # Report, under docs/, to the source files that decide its numbers; patterns as of Path.glob.
 SOURCES = {
     "experiments/sine": experiment(
@@ -55,9 +60,26 @@ SOURCES = {
     "experiments/steps": experiment("steps", "examples/experiments/depth.py", DIGITS, *MSF),
     "experiments/defaults": experiment("defaults", DIGITS, f"{PACKAGE}/snntorch/*.py", *MSF),
     "experiments/sweep": experiment("sweep", SEQUENCE, DIGITS, f"{PACKAGE}/energy/*.py", *BOTH),
+    "experiments/detection": resumable(
+        "detection",
+        "examples/recipes/models/detector.py",
+        "examples/recipes/models/mhsanet.py",
+        *(
+            f"examples/recipes/detection/{name}.py"
+            for name in ("boxes", "losses", "metric", "prophesee", "simota")
+        ),
+        *(f"examples/recipes/data/{name}.py" for name in BOXES),
+        *BOTH,
+    ),
+    "experiments/signals": resumable("signals", "examples/recipes/models/eegnet.py", *MSF),
+    "experiments/smnist": resumable("smnist", SEQUENCE, *BOTH),
     "quickstart": ("examples/quickstart.py", f"{PACKAGE}/swap/*.py", *BOTH),
     "benchmarks": ("benchmarks/*.py", f"{PACKAGE}/backends/numba/*.py", f"{PACKAGE}/snntorch/*.py", *BOTH),
 }
+RESUMABLE = ("experiments/detection", "experiments/signals", "experiments/smnist")
+"""Their reports grow by a row at a time, and a second start goes on after the last row."""
+LONG = ("experiments/detection", "experiments/smnist")
+"""Those of hours: measured where they are named alone. They may be missing or unfinished, which their page says."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +143,31 @@ def why_stale(table: str) -> str | None:
     path = report_of(table)
     if not path.exists():
         return "there is no report"
-    measured = json.loads(path.read_text()).get("measured")
+    report = json.loads(path.read_text())
+    measured = report.get("measured")
     if measured is None:
         return "it does not say which sources it measured"
-    return None if measured["sources"] == digest(table) else f"its sources changed since {measured['commit']}"
+    if measured["sources"] != digest(table):
+        return f"its sources changed since {measured['commit']}"
+    return "it is not finished" if report.get("unfinished") and table not in LONG else None
 
 
 def stale() -> dict[str, str]:
-    """The stale tables and why each is."""
-    reasons = {table: why_stale(table) for table in SOURCES}
+    """The tables that show what is not so (any more), or nothing, and why."""
+    shown = [table for table in SOURCES if table not in LONG or report_of(table).exists()]
+    reasons = {table: why_stale(table) for table in shown}
     return {table: reason for table, reason in reasons.items() if reason is not None}
+
+
+def unfinished() -> dict[str, str]:
+    """The tables of hours that have rows left to measure, and how many."""
+    left = {}
+    for table in LONG:
+        path = report_of(table)
+        missing = len(json.loads(path.read_text()).get("unfinished", [])) if path.exists() else None
+        if missing != 0:
+            left[table] = "not measured" if missing is None else f"{missing} rows are missing"
+    return left
 
 
 def line(report: dict[str, Any]) -> str:
@@ -138,5 +175,5 @@ def line(report: dict[str, Any]) -> str:
     measured = report.get("measured")
     if measured is None:
         return "commit and instruction set were not recorded"
-    sets = " and ".join(measured["instructions"])
-    return f"{measured['cpu']}, {sets}, {measured['threads']} thread(s), commit {measured['commit']}"
+    sets, count = " and ".join(measured["instructions"]), measured["threads"]
+    return f"{measured['cpu']}, {sets}, {count} thread{'s' if count > 1 else ''}, commit {measured['commit']}"

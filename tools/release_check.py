@@ -149,6 +149,8 @@ def check_tables(release: bool) -> None:
     )
     for table, reason in stale.items():
         print(f"              {table}: {reason}")
+    for table, what in provenance.unfinished().items():
+        print(f"              {table}: {what}, as its page says (hours: see tools/results.py)")
     require(not (stale and release), "a release needs tables that are true: make results")
 
 

@@ -3,7 +3,10 @@
     make results                             the stale ones; all of them take about two hours of a quiet machine
     python tools/results.py digits sweep     these, stale or not
     python tools/results.py --check          only say which are stale
-    python tools/results.py --published DIR  with the rows of the MSF authors' weights, from a clone of their repository
+    python tools/results.py smnist           one of hours (detection, smnist): only where it is named; goes on where it
+                                             was stopped, and its page says what is not finished
+    python tools/results.py --published DIR  with the rows that need a clone of the authors' repository: of MSF (sine),
+                                             of PMSN (smnist)
 
 Sums are added up in another order with other vector instructions, and in trainings as short as these that moves an
 accuracy as much as a seed does. So what trains is run once with each instruction set of torch that this CPU has.
@@ -31,7 +34,8 @@ def command(table: str, target: Path, published: Path | None) -> list[str]:
     if table == "quickstart":
         figure = str(ROOT / "docs" / "quickstart.png")
         return ["examples/quickstart.py", "--seeds", "3", "--json", str(target), "--out", figure]
-    more = ["--published", str(published)] if published and table == "experiments/sine" else []
+    theirs = published and table in ("experiments/sine", "experiments/smnist")
+    more = ["--published", str(published)] if theirs else []
     return [f"examples/{table}.py", "--json", str(target), *more]
 
 
@@ -39,6 +43,46 @@ def instruction_sets() -> list[str]:
     """Those of torch that this CPU has and that vectorise."""
     best = Machine.here().instructions
     return ["AVX2", "AVX512"] if best == "AVX512" else [best]
+
+
+def sets_of(table: str) -> list[str]:
+    """The instruction sets that ``table`` is measured with: the best alone where the others would take hours too.
+
+    The benchmarks check their numbers and publish times alone.
+    """
+    best_alone = table == "benchmarks" or table in provenance.LONG
+    return instruction_sets()[-1:] if best_alone else instruction_sets()
+
+
+def call(table: str, target: Path, instructions: str, published: Path | None) -> bool:
+    """Measure ``table`` into ``target`` with one instruction set; whether that succeeded."""
+    done = subprocess.run(
+        [sys.executable, *command(table, target, published)],
+        cwd=ROOT,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": instructions.lower()},
+        check=False,
+    )
+    return done.returncode == 0 and target.exists()
+
+
+def go_on(table: str, sets: list[str], published: Path | None) -> None:
+    """Measure what the report of ``table`` lacks; the experiment itself writes it, row by row.
+
+    A report of other sources is set aside under runs/.
+
+    Raises:
+        SystemExit: it stopped; what is finished is in the report.
+    """
+    path = report_of(table)
+    measured = json.loads(path.read_text()).get("measured", {}) if path.exists() else None
+    if measured is not None and measured.get("sources") != digest(table):
+        aside = ROOT / "runs" / f"{path.stem}-{measured.get('commit', 'unknown')}.json"
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
+        print(f"the report of other sources is set aside as {aside.relative_to(ROOT)}", flush=True)
+    for name in sets:
+        if not call(table, report_of(table), name, published):
+            raise SystemExit(f"{table} is not finished; the same command goes on with it")
 
 
 def measure(table: str, sets: list[str], published: Path | None) -> dict[str, Any]:
@@ -52,13 +96,7 @@ def measure(table: str, sets: list[str], published: Path | None) -> dict[str, An
     for name in sets:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "report.json"
-            done = subprocess.run(
-                [sys.executable, *command(table, target, published)],
-                cwd=ROOT,
-                env={**os.environ, "ATEN_CPU_CAPABILITY": name.lower()},
-                check=False,
-            )
-            if done.returncode or not target.exists():
+            if not call(table, target, name, published):
                 raise SystemExit(f"{table} could not be measured; its report is as before")
             report = json.loads(target.read_text())
         merged = merge(merged, report, name)
@@ -111,6 +149,16 @@ def pages(tables: list[str]) -> None:
         subprocess.run([sys.executable, *script.split()], cwd=ROOT, check=True)
 
 
+def left_out(reasons: dict[str, str]) -> str:
+    """The tables of hours that are stale or unfinished, and how each is measured."""
+    left = provenance.unfinished() | {table: reasons[table] for table in provenance.LONG if table in reasons}
+    lines = [
+        f"left out, it takes hours: {table}: {why}; python tools/results.py {table.split('/')[-1]}"
+        for table, why in left.items()
+    ]
+    return "\n".join(lines) or "the tables of hours are finished"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,18 +175,25 @@ def main() -> None:
         print(
             "\n".join(f"stale: {table}: {reason}" for table, reason in reasons.items()) or "no table is stale"
         )
+        print(left_out(reasons))
         return
     failed = []
-    for table in [names[name] for name in arguments.tables] or list(reasons):
-        # times are of the best instruction set; the benchmarks check their numbers and publish times alone
-        sets = instruction_sets()[-1:] if table == "benchmarks" else instruction_sets()
+    for table in [names[name] for name in arguments.tables] or [
+        t for t in reasons if t not in provenance.LONG
+    ]:
         print(f"== {table}: {reasons.get(table, 'asked for')}", flush=True)
         try:
-            write(table, measure(table, sets, arguments.published))
+            if table in provenance.RESUMABLE:
+                go_on(table, sets_of(table), arguments.published)
+            else:
+                write(table, measure(table, sets_of(table), arguments.published))
         except SystemExit as error:
             failed.append(str(error))
-            continue
+            if table not in provenance.RESUMABLE:
+                continue
         pages([table])
+    if not arguments.tables:
+        print(left_out(reasons))
     if failed:
         raise SystemExit("\n".join(failed))
 

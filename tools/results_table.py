@@ -49,7 +49,7 @@ def short(report: dict) -> str:
     for task, text in WHAT.items():
         cells = [accuracy(rows[key]) for key in rows if key[0] == task and key[1] != "SlidingPSN"]
         lines.append(f"| {' | '.join((text, *cells))} |")
-    return "\n".join([*lines, "", f"{what(report)}, by `make results`; [all numbers](docs/results.md)."])
+    return "\n".join([*lines, "", f"{what(report)}, by `make results`."])
 
 
 def table(report: dict) -> str:
@@ -63,8 +63,7 @@ def table(report: dict) -> str:
         cells = f"{runs[0]['parameters']:,}", f"{spikes:.3f}", f"{seconds:.0f}", accuracy(runs)
         lines.append(f"| {' | '.join((task, neuron, *cells))} |")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    measured = f"CPU, {report['threads']} threads; {provenance.line(report)}"
-    return "\n".join([*lines, "", f"{what(report)}; {versions}; {measured}."])
+    return "\n".join([*lines, "", f"{what(report)}; {versions}; {provenance.line(report)}."])
 
 
 PAGES = {ROOT / "README.md": short, ROOT / "docs" / "results.md": table}

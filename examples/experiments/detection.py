@@ -4,16 +4,16 @@ MHSANet-50 with PAFPN and head at a sixteenth of the width, on 64 x 64 pixels, w
 still, a neuron with memory sees them T times; the shapes are T frames of events, the last of which is nearest to the
 boxes. Where deepforest is installed (`pip install --no-deps deepforest`), trees in aerial photographs too, 128 x 128.
 
-    python examples/experiments/detection.py --seeds 3       hours of one core
+    python examples/experiments/detection.py --json runs/detection.json      hours; goes on where it was stopped
     python examples/experiments/detection.py --neurons "MSF;LIF"
 """
 
 import sys
 import tempfile
-import time
+from functools import cache
 from importlib.util import find_spec
 
-import common
+import resumable
 import torch
 from recipes import neurons
 from recipes.data.shapes import MovingShapes, PastedDigits
@@ -22,6 +22,7 @@ from recipes.detection.boxes import decode, detect, probabilities
 from recipes.detection.losses import losses
 from recipes.detection.metric import average_precision
 from recipes.models import Detector, count_parameters
+from resumable import Job, Training
 
 SEEDS = 3
 TITLE = "Detection: digits on a canvas, shapes before an event camera"
@@ -34,17 +35,22 @@ NEURONS = {
     "ReLU": neurons.ReLU(),
     "PMSN": neurons.PMSN(),
 }
-STEPS, BATCH, RATE = 1500, 16, 2e-3
+PARTS, PART, BATCH, RATE = 30, 50, 16, 2e-3
+"""1,500 updates, whose place is kept every 50."""
 
 
-def digits(fast):
-    return PastedDigits(scenes=4 if fast else 2000, flip=0.0)
-
-
-def shapes(fast, folder):
-    return MovingShapes(
-        recordings=1 if fast else 200, steps=4, window=40, flip=0.0, root=folder, download=True
-    )
+def load(name, fast, folder):
+    """The data of that name, ready; what is made lies in ``folder``."""
+    if name == "digits":
+        data = PastedDigits(scenes=4 if fast else 2000, flip=0.0)
+    elif name == "shapes":
+        recordings = 1 if fast else 200
+        data = MovingShapes(recordings=recordings, steps=4, window=40, flip=0.0, root=folder, download=True)
+    else:
+        data = AerialTrees(tile=400 if fast else 128)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def batch_of(data, part, positions):
@@ -52,24 +58,26 @@ def batch_of(data, part, positions):
     return data.arrange(data.collate([samples.plain(int(i)) for i in positions]))
 
 
-def train(net, data, steps, seed):
-    """Adam and a cosine to 0; every neuron meets the same batches. Returns CPU seconds."""
+def training(net, seed, updates):
+    """Adam and a cosine to 0."""
     optimizer = torch.optim.Adam(net.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order, start = torch.Generator().manual_seed(seed), time.process_time()
-    net.train()
-    for _ in range(steps):
-        few = torch.randint(len(data.samples["train"]), (BATCH,), generator=order)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    return Training(net, optimizer, schedule, torch.Generator().manual_seed(seed))
+
+
+def train(run, data, updates):
+    """Some updates; every neuron meets the same batches."""
+    for _ in range(updates):
+        few = torch.randint(len(data.samples["train"]), (BATCH,), generator=run.order)
         batch = batch_of(data, "train", few.tolist())
-        predictions = net(batch.x)
-        neurons.reset(net)
+        predictions = run.model(batch.x)
+        neurons.reset(run.model)
         decoded = decode(predictions.raw, predictions.anchors)
         loss = losses(decoded, predictions.anchors, batch.labels).total
-        optimizer.zero_grad()
+        run.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
-    return time.process_time() - start
+        run.optimizer.step()
+        run.schedule.step()
 
 
 @torch.no_grad()
@@ -98,27 +106,33 @@ def settings():
     return [("digits", 1, still), ("digits", 4, still), ("shapes", 4, list(NEURONS)), *trees]
 
 
-def runs(options):
+def row(data, frames, neuron, seed, fast, checkpoint):
+    torch.manual_seed(seed)
+    net = Detector(data.classes, NEURONS[neuron], width=1 / 16, depth=1 / 3, **frames)
+    parts, updates = (1, 1) if fast else (PARTS, PART)
+    run = training(net, seed, parts * updates)
+    run.run(parts, lambda: train(run, data, updates), checkpoint)
+    return {"parameters": count_parameters(net), "seconds": run.seconds, **evaluate(net, data)}
+
+
+def jobs(options):
     chosen = options.chosen(NEURONS)
     with tempfile.TemporaryDirectory() as folder:
-        sets = {"digits": digits(options.fast), "shapes": shapes(options.fast, folder)}
-        if find_spec("deepforest"):
-            sets["trees"] = AerialTrees(tile=400 if options.fast else 128)
-        for data in sets.values():
-            data.prepare_data()
-            data.setup()
-        for name, steps, candidates in settings():
-            data = sets[name]
-            for seed in range(options.seeds):
+        data = cache(lambda name: load(name, options.fast, folder))
+        for seed in range(options.seeds):
+            for name, steps, candidates in settings():
+                frames = {"frames": True, "in_channels": 2} if name == "shapes" else {"steps": steps}
                 for neuron in (one for one in candidates if one in chosen):
-                    torch.manual_seed(seed)
-                    frames = {"frames": True, "in_channels": 2} if name == "shapes" else {"steps": steps}
-                    net = Detector(data.classes, NEURONS[neuron], width=1 / 16, depth=1 / 3, **frames)
-                    seconds = train(net, data, 1 if options.fast else STEPS, seed)
-                    row = {"data": name, "T": steps, "neuron": neuron, "seed": seed}
-                    row |= {"parameters": count_parameters(net), "seconds": seconds}
-                    yield row | evaluate(net, data)
+
+                    def run(checkpoint, name=name, frames=frames, neuron=neuron, seed=seed):
+                        return row(data(name), frames, neuron, seed, options.fast, checkpoint)
+
+                    yield Job({"data": name, "T": steps, "neuron": neuron, "seed": seed}, run)
+
+
+def runs(options):
+    return resumable.rows(jobs(options))
 
 
 if __name__ == "__main__":
-    common.main(sys.modules[__name__])
+    resumable.main(sys.modules[__name__])

@@ -1,6 +1,6 @@
 """Several experiments in a row, and the page that shows what they gave.
 
-    python examples/experiments/run.py --out /tmp/x                  everything: about 40 minutes of one quiet core
+    python examples/experiments/run.py --out /tmp/x                  all but those of hours: 40 minutes of a quiet core
     python examples/experiments/run.py --out /tmp/x digits sine      only these
     python examples/experiments/run.py --fast --out /tmp/x           everything at toy size
     python examples/experiments/run.py --page                        only write the pages anew from their files
@@ -15,6 +15,7 @@ import importlib
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import common
@@ -29,9 +30,12 @@ PAGE = ROOT / "docs" / "experiments.md"
 ELSEWHERE = {"defaults": ROOT / "docs" / "defaults.md"}  # experiments whose table stands on another page
 NAMES = (
     *("sine", "digits", "mnist_1d", "series", "images", "recall", "events", "depth", "steps", "sweep"),
-    "detection",
+    *("detection", "signals", "smnist"),
     *ELSEWHERE,
 )
+LONG = tuple(
+    table.split("/")[-1] for table in provenance.LONG
+)  # hours: run where they are named, or at toy size
 
 
 def section(name: str, done: dict) -> str:
@@ -43,11 +47,28 @@ def section(name: str, done: dict) -> str:
     runs = f"{seeds} seeds" if seeds > 1 else "one seed"
     runs += f" with each of {sets} instruction sets" if sets > 1 else ""
     runs += ", mean and range" if max(seeds, sets) > 1 else ""
-    minutes = f"{done['seconds'] / 60:.0f} CPU minutes in all, torch on {done['threads']} thread(s)"
+    minutes = f"{done['seconds'] / 60:.1f} CPU minutes in all"
     notes = f"`{done['command']}`; {runs}; {minutes}; {versions}; {provenance.line(done)}."
+    if "unfinished" in done:
+        notes += f" Not finished: {unfinished(experiment.KEYS, done)}."
+    if hasattr(experiment, "remark"):
+        notes += f" {experiment.remark(done['rows'])}"
     if since := {row["measured"] for row in done["rows"] if "measured" in row}:
         notes += f" Published weights: measured at {', '.join(sorted(since))}."
     return f"{common.table(experiment, done['rows'])}\n\n{notes}"
+
+
+def unfinished(keys: tuple[str, ...], done: dict) -> str:
+    """Which seeds a report lacks, for every line of its table that is not whole."""
+    have, missing = (
+        Counter(tuple(str(row[key]) for key in keys) for row in rows)
+        for rows in (done["rows"], done["unfinished"])
+    )
+    counts = {key: (have[key], have[key] + missing[key]) for key in [*have, *missing]}
+    told = {key: f"{n} of {all_} seeds" for key, (n, all_) in counts.items()}
+    if len(set(told.values())) == 1:
+        return told.popitem()[1]
+    return "; ".join(f"{', '.join(key)}: {told[key]}" for key in told if key in missing)
 
 
 def with_tables(page: str, folder: Path, of: Path = PAGE) -> str:
@@ -79,7 +100,9 @@ def draw(folder: Path) -> None:
 def main():
     verbatim = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=verbatim)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which ones: {', '.join(NAMES)} (all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"which ones: {', '.join(NAMES)} (all but {', '.join(LONG)})"
+    )
     common.add_arguments(parser)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the files (%(default)s)")
     parser.add_argument("--page", action="store_true", help="run nothing, only write the page")
@@ -97,7 +120,7 @@ def main():
     if not args.page:
         args.out.mkdir(parents=True, exist_ok=True)
         missing = []
-        for name in args.names or NAMES:
+        for name in args.names or [name for name in NAMES if args.fast or name not in LONG]:
             try:
                 done = common.report(importlib.import_module(name), options)
             except common.Unavailable as error:

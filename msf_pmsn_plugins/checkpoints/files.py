@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 # Entries of a file that may hold the weights.
 WRAPPERS = (
@@ -27,7 +29,8 @@ IMPOSTORS = {
     b"{": "is JSON, not a checkpoint",
     b"\x89HDF": "is an HDF5 file, not a checkpoint of torch.save",
 }
-FLOAT8 = "8-bit floats, whose scale stands elsewhere: convert it to float32"
+FLOAT8 = "floats of 8 bits or fewer, whose scale stands elsewhere: convert it to float32"
+BLANK = b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n"  # what text may begin with: marks of its encoding, and white space
 
 
 def read_state_dict(file: Any, weights: str | None = None) -> tuple[dict[str, Tensor], str]:
@@ -61,6 +64,10 @@ def load(file: Any) -> Any:
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as opened:
             return _read(opened, name_of(file))
+    if not hasattr(file, "read"):
+        raise TypeError(f"read takes a file or a state dict, got {type(file).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"{name_of(file)} is open for text: open it with mode 'rb', or pass its path")
     return _read(file, name_of(file))
 
 
@@ -111,21 +118,22 @@ def _check_head(file: IO[bytes], name: str) -> bytes:
     if head[8:10] == b'{"':
         raise ValueError(f"{name} is a safetensors file: pass what safetensors.torch.load_file returns")
     for start, what in IMPOSTORS.items():
-        if head.lstrip().startswith(start):
+        if head.lstrip(BLANK).startswith(start):
             raise ValueError(f"{name} {what}")
     return head
 
 
 def _no_numbers(value: Tensor) -> str:
     """Why an entry cannot be copied as it is; empty if it can."""
+    if is_lazy(value):
+        return "not initialized, so it has no values: run the model once before it is saved"
     if value.is_meta:
         return "a meta tensor, which has no values"
     if value.is_quantized:
         return "quantized: dequantize it before it is saved"
     if value.is_nested or value.layout != torch.strided:
-        return (
-            f"no dense tensor ({str(value.layout).removeprefix('torch.')}): make it dense before it is saved"
-        )
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        return f"no dense tensor ({layout}): make it dense before it is saved"
     if value.is_floating_point() and value.element_size() < 2:
         return FLOAT8
     return ""

@@ -37,7 +37,15 @@ FAST = common.Options(fast=True)
 # Every experiment at toy size
 
 
-@pytest.mark.parametrize("name", [name for name in run.NAMES if name not in ("series", "digits")])
+ELSEWHERE = (
+    "series",
+    "digits",
+    "signals",
+    "smnist",
+)  # with small files in the place of the real ones, or in parts
+
+
+@pytest.mark.parametrize("name", [name for name in run.NAMES if name not in ELSEWHERE])
 def test_an_experiment_runs_at_toy_size(name, capsys):
     experiment = importlib.import_module(name)
     done = common.report(experiment, FAST)
@@ -86,6 +94,16 @@ def test_errors_of_the_command_line(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
         with pytest.raises(SystemExit, match=message):
             run.main()
+
+
+def test_those_of_hours_are_run_where_they_are_named(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(common, "report", lambda experiment, options: ran.append(experiment.__name__) or {})
+    for arguments in ([], ["--fast"], ["smnist", "sine"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path), *arguments])
+        run.main()
+    short = [name for name in run.NAMES if name not in ("detection", "smnist")]
+    assert ran == [*short, *run.NAMES, "smnist", "sine"]
 
 
 # The training loop

@@ -109,13 +109,59 @@ def test_the_command_prints_and_writes_neurobenchs_figures(tmp_path, monkeypatch
         assert row["SynapticOperations"]["Effective_MACs"] == 8
         assert row["SynapticOperations"]["Dense"] == 8 + 64 + 16
         assert 0 < row["MembraneUpdates"] <= 16
-        assert f"| {row['neuron']} | {row['SMAPE']:.1f}" in printed
-    assert f"the mean of the training points: sMAPE {rows[0]['constant']:.1f}." in printed
+        assert f"| {row['neuron']} | 1 | {row['SMAPE']:.1f}" in printed
+    assert f"the mean of the training points | 1 | {rows[0]['constant']:.1f}" in printed
+    assert "not done" not in printed
     known, new = chaos.points(100).float(), chaos.points(20, 101).float()
     mean = known.mean()
     assert rows[0]["constant"] == pytest.approx(
         200 * float(((mean - new).abs() / (mean + new)).mean()), rel=1e-5
     )
+
+
+def test_a_command_that_was_ended_goes_on(tmp_path, monkeypatch, capsys):
+    """Series by series; what is in the file is not computed again, and ends as if it had never stopped."""
+    ran = []
+
+    def run(neuron, number, epochs, fast):
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append((neuron, number))
+        figures = {"SMAPE": 10.0 + number, "loss": 0.01, "constant": 20.0 + number, "ParameterCount": 7}
+        figures |= {
+            "SynapticOperations": {"Effective_MACs": 1, "Effective_ACs": 2},
+            "ActivationSparsity": 0.5,
+        }
+        figures |= {"NeuronOperations": {"Effective Neuron Ops": 3}, "seconds": 0.0}
+        return {"neuron": neuron, "series": number, "epochs": epochs, "points": 750} | figures
+
+    def command(*given):
+        out = ["--json", str(tmp_path / "rows.json"), "--neurons", "PMSN", "LIF", "--series", "3", *given]
+        monkeypatch.setattr(sys, "argv", ["mackey_glass.py", *out])
+        mackey_glass.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(mackey_glass, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    assert ran == [("PMSN", 0), ("LIF", 0), ("PMSN", 1), ("LIF", 1)]
+    printed = command("--minutes", "0")
+    assert "2 of 6 are not done; the same command goes on." in printed
+    assert "| PMSN | 2 | 10.5 (10.0 to 11.0) |" in printed
+    ran.clear()
+    printed = command()
+    assert ran == [("PMSN", 2), ("LIF", 2)]
+    assert "not done" not in printed
+    assert printed.index("| PMSN | 3 |") < printed.index("| LIF | 3 | 11.0 (10.0 to 12.0)")
+    assert "| a constant, the mean of the training points | 3 | 21.0 (20.0 to 22.0) |" in printed
+    with pytest.raises(
+        SystemExit, match=r"rows\.json has rows of 100 epochs on 750 points; give another file"
+    ):
+        command("--epochs", "7")
+    (tmp_path / "rows.json").write_text('{"seconds": 1}')
+    with pytest.raises(SystemExit, match=r"rows\.json holds no rows of this command"):
+        command()
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.json"}
 
 
 def test_the_error_is_neurobenchs():

@@ -17,7 +17,16 @@ pytest.importorskip("spikingjelly")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from recipes import neurons
-from recipes.models import ColumnNet, MHSANet, SequenceNet, SEWResNet, SHDNet, SineNet, count_parameters
+from recipes.models import (
+    ColumnNet,
+    Decoder,
+    MHSANet,
+    SequenceNet,
+    SEWResNet,
+    SHDNet,
+    SineNet,
+    count_parameters,
+)
 from recipes.models.layers import TiedDropout
 from spikingjelly.activation_based import neuron as stock
 
@@ -54,15 +63,23 @@ COUNTS = {
     "mhsanet-101": (lambda: MHSANet(neuron=MSF, **MHSANETS["101"]), 54_696_258, 166),
     "sine": (lambda: SineNet(neurons.MSF(v_threshold=0.5)), 97, 1),
 }
+# Of configurations that neither paper has.
+OURS = {
+    "ssc": (lambda: SHDNet(140, [352] * 2, 35, neurons.PMSN(init="shd")), 204_547, 2),
+    "mswc": (lambda: SequenceNet(40, [256] * 3, 100, PMSN), 189_284, 3),
+    "dvsgesture-neurobench": (lambda: MHSANet([1, 1, 1], 11, MSF, planes=16, stem="dvs"), 170_817, 17),
+    "primate-reaching": (lambda: Decoder(96, [64] * 2, 2, neurons.MSF(tau=4.0)), 10_628, 2),
+    "gsc": (lambda: SequenceNet(40, [256] * 3, 35, PMSN), 172_579, 3),
+}
 
 
 def nodes(model):
     return [m for m in model.modules() if isinstance(m, SpikingJellyNode)]
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_published_parameter_counts(name):
-    build, parameters, layers = COUNTS[name]
+@pytest.mark.parametrize("name", COUNTS | OURS)
+def test_parameter_counts(name):
+    build, parameters, layers = (COUNTS | OURS)[name]
     with torch.device("meta"):
         model = build()
     assert count_parameters(model) == parameters

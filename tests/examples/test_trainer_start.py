@@ -142,6 +142,13 @@ def test_before_training_there_is_one_header(tmp_path, capfd):
     assert err == ""
 
 
+def test_the_bar_says_what_is_learned_and_no_number_of_a_folder(tmp_path, capfd):
+    fit(tmp_path, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=true")
+    out, _ = capfd.readouterr()
+    assert "Epoch 0" in out
+    assert "v_num" not in out
+
+
 def test_a_rate_without_an_end_is_a_warning_that_names_its_remedy(tmp_path, capfd):
     warnings.simplefilter("default")  # the other tests ignore them
     fit(tmp_path, "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:00")

@@ -9,18 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-# Run by test_readme.py, or need a framework that is not installed on every run.
+# Pages whose code other tests run: with a framework that must be there, or a folder of their own.
 ELSEWHERE = {
-    "control.md",
-    "index.md",
-    "neurobench.md",
-    "nir.md",
-    "recipes.md",
-    "results.md",
-    "saving.md",
-    "spikingjelly.md",
-    "snntorch.md",
-    "swap.md",
+    "control.md": "examples/test_control.py",
+    "index.md": "project/test_readme.py",
+    "neurobench.md": "neurobench/test_neurobench.py",
+    "nir.md": "snntorch/test_snntorch_docs.py",
+    "recipes.md": "adapters/test_adapters.py",
+    "saving.md": "swap/test_swap_saving.py",
+    "snntorch.md": "project/test_readme.py",
+    "spikingjelly.md": "project/test_readme.py",
+    "swap.md": "project/test_readme.py",
 }
 
 
@@ -29,8 +28,9 @@ def runnable(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
-def test_page_prints_what_stands_in_it(page):
+def test_page_prints_what_stands_in_it(page, tmp_path, monkeypatch):
     """Blocks share a namespace; a text block right after a python block is what that one prints."""
+    monkeypatch.chdir(tmp_path)
     namespace = {}
     pairs = re.findall(r"```python\n(.*?)```\n(?:\s*```text\n(.*?)```)?", page.read_text(), flags=re.DOTALL)
     for code, shown in pairs:
@@ -39,6 +39,21 @@ def test_page_prints_what_stands_in_it(page):
             exec(compile(code, page.name, "exec"), namespace)
         if shown:
             assert [line.rstrip() for line in printed.getvalue().splitlines()] == shown.splitlines()
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_pages_left_out_here_are_run_elsewhere(page):
+    text = (ROOT / "tests" / ELSEWHERE[page]).read_text()
+    assert page in text or f'"{page.removesuffix(".md")}"' in text
+    assert "exec(" in text
+    assert "```python" in (ROOT / "docs" / page).read_text() or page == "index.md"
+
+
+def test_no_code_hides_from_these_tests():
+    """Languages that a test runs, or that are no Python; a block of another name would never be tried."""
+    for page in [*PAGES, ROOT / "README.md"]:
+        languages = set(re.findall(r"^\s*```(\w+)$", page.read_text(), flags=re.MULTILINE))
+        assert languages <= {"python", "text", "console", "bash", "toml", "yaml", "json"}, page.name
 
 
 def test_named_tests_exist():

@@ -15,7 +15,7 @@ from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
 from msf_pmsn_plugins.settings import PMSNSettings
 from msf_pmsn_plugins.tensors import PMSNState, PMSNWeights
-from networks import X_SEQ, both_hosts, network, rest
+from networks import X_SEQ, both_hosts, network, nodes_for, rest
 from subjects import build_pmsn
 from tolerances import F32, assert_close, assert_same
 
@@ -126,8 +126,7 @@ def test_streaming_a_network_is_the_network(host):
 
 
 def test_streaming_keeps_one_node_at_two_paths_one():
-    pytest.importorskip("spikingjelly")
-    from msf_pmsn_plugins.spikingjelly import MSFNode
+    MSFNode = nodes_for("spikingjelly").MSFNode
 
     node = MSFNode.published()
     net = nn.Sequential(node, nn.Linear(3, 3), node)
@@ -138,7 +137,7 @@ def test_streaming_keeps_one_node_at_two_paths_one():
 
 
 def test_streaming_a_snntorch_neuron_with_graded_spikes():
-    module = pytest.importorskip("msf_pmsn_plugins.snntorch")
+    module = nodes_for("snntorch")
     neuron = module.MSF.published(init_hidden=True, graded_spikes_factor=0.5)
     expected = torch.stack([neuron(x) for x in X_SEQ])
     streaming = Streaming(neuron)
@@ -147,8 +146,8 @@ def test_streaming_a_snntorch_neuron_with_graded_spikes():
 
 
 def _refused():
-    sj = pytest.importorskip("msf_pmsn_plugins.spikingjelly")
-    snn = pytest.importorskip("msf_pmsn_plugins.snntorch")
+    sj = nodes_for("spikingjelly")
+    snn = nodes_for("snntorch")
     yield sj.MSFNode.published(step_mode="m"), r"set_step_mode\(net, 's'\)"
     yield sj.PMSNNode(), "has no channels yet"
     yield PMSN(3, residual="fixed"), "residual='float'"
@@ -348,7 +347,7 @@ def test_export_of_whole_sequences_from_rest(host, strict):
 def test_export_of_a_snntorch_step_with_its_mem(name):
     """What is passed in and out is no memory inside."""
     needs_torch(2, 7, "exports of modules that set an attribute")
-    module = pytest.importorskip("msf_pmsn_plugins.snntorch")
+    module = nodes_for("snntorch")
     neuron = module.MSF.published() if name == "MSF" else module.PMSN(3)
     zeros = torch.zeros(5, 3)
     mem = zeros if name == "MSF" else (zeros, torch.zeros(5, 3, 4, dtype=torch.complex64))

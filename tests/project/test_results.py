@@ -21,7 +21,9 @@ def test_every_declaration_names_files():
     reports = {
         path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in ROOT.glob("docs/**/*.json")
     }
-    assert reports == provenance.SOURCES.keys()
+    assert reports <= provenance.SOURCES.keys()
+    assert provenance.SOURCES.keys() - reports <= set(provenance.LONG), "only those of hours may be missing"
+    assert set(provenance.LONG) <= set(provenance.RESUMABLE) <= provenance.SOURCES.keys()
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_a_table_is_measured_with_every_instruction_set(project, monkeypatch):
         "threads": 1,
         "sources": provenance.digest("table"),
     }
-    assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread(s), commit abc"
+    assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread, commit abc"
     results.write("table", report)
     assert provenance.stale() == {}
 
@@ -117,6 +119,91 @@ def test_rows_of_published_weights_stay_with_the_commit_they_were_measured_at():
     assert len(report["rows"]) == 2
 
 
+# Tables of hours
+
+
+@pytest.fixture
+def long(project, monkeypatch):
+    """The table of the project is one of hours, whose report grows."""
+    monkeypatch.setattr(provenance, "RESUMABLE", ("table",))
+    monkeypatch.setattr(provenance, "LONG", ("table",))
+    monkeypatch.setattr(results, "pages", lambda tables: None)
+    return provenance.report_of("table")
+
+
+def grown(path, **more):
+    path.write_text(
+        json.dumps({"rows": [], "measured": {"commit": "abc", "sources": provenance.digest("table")}, **more})
+    )
+
+
+def test_a_table_of_hours_may_be_missing_or_unfinished_but_not_untrue(project, long):
+    assert provenance.stale() == {}
+    assert provenance.unfinished() == {"table": "not measured"}
+    grown(long, unfinished=[{"seed": 1}, {"seed": 2}])
+    assert provenance.stale() == {}
+    assert provenance.unfinished() == {"table": "2 rows are missing"}
+    grown(long)
+    assert provenance.unfinished() == {}
+    (project / "measured.py").write_text("x = 2\n")
+    assert provenance.stale() == {"table": "its sources changed since abc"}
+
+
+def main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
+    results.main()
+    return capsys.readouterr().out
+
+
+def test_a_table_of_hours_is_measured_where_it_is_named_alone(project, long, monkeypatch, capsys):
+    calls = played(project, monkeypatch)
+    how = "left out, it takes hours: table: {}; python tools/results.py table\n"
+    assert main(monkeypatch, capsys) == how.format("not measured")
+    assert main(monkeypatch, capsys, "--check") == "no table is stale\n" + how.format("not measured")
+    grown(long)
+    assert main(monkeypatch, capsys) == "the tables of hours are finished\n"
+    (project / "measured.py").write_text("x = 2\n")
+    assert main(monkeypatch, capsys) == how.format("its sources changed since abc")
+    assert calls == []
+    main(monkeypatch, capsys, "table")
+    assert calls == [(["examples/table.py", "--json", str(long)], "avx512")]  # the best set alone
+
+
+def test_a_growing_report_is_continued_and_a_stale_one_set_aside(project, long, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        results, "call", lambda table, target, name, published: seen.append(target.exists()) or True
+    )
+    grown(long)
+    results.go_on("table", ["AVX2", "AVX512"], None)
+    assert seen == [True, True]
+    (project / "measured.py").write_text("x = 2\n")
+    before = long.read_text()
+    results.go_on("table", ["AVX2"], None)
+    assert seen[2:] == [False]
+    assert (project / "runs" / "table-abc.json").read_text() == before
+    assert "other sources is set aside as runs/table-abc.json" in capsys.readouterr().out
+
+
+def test_a_growing_table_that_stopped_is_shown_as_far_as_it_came(project, long, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(results, "pages", shown.extend)
+    played(project, monkeypatch, code=1)
+    with pytest.raises(SystemExit, match="table is not finished; the same command goes on with it"):
+        main(monkeypatch, capsys, "table")
+    assert shown == ["table"]
+
+
+def test_a_growing_table_that_takes_no_hours_is_measured_with_every_set(project, long, monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "LONG", ())
+    grown(long, unfinished=[{"seed": 1}])
+    assert provenance.stale() == {"table": "it is not finished"}
+    calls = played(project, monkeypatch)
+    assert "the tables of hours are finished" in main(monkeypatch, capsys)
+    assert [name for _, name in calls] == ["avx2", "avx512"]
+    assert [command[-1] for command, _ in calls] == [str(long)] * 2
+
+
 def test_a_release_needs_tables_that_are_true(monkeypatch, capsys):
     monkeypatch.setattr(provenance, "stale", lambda: {"table": "its sources changed since abc"})
     release_check.check_tables(release=False)
@@ -126,6 +213,11 @@ def test_a_release_needs_tables_that_are_true(monkeypatch, capsys):
         release_check.check_tables(release=True)
     monkeypatch.setattr(provenance, "stale", dict)
     release_check.check_tables(release=True)
+    # what takes hours may be unfinished, but is named
+    monkeypatch.setattr(provenance, "unfinished", lambda: {"long": "2 rows are missing"})
+    capsys.readouterr()
+    release_check.check_tables(release=True)
+    assert "long: 2 rows are missing, as its page says" in capsys.readouterr().out
 
 
 def test_the_commands_of_the_tables_exist():
@@ -133,3 +225,5 @@ def test_the_commands_of_the_tables_exist():
         assert (ROOT / results.command(table, Path("x"), None)[0]).is_file()
     sine = results.command("experiments/sine", Path("x"), Path("clone"))
     assert sine[-2:] == ["--published", "clone"]
+    assert results.command("experiments/smnist", Path("x"), Path("clone"))[-2:] == sine[-2:]
+    assert "--published" not in results.command("experiments/digits", Path("x"), Path("clone"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +150,43 @@ class SpikingHeidelberg(Events):
 # -- cameras
 
 
+def denoise(events: EventArrays, time: int) -> EventArrays:
+    """The events (polarity, y, x) beside which another pixel had an event in the last ``time`` microseconds.
+
+    A pixel has four neighbours. Rows in the order of their times.
+    """
+    order = np.argsort(events.t, kind="stable")
+    t, (on, y, x) = events.t[order], (place[order] for place in events.places)
+    count, width = len(t), int(x.max(initial=0)) + 3  # a pixel of frame on either side
+    pixel = (y + 1) * width + x + 1
+    keys = np.sort(pixel * count + np.arange(count))  # all events, pixel by pixel
+    kept = np.zeros(count, bool)
+    for step in (-1, 1, -width, width):
+        beside = pixel + step
+        last = keys[
+            np.searchsorted(keys, beside * count + np.arange(count)) - 1
+        ]  # of them the last one before
+        kept |= (last // max(count, 1) == beside) & (t[last % max(count, 1)] + time > t)
+    return EventArrays(t[kept], (on[kept], y[kept], x[kept]))
+
+
+@dataclass(frozen=True)
+class Coarse(Binning):
+    """Frames of fewer pixels: ``shrink`` along either axis become one, after :func:`denoise` where ``noise`` is given.
+
+    ``shape`` is that of the frames.
+    """
+
+    shrink: int = 1
+    noise: int = 0
+
+    def __call__(self, events: EventArrays) -> np.ndarray:
+        if self.noise:
+            events = denoise(events, self.noise)
+        on, y, x = events.places
+        return super().__call__(EventArrays(events.t, (on, y // self.shrink, x // self.shrink)))
+
+
 class _Camera(Events):
     """Recordings of a DVS128 camera: [T, N, 2, 128, 128] counts of events by polarity.
 
@@ -247,10 +285,32 @@ class CIFAR10DVS(_Camera):
 
 
 class DVSGesture(_Camera):
-    """DVS128 Gesture, in tonic's form: 11 classes, one recording for each gesture."""
+    """DVS128 Gesture, in tonic's form: 11 classes, one recording for each gesture.
+
+    Args:
+        shrink: so many pixels along either axis are one, a divisor of 128. NeuroBench has 4.
+        noise: milliseconds; events without another one beside them in this time are left out. NeuroBench has 10.
+    """
 
     classes = 11
     tree = "DVSGesture/ibmGesture{Train,Test}/user*/<label>.npy"
+
+    def __init__(self, shrink: int = 1, noise: float = 0.0, **common: Any):
+        super().__init__(**common)
+        if shrink < 1 or 128 % shrink or noise < 0:
+            raise RecipeError(
+                f"data.shrink must divide 128 and data.noise be 0 or more, got {shrink} and {noise}"
+            )
+        self.shrink = shrink
+        self.noise = noise
+
+    def binning(self) -> Binning:
+        if self.shrink == 1 and not self.noise:
+            return super().binning()
+        size = 128 // self.shrink
+        return Coarse(
+            self.steps, (2, size, size), self.split_by, shrink=self.shrink, noise=round(1000 * self.noise)
+        )
 
     def fetch(self):
         def build(folder: Path) -> Path:

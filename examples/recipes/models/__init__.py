@@ -3,6 +3,7 @@
 from torch import nn
 
 from .columns import ColumnNet
+from .decoder import Decoder
 from .detector import Detector
 from .eegnet import EEGNet
 from .forecast import Forecaster
@@ -13,6 +14,7 @@ from .sine import SineNet
 
 __all__ = [
     "ColumnNet",
+    "Decoder",
     "Detector",
     "EEGNet",
     "Forecaster",

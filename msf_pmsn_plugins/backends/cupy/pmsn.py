@@ -22,7 +22,6 @@ __all__ = ["KNOWS", "pmsn_backward", "pmsn_forward"]
 KNOWS = frozenset(
     [*words("soma.cuh", "reset"), *words("surrogate.cuh", "surrogate"), "membranes out", "residuals out"]
 )
-MODES = 16  # the most that the kernels keep in registers without spills
 MODES_AT_ONCE = 4  # whose sums for the parameters fit the registers beside one another
 
 
@@ -174,10 +173,6 @@ def _call(
     file: str, x: Tensor, modes: int, lengths: Tensor | None, settings: PMSNSettings, more: Macros = ()
 ) -> _Call:
     """The call for an input ``x`` [T, L, C, K]; raises where no kernel does what the settings ask for."""
-    if modes > MODES:
-        raise ValueError(
-            f"backend 'cupy' has kernels for up to {MODES} modes, this PMSN has {modes}: set backend='torch'"
-        )
     reset = settings.reset_mode
     if settings.fixed and reset != "floor":
         raise ValueError(f"a fixed-point residual needs reset_mode 'floor', got {reset!r}")

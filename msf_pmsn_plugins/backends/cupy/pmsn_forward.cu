@@ -2,7 +2,7 @@
 //
 // Compiled for one setting at a time, with these macros:
 //   IO             element type of x and s; all else is float (double for IO_DOUBLE)
-//   MODES          0 to 16
+//   MODES          any number; from 33 on (17 in double) a thread's do not fit its registers, and spill
 //   RESET, BURST   structs of soma.cuh
 //   LENGTHS        0 or 1: whether each leading index l has its own number of steps
 //   CHUNKED        0 or 1: time is cut into chunks that are walked at once

@@ -8,8 +8,10 @@ from ..device import parts
 
 WARPS = 4  # in a program that is full
 WIDE = 16  # bytes of the widest access
-STAGES = 3  # steps that are read ahead where lanes alone fill the device
+COPIED = 4  # bytes of the narrowest that can be read ahead, one thread's
+STAGES = 3  # steps under way at once, the one at work included, where lanes alone fill the device
 FEW_STAGES = 8  # the same where they do not: memory answers late, and little else runs meanwhile
+LIGHT_STAGES = 16  # of a step with next to nothing to compute, which would wait for it all the same
 PROGRAMS = 4  # that a processor should have
 
 
@@ -23,7 +25,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Config:
-    """One program takes ``block`` lanes with ``warps`` warps and reads ``stages`` steps ahead."""
+    """One program takes ``block`` lanes with ``warps`` warps, and has ``stages`` steps under way at once."""
 
     block: int
     warps: int
@@ -39,14 +41,17 @@ def power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def for_lanes(lanes: int, itemsize: int, device: Device) -> Config:
-    """Wide accesses where lanes fill the device; with fewer, narrower blocks down to a warp with one lane a thread."""
+def for_lanes(lanes: int, itemsize: int, device: Device, narrowest: int = COPIED) -> Config:
+    """Wide accesses where lanes fill the device; with fewer, narrower blocks down to a warp with one lane a thread, or
+    as many as make ``COPIED`` bytes of the ``narrowest`` element that a step reads.
+    """
     widest = WARPS * device.warp * (WIDE // itemsize)
+    least = device.warp * max(1, COPIED // narrowest)
     block = min(widest, power_of_two(lanes))
-    while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
+    while block > least and parts(lanes, block) < PROGRAMS * device.processors:
         block //= 2
-    block = max(block, device.warp)
-    return Config(block, min(WARPS, block // device.warp), STAGES if block == widest else FEW_STAGES)
+    block = max(block, least)
+    return Config(block, min(WARPS, block // least), STAGES if block == widest else LIGHT_STAGES)
 
 
 # The modes of a lane that one thread holds in its registers, by bytes of a number; where a lane has more, threads of a
@@ -64,7 +69,8 @@ def for_modes(lanes: int, modes: int, held: int, device: Device) -> Config:
     while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
         block //= 2
     block = max(block, device.warp)
-    return Config(block, block // device.warp, STAGES if block == WARPS * device.warp else FEW_STAGES)
+    few = FEW_STAGES if modes > 1 else LIGHT_STAGES
+    return Config(block, block // device.warp, STAGES if block == WARPS * device.warp else few)
 
 
 # Time is cut into chunks where a processor would have few threads: into as many as bring it to THREADS_WANTED, each of

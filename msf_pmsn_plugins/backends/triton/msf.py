@@ -27,7 +27,8 @@ KNOWS = frozenset(
         *(f"charge {name!r}" for name in charges.NAMES),
         *(f"reset {name!r}" for name in resets.NAMES),
         *(f"surrogate {name!r}" for name in surrogates.CONSTANTS),
-        *("delayed reset", "states out", "tensor of rates", "tensor of thresholds", "tensor of resets"),
+        *("delayed reset", "undecayed reset at once", "states out"),
+        *("tensor of rates", "tensor of thresholds", "tensor of resets"),
     ]
 )
 
@@ -47,11 +48,12 @@ def msf_forward(
     if x_seq.numel():
         x, v0 = steps_of(x_seq), plain(v)
         numbers = _numbers(parameters, settings, v0)
-        config = for_lanes(v0.numel(), x_seq.element_size(), launch.device_of(v0))
+        size = x_seq.element_size()
+        config = for_lanes(v0.numel(), size, launch.device_of(v0), size)
         written = (s_seq, None if keep == "none" else kept, v_last)
         tensors = (x.seq, v0, plain(lengths), *numbers.tensors, *written)
         counts = (len(x_seq), v0.numel(), _sample(v0), x.distance)
-        compiled = _settings(settings, numbers, config)
+        compiled = _settings(settings, numbers, config) | {"RETAKE": settings.retake}
         grid = (config.programs(v0.numel()),)
         launch.run(forward_kernel, v0, grid, config.warps, (*tensors, *counts), compiled)
     return (
@@ -91,8 +93,10 @@ def msf_backward(
     v = plain(v0)
     walked = _walked(grads, x_seq, parameters, slopes, v)
     numbers = _numbers(parameters, settings, v)
-    config = for_lanes(v.numel(), gx_seq.element_size(), launch.device_of(v))
     gs, gm, *others = (steps.seq for steps in walked)
+    read = (kept, gs, gm, *others)
+    narrowest = min(seq.element_size() for seq in read if seq is not None)
+    config = for_lanes(v.numel(), gx_seq.element_size(), launch.device_of(v), narrowest)
     given = (gs, gm, plain(grads.v), *others, plain(kept), v, plain(lengths), *numbers.tensors)
     counts = (len(kept), v.numel(), _sample(v), *(steps.distance for steps in walked))
     compiled = _settings(settings, numbers, config) | {

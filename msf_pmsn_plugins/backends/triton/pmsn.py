@@ -14,7 +14,7 @@ from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes, state_dtype
 from ..device import Steps, as_laid_out, empty, plain, steps_of
 from . import launch
 from .arguments import check, table
-from .config import CARRY, STAGES, WALK, Chunks, for_gather, for_modes, for_time, power_of_two
+from .config import CARRY, WALK, Chunks, for_gather, for_modes, for_time, power_of_two
 from .kernels import soma, surrogates
 from .kernels.pmsn_adjoint import pmsn_adjoint
 from .kernels.pmsn_chunks import pmsn_carry, pmsn_chunk
@@ -29,7 +29,7 @@ KNOWS = frozenset(
     [
         *(f"reset {name!r}" for name in soma.RESETS),
         *(f"surrogate {name!r}" for name in surrogates.CONSTANTS),
-        "membranes out",
+        *("membranes out", "residuals out"),
     ]
 )
 ADDING = 256  # sums that a program adds at once
@@ -38,7 +38,8 @@ ADDING = 256  # sums that a program adds at once
 def pmsn_forward(
     x_seq: Tensor, state: PMSNState, weights: PMSNWeights, lengths: Tensor | None, settings: PMSNSettings
 ) -> tuple[Tensor, Tensor, Tensor, PMSNState]:
-    """Spikes, the drives of the soma and its membranes (if kept), the final state.
+    """Spikes, the drives of the soma and its membranes (if kept), the final state (or with it the residual of
+    every step, if kept).
 
     Half-precision ``x_seq`` with a float32 state gives half-precision spikes; drives and membranes stay float32.
     """
@@ -47,6 +48,7 @@ def pmsn_forward(
     s_seq = empty(x_seq.shape, x_seq)
     y_seq = empty(x_seq.shape if settings.keep_drive else 0, x_seq, real)
     m_seq = empty(x_seq.shape if settings.keep_membrane else 0, x_seq, real)
+    r_seq = empty((*x_seq.shape[:1], *state.r.shape), state.r) if settings.keep_residual else None
     last = PMSNState(
         state.r.clone(memory_format=torch.contiguous_format),
         state.z.resolve_conj().clone(memory_format=torch.contiguous_format),
@@ -55,12 +57,13 @@ def pmsn_forward(
     if x_seq.numel():
         membranes = m_seq if settings.keep_membrane else None
         if call.chunks.count == 1:
-            call.forward(s_seq, y_seq if settings.keep_drive else None, membranes, last)
+            call.forward(s_seq, y_seq if settings.keep_drive else None, membranes, r_seq, last)
         else:
             drives = y_seq if settings.keep_drive else empty(x_seq.shape, x_seq, real)
-            call.forward_in_chunks(s_seq, drives, membranes, last)
+            call.forward_in_chunks(s_seq, drives, membranes, r_seq, last)
     y_seq = as_laid_out(y_seq, x_seq) if settings.keep_drive else y_seq
     m_seq = as_laid_out(m_seq, x_seq) if settings.keep_membrane else m_seq
+    last = last if r_seq is None else last._replace(r=r_seq)
     return as_laid_out(s_seq, x_seq), y_seq, m_seq, last
 
 
@@ -188,19 +191,33 @@ class _Call:
             shape["STAGES"] = config.stages
         launch.run(kernel, r, (config.programs(count),), config.warps, args, {**settings, **shape})
 
-    def forward(self, s_seq: Tensor, y_seq: Tensor | None, m_seq: Tensor | None, last: PMSNState) -> None:
-        tensors = (self.x.seq, *self.state, *self.weights, self.lengths, self.numbers, s_seq, y_seq, m_seq)
-        ends = (last.r, _pairs(last.z))
-        args = (*tensors, *ends, *self.shape, self.x.distance)
+    def forward(
+        self,
+        s_seq: Tensor,
+        y_seq: Tensor | None,
+        m_seq: Tensor | None,
+        r_seq: Tensor | None,
+        last: PMSNState,
+    ) -> None:
+        tensors = (self.x.seq, *self.state, *self.weights, self.lengths, self.numbers)
+        written = (s_seq, y_seq, m_seq, r_seq, last.r, _pairs(last.z))
+        args = (*tensors, *written, *self.shape, self.x.distance)
         self.each(forward_kernel, self.lanes, args, {**self.rows, **self.soma})
 
-    def forward_in_chunks(self, s_seq: Tensor, drives: Tensor, m_seq: Tensor | None, last: PMSNState) -> None:
+    def forward_in_chunks(
+        self,
+        s_seq: Tensor,
+        drives: Tensor,
+        m_seq: Tensor | None,
+        r_seq: Tensor | None,
+        last: PMSNState,
+    ) -> None:
         z = self.state.z
         starts = empty((self.chunks.count, *z.shape), z)
         self.walk(None, ends=starts)
         self.carry(starts, z, end=_pairs(last.z))
         self.walk(starts, drives=drives)
-        tensors = (drives, self.state.r, self.lengths, self.numbers, s_seq, m_seq, last.r)
+        tensors = (drives, self.state.r, self.lengths, self.numbers, s_seq, m_seq, r_seq, last.r)
         counts = (self.steps, self.lanes, self.channels * self.positions)
         self.each(pmsn_soma, self.lanes, (*tensors, *counts), self.soma, alone=True)
 
@@ -365,7 +382,7 @@ class _Backward:
             "CHUNKED": call.chunks.count > 1,
             "HIGH": blocks.high,
             "WIDE": blocks.wide,
-            "STAGES": STAGES,
+            "STAGES": blocks.config.stages,
         }
         grid = (blocks.across, blocks.rows)
         launch.run(pmsn_gather, r, grid, blocks.config.warps, (*tensors, *counts), settings)

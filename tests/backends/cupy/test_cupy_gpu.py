@@ -86,7 +86,7 @@ def test_msf_has_the_bits_of_the_cpu(case):
             assert_close(grad, ref.to(grad.dtype), "adjoint", case.state_dtype)
 
 
-@pytest.mark.parametrize("modes", [0, 1, 4, 5, 16])
+@pytest.mark.parametrize("modes", [0, 1, 4, 5, 16, 40])
 @pytest.mark.parametrize("reset_mode", ["floor", "serial", "none", "cumulative"])
 def test_pmsn_in_double_is_the_cpu(reset_mode, modes):
     case = PMSNCase(modes, reset_mode, dtype=torch.float64, lanes=(64, 32, 2), steps=32, lengths=True)

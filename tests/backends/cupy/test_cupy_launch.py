@@ -66,8 +66,6 @@ def test_what_no_kernel_has_is_refused(monkeypatch):
                 *(MSFGrads(p["gs_seq"], None, None), p["x_seq"], p["x_seq"], p["v"]),
                 *(MSFParameters(), None, None, settings),
             )
-    with pytest.raises(ValueError, match="up to 16 modes, this PMSN has 17"):
-        pmsn_forward("cupy", PMSNCase(), pmsn_problem(PMSNCase(modes=17)))
     with pytest.raises(ValueError, match="needs reset_mode 'floor', got 'serial'"):
         pmsn_forward("cupy", PMSNCase(reset_mode="serial", fixed=True), pmsn_problem(PMSNCase()))
     with pytest.raises(ValueError, match="charge 'lif' has no gradient to its rate"):

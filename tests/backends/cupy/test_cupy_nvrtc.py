@@ -91,6 +91,15 @@ def test_published_settings(architecture):
         gate(pmsn("pmsn_chunk", file=file, CHUNKED=1), architecture, CEILING)
 
 
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+def test_more_modes_than_anybody_published(architecture):
+    for name in ("pmsn_forward", "pmsn_gather"):
+        gate(pmsn(name, 32), architecture, HIGH_CEILING)
+        assert (
+            binaries(pmsn(name, 70), architecture)[name].registers <= HIGH_CEILING
+        )  # it compiles, and spills
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("io", ["FLOAT", "DOUBLE", "HALF", "BFLOAT16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import mmap
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,13 +18,13 @@ from shim.cases import (
     pmsn_forward,
     pmsn_problem,
 )
+from shim.large import Large, contents
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned")]
 
 LANES = 2048  # of the small launch: whole blocks of every kernel
 TIMES = 2**21 + 1  # the large one has as many lanes: just over 2**32
 GROWS = ("lanes", "leads", "rows")  # the numbers that grow with them, and the distances between steps
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named since Python 3.13
 
 CASES = {
     "MSF, 16 bytes": MSFCase(
@@ -53,32 +50,6 @@ def record(case, shim, monkeypatch) -> list[Launch]:
     return [one for one in shim.launches if one.kernel.name != "pmsn_parameters"]  # which knows no lanes
 
 
-class Large:
-    """The memory of a tensor with TIMES as many lanes, or rows of sums; the last of them are those of the tensor."""
-
-    def __init__(self, tensor: Tensor, grows: int) -> None:
-        axis = tensor.shape.index(grows) if grows in tensor.shape else None
-        outer = 1 if axis is None else math.prod(tensor.shape[:axis])
-        times = 1 if axis is None else TIMES
-        # Pages that nobody touches take no memory.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
-        self.map = mmap.mmap(-1, max(1, tensor.numel() * tensor.element_size() * times), flags=flags)
-        whole = torch.frombuffer(self.map, dtype=torch.uint8)[
-            : tensor.numel() * tensor.element_size() * times
-        ]
-        self.all = whole
-        self.end = whole.view(outer, times, -1)[:, -1] if tensor.numel() else whole.view(1, -1)
-        self.end.copy_(contents(tensor).view(self.end.shape))
-
-
-def contents(tensor: Tensor) -> Tensor:
-    return (
-        torch.frombuffer(bytearray(memory(tensor).raw), dtype=torch.uint8)
-        if tensor.numel()
-        else torch.empty(0)
-    )
-
-
 def restore(one: Launch) -> None:
     for arg, before in zip(one.args, one.before, strict=True):
         if before:
@@ -96,7 +67,7 @@ def enlarged(one: Launch) -> tuple[list, dict[int, Large]]:
     for name, arg in given.items():
         if isinstance(arg, Tensor):
             grows = int(given["rows"]) if name == "partial" else LANES
-            part = parts.setdefault(arg.data_ptr(), Large(arg, grows))
+            part = parts.setdefault(arg.data_ptr(), Large(arg, grows, TIMES))
             args.append(part.all)
         elif arg is not None and (name in GROWS or (name.endswith("_step") and arg == LANES)):
             args.append(type(arg)(int(arg) * TIMES))

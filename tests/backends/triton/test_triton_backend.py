@@ -84,18 +84,22 @@ def test_cupy_by_name_on_rocm(monkeypatch, working):
         on_cuda("cupy")
 
 
-def test_everything_is_known(monkeypatch, working):
-    """No setting of ours makes ``auto`` pass Triton by."""
-    installed(monkeypatch, cupy=False)
-    tensors = MSFParameters(*[torch.ones(())] * 3)
+@pytest.mark.parametrize("cupy", [True, False], ids=["cupy", "triton"])
+def test_everything_is_known(monkeypatch, working, cupy):
+    """No setting of ours makes ``auto`` pass the first backend of a GPU by."""
+    installed(monkeypatch, cupy=cupy)
+    first, tensors = "cupy" if cupy else "triton", MSFParameters(*[torch.ones(())] * 3)
     for charge in CHARGES:
         for reset in RESETS:
-            settings = MSFSettings(charge, (1.0,), reset_mode=reset, reset_delay=True)
-            assert on_cuda(words=asks(settings, tensors)) == "triton"
+            for retake in (False, True):
+                settings = MSFSettings(
+                    charge, (1.0,), reset_mode=reset, reset_delay=not retake, retake=retake
+                )
+                assert on_cuda(words=asks(settings, tensors)) == first
     for reset in RESET_MODES:
-        assert (
-            on_cuda(neuron="pmsn", words=asks(PMSNSettings(reset_mode=reset, keep_membrane=True))) == "triton"
-        )
+        kept = PMSNSettings(reset_mode=reset, keep_membrane=True, keep_residual=True)
+        assert on_cuda(neuron="pmsn", words=asks(kept)) == first
+    assert backends.knows(first, "msf", "states out")
 
 
 def test_what_is_not_known_raises_by_name_and_goes_elsewhere(monkeypatch, working):
@@ -212,11 +216,23 @@ def test_the_shape_of_a_launch_follows_from_sizes():
     """Wide accesses where lanes fill the device, one lane a thread of one warp where they do not."""
     assert config.for_lanes(2**21, 4, DEVICE) == config.Config(512, 4, config.STAGES)
     assert config.for_lanes(2**21, 2, DEVICE) == config.Config(1024, 4, config.STAGES)
-    assert config.for_lanes(2048, 4, DEVICE) == config.Config(32, 1, config.FEW_STAGES)
-    assert config.for_lanes(1, 4, config.Device(132, warp=64)) == config.Config(64, 1, config.FEW_STAGES)
+    assert config.for_lanes(2048, 4, DEVICE) == config.Config(32, 1, config.LIGHT_STAGES)
+    assert config.for_lanes(1, 4, config.Device(132, warp=64)) == config.Config(64, 1, config.LIGHT_STAGES)
+    assert config.for_modes(2048, 4, config.WALK[4], DEVICE) == config.Config(32, 1, config.FEW_STAGES)
+    assert config.for_modes(2048, 1, config.WALK[4], DEVICE) == config.Config(32, 1, config.LIGHT_STAGES)
     assert config.for_modes(2**21, 4, config.WALK[4], DEVICE) == config.Config(128, 4, config.STAGES)
     assert config.for_modes(2**21, 16, config.WALK[8], DEVICE) == config.Config(16, 1, config.STAGES)
     assert config.for_modes(10, 1024, config.GATHER[4], DEVICE).block == 1
+
+
+@pytest.mark.parametrize("lanes", [1, 600, 2048, 2**21])
+@pytest.mark.parametrize("narrowest", [1, 2, 4, 8])
+@pytest.mark.parametrize("warp", [32, 64])
+def test_a_thread_reads_enough_to_read_ahead(lanes, narrowest, warp):
+    """Copies that are under way are of four bytes at least; full programs are as they were."""
+    found = config.for_lanes(lanes, 4, config.Device(132, warp), narrowest)
+    assert found.block // (found.warps * warp) * narrowest >= config.COPIED
+    assert lanes < 2**21 or found == config.for_lanes(lanes, 4, config.Device(132, warp))
 
 
 @pytest.mark.parametrize("lanes", [1, 31, 33, 600, 2**21 + 1, 2**33])

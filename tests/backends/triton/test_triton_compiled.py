@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -82,12 +84,27 @@ def test_published_settings(monkeypatch, architecture, processors):
             gate(one, architecture)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("steps", [4, 9], ids=["whole", "chunks"])
+def test_residuals_of_every_step(monkeypatch, architecture, steps):
+    monkeypatch.setattr(config, "LEAST_STEPS", 3)
+    monkeypatch.setattr(config, "LEAST_CHUNKS", 3)
+    seen = recorded(monkeypatch, architecture)
+    case = PMSNCase(4, steps=steps, lanes=(8, 128, 1), lengths=True)
+    pmsn_forward("triton", case, pmsn_problem(case), residuals=True)
+    assert dict(seen[-1].signature)["r_seq"] == "*fp32"
+    gate(seen[-1], architecture)
+
+
 WIDEST = {"learned": "lanes", "threshold": "lanes", "lengths": True, "grad_membrane": True}
 RICH_MSF = [
     MSFCase("plif", "soft", "gaussian", 4, amount="lanes", detach=False, **WIDEST),
     MSFCase("plif_decay_input", "soft", "sigmoid", 7, amount="one", delay=True, **WIDEST),
     MSFCase("decay", "hard", "atan", 2, slopes=True, detach=False, lengths=True),
     MSFCase("lif", "hard", levels=300, keep="code"),
+    MSFCase(
+        "lif", "soft", "atan", 7, amount="lanes", threshold="one", retake=True, detach=False, lengths=True
+    ),
 ]
 RICH_PMSN = [
     PMSNCase(reset_mode="serial", burst="sawtooth", surrogate="gaussian", lengths=True, grad_membrane=True),
@@ -123,6 +140,7 @@ def test_pmsn_everywhere(monkeypatch, architecture, dtype):
 
 SHORT = [
     MSFCase("decay", "soft", "atan", 2, detach=False),
+    MSFCase("decay", "soft", retake=True),
     MSFCase("lif", "hard", "sigmoid", 2, detach=False),
 ]
 EXACT = [
@@ -215,3 +233,23 @@ def test_steps_are_read_ahead(monkeypatch, architecture):
         for one in launched(monkeypatch, architecture, case):
             if one.name != "pmsn_weights":
                 assert binary(one, architecture).count("cp.async") > 2, one.name
+
+
+FEW = [
+    MSFCase(levels=4, keep="code", shape=(16, 128)),
+    MSFCase(levels=4, keep="code", dtype=F16, shape=(16, 128)),
+    MSFCase(levels=4, dtype=F16, shape=(16, 128)),
+    PMSNCase(4, lanes=(16, 128, 1), grad_drive=False),
+]
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_with_few_lanes_no_step_waits_for_what_it_reads(monkeypatch, architecture):
+    """All loads are from shared memory there, those of bytes and halves too."""
+    for case in FEW:
+        for one in launched(monkeypatch, architecture, case, processors=132):
+            found = binary(one, architecture)
+            if one.name != "pmsn_weights":
+                (loop,) = re.findall(r"Inner Loop Header(.*?)bra", found.text, re.DOTALL)
+                assert "cp.async.wait_group" in loop, one.name
+                assert "ld.global" not in loop, one.name

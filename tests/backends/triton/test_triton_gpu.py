@@ -18,6 +18,7 @@ from shim.cases import (
     pmsn_backward,
     pmsn_forward,
     pmsn_problem,
+    soma_loop,
 )
 from tolerances import assert_close, assert_same
 
@@ -56,9 +57,16 @@ MSF_CASES = [
     )
     for i, charge in enumerate(CHARGES)
 ]
+MSF_CASES += [
+    MSFCase("decay", "soft", retake=True, detach=False, shape=(16, 4096), lengths=True),
+    MSFCase(keep="code", steps=100, shape=(16, 128)),  # few lanes, which read bytes and halves ahead
+    MSFCase(keep="code", dtype=torch.float16, steps=100, shape=(5, 333), lengths=True),
+]
 
 
-@pytest.mark.parametrize("case", MSF_CASES, ids=lambda case: f"{case.charge}-{case.reset_mode}-{case.dtype}")
+@pytest.mark.parametrize(
+    "case", MSF_CASES, ids=lambda case: f"{case.charge}-{case.reset_mode}-{case.dtype}-{case.keep}"
+)
 def test_msf_has_the_bits_of_the_cpu(case):
     # Torch on CUDA divides by a scalar through its reciprocal, so the reference is torch on the CPU.
     p = msf_problem(case)
@@ -92,10 +100,13 @@ def test_pmsn_is_near_the_cpu_in_double(case):
         else value.to(torch.promote_types(value.dtype, torch.float64))
         for key, value in p.items()
     }
-    _, y, _, _, z = back(pmsn_forward("triton", case, move(p)))
+    _, y, _, r, z = back(pmsn_forward("triton", case, move(p)))
     _, y_ref, _, _, z_ref = pmsn_forward("torch", case, double)
     assert_close(y, y_ref, "drive", case.dtype)
     assert_close(z, z_ref, "drive", case.dtype)
+    *_, residuals, _ = back(pmsn_forward("triton", case, move(p), residuals=True))
+    assert_same(residuals[-1], r)
+    assert_same(residuals, soma_loop(case, p, y)[2])
     grads = back(pmsn_backward("triton", case, move(p), y.cuda()))
     for one, two in zip(grads, pmsn_backward("torch", case, double, y.double()), strict=True):
         assert_close(one, two, "pmsn_adjoint", case.dtype)

@@ -33,6 +33,7 @@ def msf_forward(
     CHARGE: tl.constexpr,
     RESET: tl.constexpr,
     DELAY: tl.constexpr,
+    RETAKE: tl.constexpr,
     LEVELS: tl.constexpr,
     KEEP: tl.constexpr,
     RATE_STEP: tl.constexpr,
@@ -44,7 +45,8 @@ def msf_forward(
     """``x_seq`` -> counts ``s_seq``, ``kept``, ``v_last``.
 
     ``rates``, ``firsts``, ``resets``: the rate of the charge, the first threshold, the amount of a soft reset; None,
-    one value (step 0), or one a lane (step 1). ``lengths``: one for each sample of ``sample`` lanes, or None.
+    one value (step 0), or one a lane (step 1). ``lengths``: one for each sample of ``sample`` lanes, or None. RETAKE:
+    what a state still fires is subtracted first, undecayed.
     """
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < lanes
@@ -73,11 +75,17 @@ def msf_forward(
         m = charge(CHARGE, x, before, rate, r, scale)
         if DELAY and RESET == "soft":
             m = after_reset(RESET, m, last > 0, last, r, amount)
+        if RETAKE:
+            taken = count(v, theta0, theta1, theta2, theta3, numbers, first, LEVELS)
+            m = after_reset(RESET, m, taken > 0, taken, r, amount)
         s = count(m, theta0, theta1, theta2, theta3, numbers, first, LEVELS)
         fired = m >= theta0
         after = m
         if not DELAY:
-            after = after_reset(RESET, m, fired, s, r, amount)
+            if RETAKE:
+                after = after_reset(RESET, m, s != taken, s - taken, r, amount)
+            else:
+                after = after_reset(RESET, m, fired, s, r, amount)
         k = m
         if KEEP == "code":
             k = windows(m, theta0, theta1, theta2, theta3, numbers, first, LEVELS)

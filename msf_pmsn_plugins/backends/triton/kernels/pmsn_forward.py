@@ -24,6 +24,7 @@ def pmsn_forward(
     s_seq,
     y_seq,
     m_seq,
+    r_seq,
     r_last,
     z_last,
     steps,
@@ -38,7 +39,8 @@ def pmsn_forward(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``x_seq`` -> spikes ``s_seq``, drives ``y_seq`` and membranes ``m_seq`` (None: nobody asks), last r and z.
+    """``x_seq`` -> spikes ``s_seq``, drives ``y_seq``, membranes ``m_seq`` and residuals ``r_seq`` (None: nobody asks),
+    last r and z.
 
     ``lengths``: one for each leading index l, or None.
     """
@@ -77,6 +79,8 @@ def pmsn_forward(
             tl.store(y_seq + at, y.to(y_seq.dtype.element_ty), mask=inside)
         if m_seq is not None:
             tl.store(m_seq + at, m.to(m_seq.dtype.element_ty), mask=inside)
+        if r_seq is not None:
+            tl.store(r_seq + at, r, mask=inside)
     tl.store(r_last + lane, r, mask=inside)
     save_pairs(z_last, lane, inside, zr, zi, COUNT, MODES)
 
@@ -89,6 +93,7 @@ def pmsn_soma(
     numbers,
     s_seq,
     m_seq,
+    r_seq,
     r_last,
     steps,
     lanes,
@@ -98,7 +103,7 @@ def pmsn_soma(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The soma alone, for drives made in chunks: ``y_seq`` -> ``s_seq``, ``m_seq`` (may be None), last r.
+    """The soma alone, for drives made in chunks: ``y_seq`` -> ``s_seq``, ``m_seq`` and ``r_seq`` (may be None), last r.
 
     ``y_seq`` becomes 0 beyond the lengths.
     """
@@ -118,4 +123,6 @@ def pmsn_soma(
         tl.store(s_seq + at, tl.where(runs, s, 0.0).to(s_seq.dtype.element_ty), mask=inside)
         if m_seq is not None:
             tl.store(m_seq + at, tl.where(runs, v * theta, 0.0).to(m_seq.dtype.element_ty), mask=inside)
+        if r_seq is not None:
+            tl.store(r_seq + at, r, mask=inside)
     tl.store(r_last + lane, r, mask=inside)

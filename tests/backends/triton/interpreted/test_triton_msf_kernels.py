@@ -9,7 +9,8 @@ from covering import label, pairwise
 from msf_pmsn_plugins.backends.triton import config, launch
 from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.surrogate import SURROGATES
-from shim.cases import MSFCase, check_msf, msf_problem, views
+from shim.cases import MSFCase, check_msf, laid_out, msf_problem
+from shim.crossed import LAYOUTS, LENGTHS
 from shim.edges import check_nan_and_inf, check_padding
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("poisoned", "launches")]
@@ -23,15 +24,16 @@ FACTORS = {
     "levels": ["1", "2", "4", "7"],
     "dtype": list(DTYPES),
     "keep": ["membrane", "code"],
-    "through": ["detached", "attached", "delayed"],
+    "through": ["detached", "attached", "delayed", "retaken", "retaken-attached"],
     "slopes": ["named", "given"],
     "rate": ["number", "one", "lanes"],
     "threshold": ["number", "one", "lanes"],
     "amount": ["number", "one", "lanes"],
-    "lengths": ["whole", "lengths"],
+    "lengths": LENGTHS,
     "gm": ["", "gm"],
     "shape": list(SHAPES),
-    "view": ["plain", "odd", "gap", "turned", "repeated"],
+    "layout": LAYOUTS,
+    "states": ["plain", "odd", "lazy"],
     "steps": ["1", "2", "6"],
 }
 
@@ -42,9 +44,11 @@ def possible(case):
         return False
     if case["amount"] != "number" and case["reset"] != "soft":
         return False
+    if "retaken" in case["through"] and case["reset"] != "soft":
+        return False
     if case["keep"] == "code":
         rectangle = case["surrogate"] == "rectangular" and case["slopes"] == "named" and not case["gm"]
-        return rectangle and case["through"] != "attached" and numbers == ("number",) * 3
+        return rectangle and "attached" not in case["through"] and numbers == ("number",) * 3
     return True
 
 
@@ -56,13 +60,14 @@ def built(case):
     return MSFCase(
         *(case["charge"], case["reset"], case["surrogate"], int(case["levels"]), DTYPES[case["dtype"]]),
         keep=case["keep"],
-        detach=case["through"] != "attached",
+        detach="attached" not in case["through"],
         learned=rate,
         threshold=threshold,
         amount=amount,
         delay=case["through"] == "delayed",
+        retake="retaken" in case["through"],
         slopes=case["slopes"] == "given",
-        lengths=case["lengths"] == "lengths",
+        lengths=case["lengths"] != "whole",
         grad_membrane=bool(case["gm"]),
         v_reset=-0.25 if case["reset"] == "hard" else 0.0,
         steps=int(case["steps"]),
@@ -73,12 +78,9 @@ def built(case):
 @pytest.mark.parametrize("case", pairwise(FACTORS, possible), ids=label)
 def test_crossed(case):
     made = built(case)
-    p = msf_problem(made)
-    if case["view"] != "plain":
-        for key in ("x_seq", "gs_seq", "gm_seq"):
-            p[key] = views(p[key])[case["view"]]
-        for key in ("v", "gv"):
-            p[key] = views(p[key][None])["odd"][0]
+    odd = ("v", "gv") if case["states"] == "odd" else ()
+    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    p = laid_out(msf_problem(made), case["layout"], odd, lazy, strided)
     check_msf(made, p, backend="triton")
 
 

@@ -8,7 +8,8 @@ import torch
 from covering import label, pairwise
 from msf_pmsn_plugins.backends.triton import config, launch
 from msf_pmsn_plugins.surrogate import SURROGATES
-from shim.cases import PMSNCase, check_pmsn, pmsn_backward, pmsn_forward, pmsn_problem, views
+from shim.cases import STATES, PMSNCase, check_pmsn, laid_out, pmsn_backward, pmsn_forward, pmsn_problem
+from shim.crossed import DTYPES, LAYOUTS, LENGTHS
 from shim.edges import check_fixed_chunks, check_lengths_out_of_range, check_lost_lanes
 from tolerances import assert_close, assert_same
 
@@ -20,22 +21,21 @@ FACTORS = {
     "reset": ["floor", "fixed", "serial", "none", "cumulative"],
     "burst": ["", "nearest", "sawtooth"],
     "surrogate": list(SURROGATES),
-    "dtype": ["f32", "f64"],
-    "lengths": ["whole", "lengths"],
+    "dtype": list(DTYPES),
+    "lengths": LENGTHS,
     "gy": ["", "gy"],
     "gm": ["", "gm"],
     "slopes": ["named", "given"],
     "lanes": list(LANES),
-    "view": ["plain", "odd", "gap", "turned", "repeated"],
+    "layout": LAYOUTS,
+    "states": ["plain", "odd", "lazy", "strided"],
     "time": ["whole", "chunks"],
 }
 
 
 def possible(case):
     # The saw jumps at every threshold: a rounding there is a threshold of its width.
-    if case["burst"] == "sawtooth" and case["dtype"] == "f32":
-        return False
-    return case["time"] == "whole" or (case["modes"] != "0" and case["reset"] != "fixed")
+    return case["burst"] != "sawtooth" or case["dtype"] == "f64"
 
 
 @pytest.mark.parametrize("case", pairwise(FACTORS, possible), ids=label)
@@ -47,8 +47,8 @@ def test_crossed(case, monkeypatch, launches):
         burst=case["burst"],
         fixed=fixed,
         surrogate=case["surrogate"],
-        dtype=torch.float64 if case["dtype"] == "f64" else torch.float32,
-        lengths=case["lengths"] == "lengths",
+        dtype=DTYPES[case["dtype"]],
+        lengths=case["lengths"] != "whole",
         grad_drive=bool(case["gy"]),
         grad_membrane=bool(case["gm"]),
         slopes=case["slopes"] == "given",
@@ -59,16 +59,16 @@ def test_crossed(case, monkeypatch, launches):
         monkeypatch.setattr(config, "LEAST_STEPS", 2)
         monkeypatch.setattr(config, "LEAST_CHUNKS", 2)
         monkeypatch.setattr(launch, "INTERPRETED", config.Device(processors=132))
-    p = pmsn_problem(made)
-    if case["view"] != "plain":
-        for key in ("x_seq", "gs_seq", "gy_seq", "gm_seq"):
-            p[key] = p[key] if p[key] is None else views(p[key])[case["view"]]
-        p["e"], p["gz"] = p["e"].conj().resolve_conj().conj(), p["gz"].conj().resolve_conj().conj()
+    odd = STATES if case["states"] == "odd" else ()
+    lazy, strided = case["states"] == "lazy", case["lengths"] == "strided"
+    p = laid_out(pmsn_problem(made), case["layout"], odd, lazy, strided)
+    if case["states"] == "strided":
         p["w"], p["d"] = p["w"].t().contiguous().t(), p["d"][:1].expand(p["d"].shape)
     if case["modes"] == "0":  # a soma alone that gets one drive again and again must reach the threshold
         p["d"] = torch.ones_like(p["d"])
     check_pmsn(made, p, backend="triton")
-    assert any(name == "pmsn_carry" for name, *_ in launches) == (case["time"] == "chunks")
+    cut = case["time"] == "chunks" and case["modes"] != "0" and not fixed
+    assert any(name == "pmsn_carry" for name, *_ in launches) == cut
 
 
 @pytest.mark.parametrize(

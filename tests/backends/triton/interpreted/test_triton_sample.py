@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msf_pmsn_plugins.neurons import MSF, PMSN
+from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from shim.cases import (
     MSFCase,
     PMSNCase,
@@ -33,6 +33,7 @@ MSF_CASES = {
     ),
     "bytes": MSFCase("lif", levels=3, dtype=torch.bfloat16, keep="code", lengths=True),
     "delayed": MSFCase("lif_product", "soft", "atan", delay=True, dtype=torch.float64, lengths=True),
+    "retaken": MSFCase("decay", "soft", "atan", 5, retake=True, detach=False, amount="lanes", lengths=True),
 }
 
 
@@ -48,6 +49,10 @@ def test_msf_in_a_view(case):
 @pytest.mark.parametrize("reset_mode", ["hard", "soft", "none"])
 def test_states_come_out_of_every_step(reset_mode, delay):
     check_states(MSFCase(reset_mode=reset_mode, delay=delay, lengths=True), "triton")
+
+
+def test_states_come_out_of_an_undecayed_reset():
+    check_states(MSFCase(reset_mode="soft", retake=True, lengths=True), "triton")
 
 
 PMSN_CASES = {
@@ -100,3 +105,36 @@ def test_a_neuron_trains(make):
     for one, two in zip(*results, strict=True):
         assert_close(one, two, "residual")
         assert one.stride() == two.stride()
+
+
+TRAJECTORIES = {
+    "retake": lambda **how: MSF(
+        D=2, decay=0.5, reset_mode="soft", retake=True, detach_reset=False, surrogate="atan", **how
+    ),
+    "floor": lambda **how: PMSN(6, **how),
+    "cumulative": lambda **how: PMSN(6, reset_mode="cumulative", **how),
+    "parallel-if": lambda **how: ParallelIF(**how),
+}
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("make", TRAJECTORIES.values(), ids=list(TRAJECTORIES))
+def test_the_states_of_every_step_and_their_gradients(make, launches):
+    """In double, where the last bits of a drive move no spike."""
+    x_seq = torch.randn(5, 3, 6, dtype=torch.float64).mul(4)
+    ours, theirs = make(backend="triton").double(), make(backend="torch").double()
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for neuron in (ours, theirs):
+        x = x_seq.clone().requires_grad_()
+        s_seq, last, kept = neuron.trajectory(x, lengths=torch.tensor([0, 5, 3]))
+        parts = [s_seq, *last, *kept.values()]
+        loss = sum((part.abs() ** 2).sum() for part in parts if part.requires_grad)
+        results.append([*parts, *torch.autograd.grad(loss, [x, *neuron.parameters()], allow_unused=True)])
+        with torch.no_grad():
+            results[-1] += neuron.trajectory(x, lengths=torch.tensor([0, 5, 3]))[2].values()
+    assert launches
+    for one, two in zip(*results, strict=True):
+        assert (one is None) == (two is None)
+        if one is not None:
+            assert_close(one, two, "pmsn_adjoint")

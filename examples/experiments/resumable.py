@@ -1,0 +1,247 @@
+"""Experiments that take hours: every row is written as it finishes, and the same command goes on after the last one.
+
+A resumable experiment yields a :class:`Job` for each row from ``jobs(options)``, its ``runs`` is that of this module,
+and it ends with ``resumable.main``. With ``--json FILE`` the report in FILE grows row by row; a training that keeps its
+place (:class:`Training`) does so in a hidden file beside it. A report of other sources or settings is not continued.
+"""
+
+import argparse
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import common
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import provenance  # noqa: E402
+
+
+class Checkpoint:
+    """The place of one unfinished training, in one file; without a path nothing is kept.
+
+    Args:
+        path: of the file.
+        of: what is trained, with which settings and sources; the place of anything else is not taken up.
+    """
+
+    def __init__(self, path: Path | None = None, of: str = ""):
+        self.path = path
+        self.of = of
+
+    def read(self) -> dict[str, Any] | None:
+        """What was kept of this training, or None."""
+        if self.path is None or not self.path.exists():
+            return None
+        kept = torch.load(self.path, weights_only=True)
+        if kept["of"] != self.of:
+            print(f"{self.path} is of another training, which is not continued")
+            return None
+        return kept
+
+    def write(self, state: dict[str, Any]) -> None:
+        if self.path is not None:
+            part = self.path.with_name(f"{self.path.name}.part")
+            torch.save({"of": self.of, **state}, part)
+            part.replace(self.path)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Training:
+    """A training that can stop between two parts (epochs, say) and go on to the same bits."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    order: torch.Generator
+    """Draws the batches."""
+    done: int = 0
+    """Parts so far."""
+    seconds: float = 0.0
+    """Of CPU, over all starts."""
+
+    def run(self, parts: int, part: Callable[[], None], checkpoint: Checkpoint) -> None:
+        """Call ``part`` until ``parts`` of them are done, those of earlier starts included."""
+        kept = checkpoint.read()
+        if kept is not None:
+            self.restore(kept)
+        self.model.train()
+        while self.done < parts:
+            start = time.process_time()
+            part()
+            self.seconds += time.process_time() - start
+            self.done += 1
+            checkpoint.write(self.state())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "order": self.order.get_state(),
+            "random": torch.get_rng_state(),  # dropout draws from it
+            "done": self.done,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        self.done, self.seconds = state["done"], state["seconds"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row: ``labels`` tell it from all others, ``run`` measures the rest of it."""
+
+    labels: dict[str, Any]
+    run: Callable[[Checkpoint], dict[str, Any]]
+
+
+def rows(jobs: Iterator[Job]) -> Iterator[dict[str, Any]]:
+    """All rows at one go, kept nowhere: the ``runs`` of an experiment."""
+    for job in jobs:
+        yield {**job.labels, **job.run(Checkpoint())}
+
+
+class Report:
+    """The file of an experiment, which grows by a row at a time.
+
+    Raises:
+        SystemExit: the file holds rows of other sources or settings, or the sources change while it grows.
+    """
+
+    def __init__(self, path: Path, experiment: ModuleType, options: common.Options):
+        self.path = path
+        self.experiment = experiment
+        self.options = options
+        self.table = f"experiments/{Path(experiment.__file__ or '').stem}"
+        self.machine = provenance.Machine.here()
+        self.sources = provenance.digest(self.table)
+        self.plan = [job.labels for job in experiment.jobs(options)]
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.cpus = {self.machine.cpu}
+        if path.exists():
+            self.take_over(json.loads(path.read_text()))
+
+    def take_over(self, before: dict[str, Any]) -> None:
+        """Go on with the rows of an earlier start."""
+        was, now = settings(before), settings(self.as_dict())
+        changed = [f"{name} {was[name]}, now {now[name]}" for name in now if was[name] != now[name]]
+        if changed:
+            raise SystemExit(
+                f"{self.path} holds rows of other sources or settings ({'; '.join(changed)}) and is not continued: "
+                "move it away, or name another file with --json"
+            )
+        self.rows, self.seconds = before["rows"], before["seconds"]
+        self.cpus |= set(before["measured"]["cpu"].split(" and "))
+
+    def has(self, labels: dict[str, Any], instructions: str) -> bool:
+        """Is there a row with these labels, measured with this instruction set?"""
+        wanted = {**labels, "instructions": instructions}
+        return any({**row, **wanted} == row for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write the file anew with one row more, in the order of the plan."""
+        if provenance.digest(self.table) != self.sources:
+            raise SystemExit(
+                f"the sources of {self.table} changed while it was measured; {self.path} is as before"
+            )
+        self.rows.append({**row, "instructions": self.machine.instructions})
+        self.rows.sort(key=self.place)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        part.replace(self.path)
+
+    def place(self, row: dict[str, Any]) -> int:
+        """Of a row in the plan; rows that were asked for at an earlier start alone come last."""
+        found = (i for i, labels in enumerate(self.plan) if {**row, **labels} == row)
+        return next(found, len(self.plan))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the file holds: as of any experiment, with what was measured and which rows are missing."""
+        names = {**vars(self.experiment), "runs": lambda _options: iter(self.rows)}
+        with redirect_stdout(io.StringIO()):
+            report = common.report(SimpleNamespace(**names), self.options)
+        report["seconds"] = round(self.seconds + time.process_time(), 1)
+        sets = sorted({row["instructions"] for row in self.rows} | {self.machine.instructions})
+        report["measured"] = {
+            "commit": self.machine.commit,
+            "cpu": " and ".join(sorted(self.cpus)),
+            "instructions": sets,
+            "threads": report["threads"],
+            "sources": self.sources,
+        }
+        everything = [(labels, name) for name in sets for labels in self.plan]
+        missing = [
+            {**labels, "instructions": name} for labels, name in everything if not self.has(labels, name)
+        ]
+        return {**report, **({"unfinished": missing} if missing else {})}
+
+
+def settings(report: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of a report have in common: a report of others is not continued."""
+    return {
+        "sources": report.get("measured", {}).get("sources"),
+        "threads": report.get("threads"),
+        "toy size": "--fast" in report.get("command", ""),
+        "versions": report.get("versions"),
+    }
+
+
+def go_on(experiment: ModuleType, options: common.Options, path: Path) -> None:
+    """Measure the rows that the report in ``path`` lacks."""
+    options = replace(options, seeds=1 if options.fast else options.seeds or experiment.SEEDS)
+    report = Report(path, experiment, options)
+    same = json.dumps([report.machine.instructions, settings(report.as_dict())], sort_keys=True)
+    print(
+        f"{experiment.TITLE}: {len(report.rows)} rows are there, {len(report.plan)} are asked for", flush=True
+    )
+    for job in experiment.jobs(options):
+        if report.has(job.labels, report.machine.instructions):
+            continue
+        of = f"{json.dumps(job.labels, sort_keys=True)} {same}"
+        checkpoint = Checkpoint(path.with_name(f".{path.stem}.checkpoint"), of)
+        row = {**job.labels, **job.run(checkpoint)}
+        report.add(row)
+        checkpoint.remove()
+        print(f"  {', '.join(f'{name} {value}' for name, value in job.labels.items())}", flush=True)
+    print(common.table(experiment, report.rows), flush=True)
+
+
+def main(experiment: ModuleType) -> None:
+    """The command line of a resumable experiment; its ``PUBLISHED`` says what ``--published`` is a clone of."""
+    parser = argparse.ArgumentParser(
+        description=experiment.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # of --published
+    )
+    common.add_arguments(parser)
+    parser.add_argument("--published", type=Path, help=getattr(experiment, "PUBLISHED", argparse.SUPPRESS))
+    parser.add_argument(
+        "--json", type=Path, help="the report: written row by row, and continued where it ends"
+    )
+    args = parser.parse_args()
+    options = common.options_of(args)
+    if args.json is None:
+        common.report(experiment, options)
+    else:
+        go_on(experiment, options, args.json)
