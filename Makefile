@@ -12,7 +12,7 @@ OLD              := $(VENV)/published
 OLD_STAMP        := $(OLD)/.spikingjelly-$(OLD_SPIKINGJELLY)-snntorch-$(OLD_SNNTORCH)
 HOST_TESTS       := $(addprefix tests/,spikingjelly snntorch swap adapters test_state_dict.py)
 
-# The oldest torch, and what needs no framework there. Its wheels bring CUDA on Linux, some gigabytes: no part of .ci/run.
+# The oldest torch, with the newer of both frameworks. Its wheels bring CUDA on Linux, some gigabytes: no part of .ci/run.
 FLOOR       := $(VENV)/torch-2.6
 FLOOR_STAMP := $(FLOOR)/.installed
 FLOOR_TESTS := $(addprefix tests/,neurons test_surrogate.py project/test_torch_integration.py project/test_export_steps.py)
@@ -115,7 +115,9 @@ $(FLOOR_STAMP):
 	@rm -rf $(FLOOR)
 	@$(PYTHON) -m venv $(FLOOR)
 	@PYTHONWARNINGS=ignore $(FLOOR)/bin/python -m pip --disable-pip-version-check -q install \
-		'torch==2.6.*' numpy numba mpmath 'pytest>=8.2' 'hypothesis>=6.100'
+		'torch==2.6.*' numpy numba mpmath 'pytest>=8.2' 'hypothesis>=6.100' loguru
+	@PYTHONWARNINGS=ignore $(FLOOR)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
+		spikingjelly==2.0.0 snntorch==1.0.0
 	@touch $@
 
 $(CUPY_12_STAMP): $(VENV)/.pip

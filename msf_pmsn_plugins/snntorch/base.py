@@ -34,8 +34,17 @@ RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
 
-def checked(name: str, value: float | Tensor, fits: Callable[[Any], Any], what: str) -> float | Tensor:
+def several(value: Any) -> Any:
+    """``value``; of a list or an array of numbers, which ``Leaky`` takes too, a tensor of them."""
+    if isinstance(value, Tensor) or not (isinstance(value, list | tuple) or getattr(value, "ndim", False)):
+        return value
+    numbers = torch.as_tensor(value)
+    return numbers if numbers.is_floating_point() else numbers.to(torch.get_default_dtype())
+
+
+def checked(name: str, value: Any, fits: Callable[[Any], Any], what: str) -> float | Tensor:
     """``value`` as a number, or a tensor that broadcasts against one step; it is not learned."""
+    value = several(value)
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name} is not learned here: ask for learn_{name}=True where it is known")
@@ -382,7 +391,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         if self.surrogate_disable:
             spk = spk.detach()
         spk = self._graded(spk)
-        self.__dict__["mem"] = after  # nn.Module would look at it from all sides
+        if torch.compiler.is_compiling():  # the tracer of torch 2.6 knows attributes alone
+            self.mem = after
+        else:
+            self.__dict__["mem"] = after  # nn.Module would look at it from all sides
         if again is not self._left_by:
             self._left_by = again
         return spk if self.init_hidden and not self.output else (spk, after)
@@ -478,16 +490,14 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     ) -> None:
         refuse_newer(self, prefix, local_metadata, error_msgs)
         add_prefix(state_dict, prefix, self.neuron)
-        words = {number: word for word, number in snn.SpikingNeuron.reset_dict.items()}
+        overruled = self._overruled(state_dict, prefix)
         for name in ("reset_mechanism_val", *self.host_numbers):
             if prefix + name not in state_dict:
                 continue  # snnTorch's own entries are not demanded: a state dict of the held neuron is complete
             value = state_dict.pop(prefix + name)
             try:
-                if name == "reset_mechanism_val":
-                    self.reset_mechanism = words.get(int(value), value)
-                else:
-                    setattr(self, name, value)
+                if name not in overruled:
+                    self._take(name, value)
             except (ValueError, RuntimeError) as error:
                 error_msgs.append(f"{prefix}{name}: {error}")
                 continue
@@ -501,6 +511,26 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         )
         if prefix + "graded_spikes_factor" in missing_keys and "graded_spikes_factor" in self._buffers:
             missing_keys.remove(prefix + "graded_spikes_factor")
+
+    def _take(self, name: str, value: Tensor) -> None:
+        """Take over one of snnTorch's own entries."""
+        if name == "reset_mechanism_val":
+            words = {number: word for word, number in snn.SpikingNeuron.reset_dict.items()}
+            self.reset_mechanism = words.get(int(value), value)
+        else:
+            setattr(self, name, value)
+
+    def _overruled(self, state_dict: dict[str, Any], prefix: str) -> set[str]:
+        """The entries of a stock neuron that a swap gave other values: loading later must not bring them back.
+
+        A dict of ours is told by its numbers, which are double, or by those of the held neuron.
+        """
+        known = {"reset_mechanism_val", *self.host_numbers}
+        given = [state_dict[prefix + name] for name in known if prefix + name in state_dict]
+        ours = any(value.dtype == torch.float64 for value in given)
+        if self.kept is None or ours or any(name.startswith(f"{prefix}neuron.") for name in state_dict):
+            return set()
+        return known - set(self.stock_entries())
 
     def stock_entries(self) -> dict[str, tuple[str, ...]]:
         """Entries of a stock neuron's state dict that belong here too, each with those of ours that it settles.

@@ -16,7 +16,7 @@ from ..neurons.msf import msf_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..settings import MSFValues
 from ..tensors import MSFParameters
-from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold
+from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold, several
 from .surrogates import GradientOf, SpikeGrad
 
 __all__ = ["MSF", "PMSN", "ParallelIF"]
@@ -30,8 +30,9 @@ class MSF(ShowsMSF, SnnTorchNeuron):
     :meth:`published`. ``mem`` is the membrane before reset, volts, [B, *]; the next step applies the reset.
 
     Args:
-        beta: factor on the membrane per step, in [0, 1]: a number, or a tensor that broadcasts against one step [B, *].
-        threshold: first threshold, volts, a number or a tensor likewise.
+        beta: factor on the membrane per step, in [0, 1]: a number, or a tensor, an array or a list that broadcasts
+            against one step [B, *].
+        threshold: first threshold, volts, a number or several likewise.
         spike_grad: see :class:`SnnTorchNeuron`; None is the host's ``atan()``, ``"published"`` the paper's rectangle of
             half-width ``threshold_step/2``.
         learn_beta: learn the decay, as the sigmoid of ``neuron.decay_logit``; ``beta`` is then its start, in (0, 1).
@@ -99,10 +100,10 @@ class MSF(ShowsMSF, SnnTorchNeuron):
         super().__init__(
             neutral.MSF(
                 D=D,
-                decay=beta if learn_beta else as_beta(beta),
+                decay=several(beta) if learn_beta else as_beta(beta),
                 learn_decay=learn_beta,
                 thresholds=thresholds,
-                v_threshold=threshold if learn_threshold else as_threshold(threshold),
+                v_threshold=several(threshold) if learn_threshold else as_threshold(threshold),
                 threshold_step=threshold_step,
                 reset_mode=RESET_MODES[reset_mechanism],
                 reset_delay=bool(reset_delay),

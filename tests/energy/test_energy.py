@@ -158,6 +158,14 @@ def test_names_of_what_multiplies():
         "matmul",
     ]
     yes += ["_fft_r2c", "_fft_c2c", "_foreach_mul", "linalg_cross", "_cdist_forward"]
+    yes += [
+        "addr",
+        "linalg_inv_ex",
+        "linalg_lu_factor_ex",
+        "_linalg_solve_ex",
+        "_linalg_det",
+        "linalg_matrix_exp",
+    ]
     yes += ["_scaled_dot_product_attention_math", "mkldnn_rnn_layer", "_convolution", "_weight_int8pack_mm"]
     no = [
         "cummax",

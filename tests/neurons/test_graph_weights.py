@@ -1,6 +1,8 @@
 """Weights of PMSN in training: shared by the steps of one graph, and by nothing else."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -240,3 +242,15 @@ def test_weights_that_were_given_out_can_be_changed():
         _, w, _ = neuron.weights()
         w *= 100
         assert_same(neuron.sequence(x, membrane=True)[2], before)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_neuron_that_is_gone_leaves_no_weights(backward):
+    neuron = build_pmsn(channels=3)
+    s, _ = neuron(X.float())
+    if backward:
+        s.sum().backward()
+    kept = weakref.ref(neuron._kept_weights)
+    del neuron, s
+    gc.collect()
+    assert kept() is None

@@ -7,6 +7,7 @@ import pickle
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -711,3 +712,18 @@ def test_no_warning_on_the_usual_path():
         warnings.simplefilter("error")
         MSF.published(init_hidden=True)(randn(2, 6))
         PMSN(6)(randn(2, 6))
+
+
+@pytest.mark.parametrize("as_given", [list, tuple, np.asarray, lambda v: np.asarray(v, dtype=np.float32)])
+@pytest.mark.parametrize("learn", [False, True])
+def test_numbers_come_as_leaky_takes_them(as_given, learn):
+    beta, threshold = as_given([0.9, 0.8, 0.5]), as_given([1.0, 0.5, 2.0])
+    options = {"learn_beta": learn, "learn_threshold": learn}
+    ours = MSF(beta, threshold, D=1, **options)
+    stock = snn.Leaky(beta, threshold=threshold, **options)
+    x = 2 * randn(4, 3)
+    assert_same(ours(x)[0], stock(x)[0].float())
+    assert_close(ours.beta.float(), stock.beta.detach().float(), "slope")
+    if not learn:
+        ours.beta = as_given([0.1, 0.2, 0.3])
+        assert_close(ours.beta.float(), torch.tensor([0.1, 0.2, 0.3]), "slope")

@@ -135,6 +135,39 @@ def test_weights_before_and_after_a_swap_are_the_same(shape, learned, target, dy
         assert_close(value.float(), results[1][name].float(), "slope")
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["metadata", "plain"])
+@pytest.mark.parametrize("dynamics", ["site", "published"])
+@pytest.mark.parametrize("target", [swap.MSF(D=4), swap.MSF(v_threshold=0.6), swap.PMSN(v_threshold=0.6)])
+@pytest.mark.parametrize("mechanism", ["subtract", "zero"])
+@pytest.mark.parametrize("learn_beta", [False, True])
+def test_a_state_dict_after_a_swap_is_one_before(learn_beta, mechanism, target, dynamics, plain):
+    trained = net_of((), (learn_beta, False), seed=1, reset_mechanism=mechanism).state_dict()
+    trained = dict(trained) if plain else trained
+    results = []
+    for swap_first in (True, False):
+        net = net_of((), (learn_beta, False), reset_mechanism=mechanism)
+        if not swap_first:
+            net.load_state_dict(trained)
+        torch.manual_seed(5)  # of a new PMSN
+        net = swap.plan(net, torch.rand(3, 6), target, dynamics=dynamics).apply()
+        if swap_first:
+            net.load_state_dict(trained, strict=isinstance(target, swap.MSF))
+        results.append(net.state_dict())
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert_close(value.float(), results[1][name].float(), "slope")
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["metadata", "plain"])
+def test_a_state_dict_of_the_swapped_net_brings_back_all(plain):
+    nets = [swap.msf(net_of(()), torch.rand(3, 6), D=4, dynamics="published") for _ in range(2)]
+    nets[0][1].beta, nets[0][1].threshold, nets[0][1].reset_mechanism = 0.625, 0.7, "none"
+    stored = nets[0].state_dict()
+    nets[1].load_state_dict(dict(stored) if plain else stored)
+    assert (float(nets[1][1].beta), nets[1][1].reset_mechanism) == (0.625, "none")
+    assert_same(nets[1][1].threshold, nets[0][1].threshold)
+
+
 def test_an_entry_that_does_not_fit_changes_nothing():
     net = swap.msf(net_of((8,), (True, True)), torch.rand(3, 6), D=4)
     before = copy.deepcopy(net.state_dict())

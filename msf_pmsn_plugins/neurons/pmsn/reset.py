@@ -146,4 +146,5 @@ def hidden_states(x_seq: Tensor, z: Tensor, e: Tensor, lengths: Tensor | None, b
     )
     assert parts is not None
     parts = parts.reshape(steps, lead, channels, modes, 2, tail).permute(0, 1, 2, 5, 3, 4)
-    return torch.view_as_complex(parts.contiguous())
+    # By pairs: torch before 2.7 asks for even strides, also of axes of one element, where any stride is contiguous.
+    return torch.view_as_complex(parts.reshape(-1, 2)).reshape(parts.shape[:-1])

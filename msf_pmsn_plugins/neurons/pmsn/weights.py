@@ -59,9 +59,11 @@ class Weights:
             values = [parameter.detach().clone() for parameter in parameters]
             if differentiated:
                 made = make(parameters, dtype)
+                # Held by the graph that self holds: a hook that held self would keep both for ever.
+                passed = weakref.WeakMethod(self._passed)
                 for part in made:
                     if part.grad_fn is not None:
-                        part.register_hook(self._passed)
+                        part.register_hook(lambda grad: (passed() or _nothing)(grad))
             else:
                 with torch.no_grad():
                     made = make(values, dtype)
@@ -104,6 +106,10 @@ class Weights:
     def _passed(self, grad: Tensor) -> None:
         """A backward has passed: its graph is spent."""
         self.made = None
+
+
+def _nothing(grad: Tensor) -> None:
+    """What a backward does whose neuron is gone."""
 
 
 def _memcmp() -> Callable[[int, int, int], int] | None:
