@@ -256,7 +256,7 @@ def test_test_takes_the_best_of_out_and_says_when_the_network_is_untrained(
     for given in ("best", str(tmp_path / "checkpoints" / "best.ckpt"), None):
         line = [
             "test",
-            "--config=examples/configs/sine.yaml",
+            f"--config={Path(train.__file__).parent / 'configs' / 'sine.yaml'}",
             "--trainer.accelerator=cpu",
             f"--out={tmp_path}",
         ]
