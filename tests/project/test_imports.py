@@ -216,6 +216,23 @@ print(*sorted(heavy & {{name.split(".")[0] for name in sys.modules}}))
     assert python(code, tmp_path).split() == []
 
 
+def test_a_bare_import_reaches_submodules_when_they_are_named(tmp_path: Path) -> None:
+    code = f"""
+import sys
+import {PACKAGE}
+assert "torch" not in sys.modules
+print({PACKAGE}.neurons.MSF.__name__)
+try:
+    {PACKAGE}.MSF
+except AttributeError as error:
+    print(error)
+"""
+    first, error = python(code, tmp_path).splitlines()
+    assert first == "MSF"
+    assert "has no attribute 'MSF'" in error
+    assert f"{PACKAGE}.snntorch, {PACKAGE}.spikingjelly and {PACKAGE}.neurons" in error
+
+
 def test_import_takes_at_most_150_ms_on_top_of_torch(tmp_path: Path) -> None:
     code = f"""
 import torch, torch.library, time

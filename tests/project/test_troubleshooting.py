@@ -51,6 +51,24 @@ def mem_computed_with():
     layer(torch.ones(2, 4), mem + 0)
 
 
+def no_init_hidden():
+    nn.Sequential(snntorch.MSF(beta=0.9), nn.Linear(3, 2))(torch.ones(2, 3))
+
+
+def stacked_in_a_graph():
+    layer = snntorch.PMSN(channels=3)
+
+    def loop(x_seq):
+        mem, mem_rec = layer.reset_mem(), []
+        for x in x_seq:
+            _, mem = layer(x, mem)
+            mem_rec.append(mem)
+        return torch.stack(mem_rec)
+
+    assert loop(torch.ones(2, 1, 3)).shape == (2, 1, 3)  # without a graph it is a tensor
+    torch.compile(loop, backend="eager")(torch.ones(2, 1, 3))
+
+
 def checkpointed():
     x = torch.ones(4, 2, 3, requires_grad=True)
     checkpoint(MSFNode(D=2, step_mode="m"), x, use_reentrant=False).sum().backward()
@@ -96,6 +114,8 @@ PROVOKED = [
     another_batch,
     other_channels,
     mem_computed_with,
+    no_init_hidden,
+    stacked_in_a_graph,
     checkpointed,
     hidden_state,
     wrapped,
