@@ -314,15 +314,23 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             return self._fitting(x, tuple(map(usable, mem.state)), passed)
         if self.carries and isinstance(mem, Tensor) and mem.shape != (0,):
             raise ValueError(
-                f"this mem of {name} has lost the state that it carried, so {name} cannot go on from it: pass on the "
-                "mem that it returned (detach, clone and to keep the state), or reset_mem()'s to start at rest"
+                f"this mem of {name} has lost the state that it carried, or never had one, so {name} cannot go on from "
+                "it: pass on the mem that it returned (detach, clone and to keep the state), or reset_mem()'s to start "
+                "at rest"
             )
+        if passed and isinstance(mem, tuple) and mem and self._is_pair(mem):
+            raise ValueError(f"mem of {name} is one tensor, got a pair: pass mem alone, not (spk, mem)")
         parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
         if not (parts and all(isinstance(part, Tensor) for part in parts)):
             raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
         if parts[0].shape == (0,) != x.shape:
             return self.neuron.initial_state(x)
         return self._to_state(self._fitting(x, parts, passed))
+
+    def _is_pair(self, mem: tuple[Any, ...]) -> bool:
+        """Whether ``mem`` is what ``forward`` returned, ``(spk, mem)``, and no state."""
+        known = isinstance(mem[-1], Membrane) or len(self.neuron.state_names) == 1
+        return len(mem) == 2 and all(isinstance(part, Tensor) for part in mem) and known
 
     def _fitting(self, x: Tensor, parts: State, passed: bool) -> State:
         """``parts`` as the state for ``x``: a passed one is broadcast, one that was stored belongs to its batch."""

@@ -35,9 +35,22 @@ def _bases(module: nn.Module) -> list[str]:
 
 def refused(module: nn.Module) -> ValueError:
     """The error for a neuron whose dynamics have no entry."""
+    if not _keeps_one_mem(module):
+        return _other_states(module)
     return ValueError(
         f"{type(module).__name__} has dynamics of its own that MSF cannot keep: use dynamics='published', or keep this "
         "site with rules={path: swap.Keep()}"
+    )
+
+
+def _keeps_one_mem(module: nn.Module) -> bool:
+    return bool({"Leaky", "Lapicque"} & set(_bases(module)))
+
+
+def _other_states(module: nn.Module) -> ValueError:
+    return ValueError(
+        f"{type(module).__name__} takes and returns other states than (spk, mem): keep this site with "
+        "rules={path: swap.Keep()}"
     )
 
 
@@ -58,11 +71,8 @@ def site_settings(module: Any, step_mode: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: a neuron whose states are not the one ``mem`` that a swapped neuron takes and returns.
     """
-    if not {"Leaky", "Lapicque"} & set(_bases(module)):
-        raise ValueError(
-            f"{type(module).__name__} takes and returns other states than (spk, mem): keep this site with "
-            "rules={path: swap.Keep()}"
-        )
+    if not _keeps_one_mem(module):
+        raise _other_states(module)
     learned = isinstance(module.graded_spikes_factor, nn.Parameter)
     settings = {
         "init_hidden": module.init_hidden,

@@ -37,8 +37,9 @@ def reset(net: nn.Module) -> None:
     ``snntorch.utils.reset`` does not reach neurons that it does not know, nested ones, or copies.
 
     Raises:
-        TypeError: a neuron that keeps ``mem`` but has no ``reset_mem()``.
+        TypeError: no module; a neuron that keeps ``mem`` but has no ``reset_mem()``.
     """
+    _check_net(net, "reset")
     for name, module in net.named_modules():
         if callable(getattr(module, "reset_mem", None)):
             module.reset_mem()
@@ -48,7 +49,17 @@ def reset(net: nn.Module) -> None:
 
 
 def detach(net: nn.Module) -> None:
-    """Cut the graph at every neuron's state in ``net``: truncated backpropagation through time."""
+    """Cut the graph at every neuron's state in ``net``: truncated backpropagation through time.
+
+    Raises:
+        TypeError: no module.
+    """
+    _check_net(net, "detach")
     for module in net.modules():
         if isinstance(module, snn.SpikingNeuron):
             cut(module)
+
+
+def _check_net(net: Any, name: str) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"{name} takes the network, a torch.nn.Module, got {type(net).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -59,7 +60,10 @@ def as_surrogate(spike_grad: SpikeGrad) -> SpikeGrad:
     if not callable(spike_grad):
         kind = type(spike_grad).__name__
         raise TypeError(f"spike_grad must be a surrogate's name, a Surrogate or a callable, got {kind}")
-    if (getattr(spike_grad, "__module__", ""), getattr(spike_grad, "__qualname__", "")) in OVERFLOWING:
+    package, name = (getattr(spike_grad, attribute, "") for attribute in ("__module__", "__qualname__"))
+    if package == "snntorch.surrogate" and inspect.isfunction(spike_grad) and "." not in name:
+        raise TypeError(f"spike_grad={name} makes a surrogate and is none: call it, spike_grad={name}()")
+    if (package, name) in OVERFLOWING:
         return Custom(functools.partial(_finite_slope, spike_grad))
     return GradientOf(spike_grad)
 
