@@ -289,7 +289,7 @@ def measure_paths(fast: bool) -> list[dict[str, Any]]:
     """Every way of calling, ours beside the host's own neuron, on one thread."""
     rows = []
     for path in paths.paths(fast):
-        rows.append(paths.measure(path, 3 if fast else 15, 0.2 if fast else 4.0))
+        rows.append(paths.measure(path, 3 if fast else 15, 0.2 if fast else 2.5))
         print(paths.line(rows[-1]), flush=True)
     return rows
 

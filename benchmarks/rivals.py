@@ -246,9 +246,9 @@ def pmsn_rivals(neuron: PMSN) -> list[Rival]:
             same=True,
             longest=1024,
         ),
-        Rival("serial MSN", lambda x: OracleLoop(MSN(x.shape[2], 5)), longest=1024),  # type: ignore[arg-type]
+        Rival("serial MSN", lambda x: OracleLoop(MSN(x.shape[2], 5)), longest=256),  # type: ignore[arg-type]
         Rival("SpikingJelly PSN", _spikingjelly("PSN"), longest=8192),
-        Rival("SpikingJelly SlidingPSN", _spikingjelly("SlidingPSN")),
+        Rival("SpikingJelly SlidingPSN", _spikingjelly("SlidingPSN"), longest=2048),
         Rival("snnTorch StateLeaky", _state_leaky, longest=1024, positions=False),
         Rival("our step loop", lambda x: OracleLoop(neuron), same=True, longest=64),
         Rival("our torch backend", torch_backend, same=True),

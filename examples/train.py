@@ -54,7 +54,7 @@ What most runs set; every other name of the configuration works in the same way:
   --model.network.neuron LIF               or MSF, PMSN, ReLU, where the network takes it
   --data.root FOLDER                       where the data lie, or are loaded to
   --out FOLDER                             logs and checkpoints of this run
-  --ckpt_path last                         go on where the run in that folder stopped
+  --ckpt_path last                         go on where the run in that folder stopped; test takes best
   --trainer.max_epochs N                   shorter or longer
   --trainer.accelerator gpu                or cpu; --trainer.devices N takes several
   --trainer.precision bf16-mixed           mixed precision
@@ -94,6 +94,16 @@ class Trainer(LightningCLI):
 
     def _parse_ckpt_path(self):
         pass  # our checkpoints hold no hyperparameters, and a damaged one is for WholeCheckpoints to name
+
+    def before_instantiate_classes(self):
+        given = self._get(self.config, "ckpt_path")
+        best = Path(self._get(self.config, "out"), "checkpoints", "best.ckpt")
+        if given == "best":  # Lightning knows it only in the process that trained
+            self.config[self.subcommand]["ckpt_path"] = str(best)
+        elif given is None and self.subcommand != "fit":
+            warnings.warn(
+                f"no --ckpt_path: the network is untrained; --ckpt_path best takes {best}", stacklevel=2
+            )
 
     def _set_seed(self):
         try:

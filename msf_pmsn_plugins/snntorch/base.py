@@ -36,7 +36,7 @@ TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
 def several(value: Any) -> Any:
     """``value``; of a list or an array of numbers, which ``Leaky`` takes too, a tensor of them."""
-    if isinstance(value, Tensor) or not (isinstance(value, list | tuple) or getattr(value, "ndim", False)):
+    if isinstance(value, Tensor) or not (isinstance(value, (list, tuple)) or getattr(value, "ndim", False)):
         return value
     numbers = torch.as_tensor(value)
     return numbers if numbers.is_floating_point() else numbers.to(torch.get_default_dtype())

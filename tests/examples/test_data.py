@@ -5,6 +5,7 @@ import socket
 import sys
 from collections import Counter
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -418,6 +419,20 @@ def test_interrupted_frames_are_not_taken_for_whole_ones(workers, tmp_path):
     assert not list((tmp_path / "frames").glob("*"))
     bad.write_bytes(good)
     assert len(ready(DVSGesture, tmp_path, steps=2, num_workers=workers).samples["test"]) == 22
+
+
+@pytest.mark.parametrize(
+    "error",
+    [URLError("Name or service not known"), ConnectionResetError("reset by peer"), TimeoutError("timed out")],
+)
+def test_a_network_that_failed_is_not_called_a_full_disk(tmp_path, error):
+    def build(folder):
+        raise error
+
+    with pytest.raises(RecipeError, match="could not be fetched: .*; check the network") as raised:
+        whole(tmp_path / "MNIST", build)
+    assert "space" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whole_folders(tmp_path):

@@ -139,7 +139,7 @@ def test_spike_files_are_checked(tmp_path):
     with h5py.File(path, "a") as file:
         file["spikes/times"][4] = file["spikes/units"][4] = np.array([], np.uint16)
     with pytest.warns(
-        UserWarning, match=r"1 recordings of SHD have no events .* recording 4 of .*shd_test\.h5"
+        UserWarning, match=r"1 recordings of SHD are empty in their steps .* recording 4 of .*shd_test\.h5"
     ):
         data = prepared(SpikingHeidelberg(root=str(tmp_path), verify=False, steps=5))
     assert not data.samples["test"][4][0].any()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import train
 
 for name in ("lightning", "torchmetrics", "spikingjelly", "tonic", "torchvision", "timm"):
     pytest.importorskip(name)
@@ -245,3 +246,25 @@ def test_help_begins_with_what_most_runs_set():
     assert all(
         name in options for name in wanted if not name.startswith(("--model.network", "--data."))
     )  # of a class
+
+
+def test_test_takes_the_best_of_out_and_says_when_the_network_is_untrained(
+    tmp_path, fixtures, capsys, recwarn
+):
+    fit_task("sine", tmp_path, fixtures, *ONE_STEP)
+    errors = []
+    for given in ("best", str(tmp_path / "checkpoints" / "best.ckpt"), None):
+        line = [
+            "test",
+            f"--config={Path(train.__file__).parent / 'configs' / 'sine.yaml'}",
+            "--trainer.accelerator=cpu",
+            f"--out={tmp_path}",
+        ]
+        capsys.readouterr()
+        train.main([*line, *([f"--ckpt_path={given}"] if given else [])])
+        shown = capsys.readouterr()
+        errors.append(re.search(r"test/loss\D*([\d.]+)", shown.out)[1])
+        assert ("no --ckpt_path: the network is untrained" in shown.err) == (given is None)
+    assert errors[0] == errors[1] != errors[2]
+    with pytest.raises(SystemExit, match=r"no checkpoint .*best\.ckpt"):
+        train.main([*line[:-1], f"--out={tmp_path / 'none'}", "--ckpt_path=best"])

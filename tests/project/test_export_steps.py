@@ -2,8 +2,6 @@
 
 import functools
 import io
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -360,19 +358,3 @@ def test_export_of_a_snntorch_step_with_its_mem(name):
             s_seq.append(s)
     assert_same(torch.stack(s_seq), expected)
     assert expected.any()
-
-
-def test_the_onnx_example_of_the_docs_runs(tmp_path, monkeypatch):
-    """The page itself is run without the extra; this block needs it."""
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "pytorch.md").read_text()
-    before, block = re.search(
-        r"```python\n(from msf_pmsn_plugins.export.*?)```.*?```py\n(.*?)```", page, re.DOTALL
-    ).groups()
-    namespace = {"torch": torch, "PMSN": PMSN}
-    exec(compile(before, "pytorch.md", "exec"), namespace)
-    exec(compile(block, "pytorch.md", "exec"), namespace)
-    assert namespace["session"].get_outputs()[0].name == "y"
-    assert sum(s.sum() for s in namespace["spikes"]) > 0

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 try:
     import fcntl
@@ -198,7 +199,7 @@ def whole(target: Path, build: Callable[[Path], Path | None], remedy: str = "fre
     sweeps away.
 
     Raises:
-        RecipeError: the place may not be written, the disk is full, or ``build`` failed.
+        RecipeError: the place may not be written, the disk is full, the network failed, or ``build`` did.
     """
     if target.exists():
         return
@@ -215,6 +216,11 @@ def whole(target: Path, build: Callable[[Path], Path | None], remedy: str = "fre
         raise
     except (OSError, RuntimeError) as error:
         if not target.exists():  # else another process was faster
+            if isinstance(error, URLError | ConnectionError | TimeoutError):
+                raise RecipeError(
+                    f"{target} could not be fetched: {one_line(error)}; check the network, or put the publisher's "
+                    "files there by hand"
+                ) from error
             raise RecipeError(
                 f"{target} could not be made{_free(target)}: {one_line(error)}; {remedy}"
             ) from error

@@ -91,7 +91,8 @@ def test_numbers_are_kept_for_each_dtype_and_device():
 CASES = {
     "MSF, numbers": MSFCase("plif", "soft", learned="lanes", threshold="one", amount="lanes", lengths=True),
     "MSF, bytes": MSFCase(keep="code", dtype=torch.bfloat16),
-    "MSF, slopes": MSFCase("lif", delay=True, slopes=True, grad_membrane=True),
+    # Of 16 neurons: the distance between steps may count as a multiple of 16, and that of a single step is one step.
+    "MSF, slopes": MSFCase("lif", delay=True, slopes=True, grad_membrane=True, shape=(3, 16)),
     "PMSN": PMSNCase(3, lengths=True, grad_membrane=True),
     "PMSN, cumulative": PMSNCase(2, "cumulative", dtype=torch.float16),
     "PMSN, fixed": PMSNCase(2, fixed=True, burst="nearest"),
