@@ -12,6 +12,7 @@ COPIED = 4  # bytes of the narrowest that can be read ahead, one thread's
 STAGES = 3  # steps under way at once, the one at work included, where lanes alone fill the device
 FEW_STAGES = 8  # the same where they do not: memory answers late, and little else runs meanwhile
 LIGHT_STAGES = 16  # of a step with next to nothing to compute, which would wait for it all the same
+UNDER_WAY = 4096  # lanes times steps of a program at once: 64 KiB of shared memory hold them, what every device grants
 PROGRAMS = 4  # that a processor should have
 
 
@@ -51,7 +52,8 @@ def for_lanes(lanes: int, itemsize: int, device: Device, narrowest: int = COPIED
     while block > least and parts(lanes, block) < PROGRAMS * device.processors:
         block //= 2
     block = max(block, least)
-    return Config(block, min(WARPS, block // least), STAGES if block == widest else LIGHT_STAGES)
+    few = min(LIGHT_STAGES, UNDER_WAY // block)
+    return Config(block, min(WARPS, block // least), STAGES if block == widest else few)
 
 
 # The modes of a lane that one thread holds in its registers, by bytes of a number; where a lane has more, threads of a
