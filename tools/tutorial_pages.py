@@ -5,6 +5,7 @@ Where the project has an address, the page links to the notebook in Colab, and e
 
 import base64
 import sys
+import textwrap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,13 +28,19 @@ def page(notebook: nbformat.NotebookNode, stem: str) -> tuple[str, dict[str, byt
         parts.append(f"```python\n{cell.source}\n```")
         printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
         if printed.strip():
-            parts.append(f"```text\n{printed.strip()}\n```")
+            parts.append(f"```text\n{fitted(printed.strip())}\n```")
         for output in cell.outputs:
             if picture := output.get("data", {}).get("image/png"):
                 name = f"{stem}_{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode(picture)
                 parts.append(f"![What the code above draws]({name})")
     return "\n\n".join(parts), pictures
+
+
+def fitted(printed: str) -> str:
+    """What was printed, its long lines broken at spaces: a page shows 110 characters beside the menu."""
+    lines = printed.splitlines()
+    return "\n".join(textwrap.fill(line, 105, subsequent_indent=" " * 6) if line else line for line in lines)
 
 
 def links(path: PurePosixPath, repository: str) -> str:
