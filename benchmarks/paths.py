@@ -34,7 +34,6 @@ class Path:
         shape: [T, B, C, *].
         ours, host: make a callable from the channel count; ``host`` is ours on the plain path for a layout.
         lay_out: what is done to the input before the clock starts.
-        least: the ratio, host's time over ours, that is aimed at.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Path:
     ours: Callable[[int], Forward]
     host: Callable[[int], Forward]
     against: str
-    least: float
     lay_out: Callable[[Tensor], Tensor] = torch.clone
 
 
@@ -141,7 +139,6 @@ def _paths() -> Iterator[Path]:
         "PMSN": lambda c, **k: PMSNNode(c, **k),
     }
     neurons: dict[str, Any] = {"MSF": lambda c, **k: ours.MSF(beta=0.5, D=4, **k), "PMSN": ours.PMSN}
-    least = {"MSF": 2.0, "PMSN": 1.0}
     for kind in ("MSF", "PMSN"):
         for shape in LOOPS:
             yield Path(
@@ -152,7 +149,6 @@ def _paths() -> Iterator[Path]:
                 lambda c, kind=kind: Loop(neurons[kind](c)),
                 lambda c: Loop(snntorch.Leaky(0.5)),
                 "Leaky",
-                least[kind],
             )
             yield Path(
                 'SpikingJelly, step_mode="s"',
@@ -162,7 +158,6 @@ def _paths() -> Iterator[Path]:
                 lambda c, kind=kind: Steps(nodes[kind](c)),
                 lambda c: Steps(neuron.LIFNode()),
                 "LIFNode",
-                least[kind],
             )
         for shape in STORED:
             yield Path(
@@ -173,7 +168,6 @@ def _paths() -> Iterator[Path]:
                 lambda c, kind=kind: Whole(nodes[kind](c, step_mode="m", store_v_seq=True)),
                 lambda c: Whole(neuron.LIFNode(step_mode="m", store_v_seq=True)),
                 "LIFNode",
-                {"MSF": 3.0, "PMSN": 2.0}[kind],
             )
         for name, made in _surrogates():
             host = made if name.startswith("SpikingJelly") else None
@@ -188,7 +182,6 @@ def _paths() -> Iterator[Path]:
                     ),
                     lambda c, made=made: Loop(snntorch.Leaky(0.5, spike_grad=made)),
                     "Leaky",
-                    {"MSF": 3.0, "PMSN": 2.0}[kind],
                 )
             else:
                 yield Path(
@@ -201,7 +194,6 @@ def _paths() -> Iterator[Path]:
                     ),
                     lambda c, made=made: Whole(neuron.LIFNode(step_mode="m", surrogate_function=made)),
                     "LIFNode",
-                    {"MSF": 3.0, "PMSN": 2.0}[kind],
                 )
     yield from _numbers(neurons["MSF"])
     yield from _layouts(nodes)
@@ -229,7 +221,6 @@ def _numbers(make: Any) -> Iterator[Path]:
             lambda c, s=settings: Sequence(make(c, sequence=True, **s)),
             lambda c, s=settings: Loop(snntorch.Leaky(0.5, **s)),
             "Leaky",
-            3.0,
         )
 
     class Bare:
@@ -262,13 +253,11 @@ def _numbers(make: Any) -> Iterator[Path]:
             if host
             else (lambda c: Loop(snntorch.Leaky(torch.rand(c)))),
             "ILIFNode" if host else "Leaky",
-            3.0,
         )
 
 
 def _layouts(nodes: dict[str, Any]) -> Iterator[Path]:
     """Against ourselves on contiguous input."""
-    kept = {"MSF": 0.9, "PMSN": 0.8}
 
     def channels_last(x: Tensor) -> Tensor:
         return x.flatten(0, 1).to(memory_format=torch.channels_last).view(x.shape)
@@ -282,7 +271,7 @@ def _layouts(nodes: dict[str, Any]) -> Iterator[Path]:
     ):
         for kind in ("MSF", "PMSN"):
             build = functools.partial(lambda c, kind: Whole(nodes[kind](c, step_mode="m")), kind=kind)
-            yield Path("layouts", name, kind, shape, build, build, "contiguous", kept[kind], lay_out)
+            yield Path("layouts", name, kind, shape, build, build, "contiguous", lay_out)
 
 
 def _calls(forward: Forward, x: Tensor, gs: Tensor) -> dict[str, Callable[[], Any]]:
@@ -307,9 +296,7 @@ def measure(path: Path, rounds: int, budget: float) -> dict[str, Any]:
     ours = _calls(path.ours(path.shape[2]), laid, gs_laid)
     host = _calls(path.host(path.shape[2]), x, gs)
     _check(path, ours, host, laid)
-    row: dict[str, Any] = {
-        key: getattr(path, key) for key in ("name", "detail", "neuron", "against", "least")
-    }
+    row: dict[str, Any] = {key: getattr(path, key) for key in ("name", "detail", "neuron", "against")}
     row["shape"] = list(path.shape)
     for mode in ("training", "inference"):
         times = interleaved({"ours": ours[mode], "host": host[mode]}, rounds, budget)

@@ -27,7 +27,7 @@ try:
     from recipes.data.frames import Frames
     from recipes.data.mswc import LANGUAGES, MSWC
     from recipes.models import SequenceNet
-    from recipes.trained import instantiate
+    from recipes.trained import add_arguments, instantiate
     from torch import Tensor, nn
     from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -124,11 +124,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, help="config.yaml of a run of train.py ...")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="... and a checkpoint of it")
+    add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of order, shots and queries")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     try:

@@ -23,7 +23,7 @@ try:
     from recipes import RecipeError
     from recipes.data.base import Data
     from recipes.data.reaching import PrimateReaching
-    from recipes.trained import instantiate
+    from recipes.trained import add_arguments, instantiate
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -88,13 +88,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, help="config.yaml of a run of train.py ...")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="... and a checkpoint of it")
+    add_arguments(parser)
     parser.add_argument(
         "--samples", type=int, help="of the test part, instead of all; in primate reaching, steps"
     )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.samples is not None and args.samples < 1:
         raise SystemExit(f"--samples must be at least 1, got {args.samples}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import planted_device
 from mutants import Mutant
 
 C = "tests/backends/cupy/test_cupy_"
@@ -138,42 +139,15 @@ BUGS = [
         "later + gy_seq[t * lanes + lane]",
         VIEWS_PMSN,
     ),
-    bug(
-        "the distance between steps is one step's size",
-        "../device.py",
-        "Steps(seq, seq.stride(0))",
-        "Steps(seq, math.prod(seq.shape[1:]))",
-        VIEWS_MSF,
-    ),
-    bug(
-        "permuted steps count as contiguous",
-        "../device.py",
-        "if len(seq) < 2 or not seq[0].is_contiguous():",
-        "if len(seq) < 2:",
-        CROSSED_PMSN,
+    *planted_device.bugs(
+        bug,
+        distance=VIEWS_MSF,
+        permuted=CROSSED_PMSN,
+        sequences=LAZY_PMSN,
+        states=LAZY_MSF,
+        complex_states=LAZY_PMSN,
     ),
     # What a pointer does not show.
-    bug(
-        "sequences keep a lazy negation",
-        "../device.py",
-        "seq = seq.resolve_neg()",
-        "seq = seq.view_as(seq)",
-        LAZY_PMSN,
-    ),
-    bug(
-        "states keep a lazy negation",
-        "../device.py",
-        ".resolve_conj().resolve_neg().contiguous()",
-        ".resolve_conj().contiguous()",
-        LAZY_MSF,
-    ),
-    bug(
-        "states keep a lazy conjugation",
-        "../device.py",
-        ".resolve_conj().resolve_neg().contiguous()",
-        ".resolve_neg().contiguous()",
-        LAZY_PMSN,
-    ),
     bug(
         "MSF takes strided lengths as they lie",
         "msf.py",

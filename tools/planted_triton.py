@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import planted_device
 from mutants import Mutant
 
 T = "tests/backends/triton/"
@@ -165,40 +166,13 @@ BUGS = [
         crossed(PMSN, f"{VIEWS} and cumulative"),
     ),
     # What a pointer does not show.
-    bug(
-        "the distance between steps is one step's size",
-        "../device.py",
-        "Steps(seq, seq.stride(0))",
-        "Steps(seq, math.prod(seq.shape[1:]))",
-        VIEWS_MSF,
-    ),
-    bug(
-        "permuted steps count as contiguous",
-        "../device.py",
-        "if len(seq) < 2 or not seq[0].is_contiguous():",
-        "if len(seq) < 2:",
-        crossed(MSF, "turned"),
-    ),
-    bug(
-        "sequences keep a lazy negation",
-        "../device.py",
-        "seq = seq.resolve_neg()",
-        "seq = seq.view_as(seq)",
-        LAZY_MSF,
-    ),
-    bug(
-        "states keep a lazy negation",
-        "../device.py",
-        ".resolve_conj().resolve_neg().contiguous()",
-        ".resolve_conj().contiguous()",
-        LAZY_MSF,
-    ),
-    bug(
-        "states keep a lazy conjugation",
-        "../device.py",
-        ".resolve_conj().resolve_neg().contiguous()",
-        ".resolve_neg().contiguous()",
-        LAZY_PMSN,
+    *planted_device.bugs(
+        bug,
+        distance=VIEWS_MSF,
+        permuted=crossed(MSF, "turned"),
+        sequences=LAZY_MSF,
+        states=LAZY_MSF,
+        complex_states=LAZY_PMSN,
     ),
     bug(
         "MSF takes strided lengths as they lie",

@@ -38,8 +38,11 @@ def experiment(name: str, *sources: str) -> tuple[str, ...]:
     return (f"examples/experiments/{name}.py", *TRAINING, *sources)
 
 
+GROWING = "examples/experiments/resumable.py"
+
+
 def resumable(name: str, *sources: str) -> tuple[str, ...]:
-    return experiment(name, "examples/experiments/resumable.py", *sources)
+    return experiment(name, GROWING, *sources)
 
 
 SEQUENCE = "examples/recipes/models/sequence.py"
@@ -76,7 +79,7 @@ SOURCES = {
     "quickstart": ("examples/quickstart.py", f"{PACKAGE}/swap/*.py", *BOTH),
     "benchmarks": ("benchmarks/*.py", f"{PACKAGE}/backends/numba/*.py", f"{PACKAGE}/snntorch/*.py", *BOTH),
 }
-RESUMABLE = ("experiments/detection", "experiments/signals", "experiments/smnist")
+RESUMABLE = tuple(table for table, sources in SOURCES.items() if GROWING in sources)
 """Their reports grow by a row at a time, and a second start goes on after the last row."""
 LONG = ("experiments/detection", "experiments/smnist")
 """Those of hours: measured where they are named alone. They may be missing or unfinished, which their page says."""

@@ -81,7 +81,7 @@ def go_on(table: str, sets: list[str], published: Path | None) -> None:
         path.replace(aside)
         print(f"the report of other sources is set aside as {aside.relative_to(ROOT)}", flush=True)
     for name in sets:
-        if not call(table, report_of(table), name, published):
+        if not call(table, path, name, published):
             raise SystemExit(f"{table} is not finished; the same command goes on with it")
 
 

@@ -42,16 +42,21 @@ def power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
+def _block(lanes: int, widest: int, least: int, device: Device) -> int:
+    """Lanes of a program: from ``widest`` down to ``least``, until all processors have enough programs."""
+    block = min(widest, power_of_two(lanes))
+    while block > least and parts(lanes, block) < PROGRAMS * device.processors:
+        block //= 2
+    return max(block, least)
+
+
 def for_lanes(lanes: int, itemsize: int, device: Device, narrowest: int = COPIED) -> Config:
     """Wide accesses where lanes fill the device; with fewer, narrower blocks down to a warp with one lane a thread, or
     as many as make ``COPIED`` bytes of the ``narrowest`` element that a step reads.
     """
     widest = WARPS * device.warp * (WIDE // itemsize)
     least = device.warp * max(1, COPIED // narrowest)
-    block = min(widest, power_of_two(lanes))
-    while block > least and parts(lanes, block) < PROGRAMS * device.processors:
-        block //= 2
-    block = max(block, least)
+    block = _block(lanes, widest, least, device)
     few = min(LIGHT_STAGES, UNDER_WAY // block)
     return Config(block, min(WARPS, block // least), STAGES if block == widest else few)
 
@@ -67,10 +72,7 @@ def for_modes(lanes: int, modes: int, held: int, device: Device) -> Config:
     """A lane a thread, or a few threads where ``modes``, a power of two, are more than one has ``held``."""
     if modes > held:  # a program is one warp: sums over modes do not leave it
         return Config(max(1, device.warp * held // modes), 1, STAGES)
-    block = min(WARPS * device.warp, power_of_two(lanes))
-    while block > device.warp and parts(lanes, block) < PROGRAMS * device.processors:
-        block //= 2
-    block = max(block, device.warp)
+    block = _block(lanes, WARPS * device.warp, device.warp, device)
     few = FEW_STAGES if modes > 1 else LIGHT_STAGES
     return Config(block, block // device.warp, STAGES if block == WARPS * device.warp else few)
 
