@@ -318,7 +318,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 "it: pass on the mem that it returned (detach, clone and to keep the state), or reset_mem()'s to start "
                 "at rest"
             )
-        if passed and isinstance(mem, tuple) and mem and self._is_pair(mem):
+        if passed and isinstance(mem, tuple) and self._is_pair(mem):
             raise ValueError(f"mem of {name} is one tensor, got a pair: pass mem alone, not (spk, mem)")
         parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
         if not (parts and all(isinstance(part, Tensor) for part in parts)):
@@ -329,8 +329,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     def _is_pair(self, mem: tuple[Any, ...]) -> bool:
         """Whether ``mem`` is what ``forward`` returned, ``(spk, mem)``, and no state."""
-        known = isinstance(mem[-1], Membrane) or len(self.neuron.state_names) == 1
-        return len(mem) == 2 and all(isinstance(part, Tensor) for part in mem) and known
+        if len(mem) != 2 or not all(isinstance(part, Tensor) for part in mem):
+            return False
+        return isinstance(mem[1], Membrane) or len(self.neuron.state_names) == 1
 
     def _fitting(self, x: Tensor, parts: State, passed: bool) -> State:
         """``parts`` as the state for ``x``: a passed one is broadcast, one that was stored belongs to its batch."""
