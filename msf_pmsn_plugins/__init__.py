@@ -1,8 +1,16 @@
 """Two published spiking neurons, MSF and PMSN, for SpikingJelly and snnTorch."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# In a checkout adapters/ lies beside this folder; Python started there takes it in place of an installed package.
+_BESIDE = os.path.dirname(__path__[0])
+if not os.path.isdir(os.path.join(__path__[0], "adapters")) and os.path.isdir(
+    os.path.join(_BESIDE, "adapters")
+):
+    __path__.append(_BESIDE)
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 

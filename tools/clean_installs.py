@@ -194,11 +194,15 @@ def check(wheel: Path, tree: Path, work: Path, run: Run) -> None:
     environment = Environment(work / "bare", run)
     environment.pip("install", "--no-deps", wheel)
     tried, absent = try_extras(environment, folder)
+    run(
+        environment.python, "-m", "msf_pmsn_plugins", "recipes", cwd=tree
+    )  # a checkout shadows what is installed
     print(f"clean         works with torch alone, and with each of {', '.join(tried)} alone")
     if absent:
         print(f"              not installed here, so not tried: {', '.join(absent)}")
     replace_and_remove(environment, wheel, tree, folder)
     print(
-        "              an editable install takes the wheel's place whole, and back; uninstalling leaves nothing"
+        "              the command line runs in a checkout too; an editable install takes the wheel's place whole, and "
+        "back; uninstalling leaves nothing"
     )
     shutil.rmtree(environment.folder)
