@@ -194,9 +194,8 @@ def check(wheel: Path, tree: Path, work: Path, run: Run) -> None:
     environment = Environment(work / "bare", run)
     environment.pip("install", "--no-deps", wheel)
     tried, absent = try_extras(environment, folder)
-    run(
-        environment.python, "-m", "msf_pmsn_plugins", "recipes", cwd=tree
-    )  # a checkout shadows what is installed
+    # Started there, Python takes the checkout's folder in place of what is installed.
+    run(environment.python, "-m", "msf_pmsn_plugins", "recipes", cwd=tree)
     print(f"clean         works with torch alone, and with each of {', '.join(tried)} alone")
     if absent:
         print(f"              not installed here, so not tried: {', '.join(absent)}")
