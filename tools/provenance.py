@@ -178,5 +178,6 @@ def line(report: dict[str, Any]) -> str:
     measured = report.get("measured")
     if measured is None:
         return "commit and instruction set were not recorded"
-    sets, count = " and ".join(measured["instructions"]), measured["threads"]
-    return f"{measured['cpu']}, {sets}, {count} thread{'s' if count > 1 else ''}, commit {measured['commit']}"
+    sets, counts = " and ".join(measured["instructions"]), measured["threads"]
+    threads = f"{' and '.join(map(str, counts))} thread{'s' if max(counts) > 1 else ''}"
+    return f"{measured['cpu']}, {sets}, {threads}, commit {measured['commit']}"

@@ -9,7 +9,8 @@
                                              of PMSN (smnist)
 
 Sums are added up in another order with other vector instructions, and in trainings as short as these that moves an
-accuracy as much as a seed does. So what trains is run once with each instruction set of torch that this CPU has.
+accuracy as much as a seed does. So what trains is run once with each instruction set of torch that this CPU has. The
+number of threads does the same: the experiments run on one, and the demo, which takes all, is run on one and on all.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +47,46 @@ def instruction_sets() -> list[str]:
     return ["AVX2", "AVX512"] if best == "AVX512" else [best]
 
 
-def sets_of(table: str) -> list[str]:
-    """The instruction sets that ``table`` is measured with: the best alone where the others would take hours too.
+@dataclass(frozen=True)
+class Way:
+    """What a number depends on beside the code."""
+
+    instructions: str
+    threads: int | None = None
+    """Those of the command itself, if None."""
+
+    def labels(self) -> dict[str, Any]:
+        """What a row says of it."""
+        return {"instructions": self.instructions, **({"threads": self.threads} if self.threads else {})}
+
+    def environment(self) -> dict[str, str]:
+        threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        return {**os.environ, "ATEN_CPU_CAPABILITY": self.instructions.lower(), **threads}
+
+
+def ways_of(table: str) -> list[Way]:
+    """The ways in which ``table`` is measured: the best alone where the others would take hours too.
 
     The benchmarks check their numbers and publish times alone.
     """
-    best_alone = table == "benchmarks" or table in provenance.LONG
-    return instruction_sets()[-1:] if best_alone else instruction_sets()
+    if table == "benchmarks" or table in provenance.LONG:
+        return [Way(instruction_sets()[-1])]
+    threads = sorted({1, os.cpu_count() or 1}) if table == "quickstart" else [None]
+    return [Way(name, count) for count in threads for name in instruction_sets()]
 
 
-def call(table: str, target: Path, instructions: str, published: Path | None) -> bool:
-    """Measure ``table`` into ``target`` with one instruction set; whether that succeeded."""
+def call(table: str, target: Path, way: Way, published: Path | None) -> bool:
+    """Measure ``table`` into ``target`` in one way; whether that succeeded."""
     done = subprocess.run(
         [sys.executable, *command(table, target, published)],
         cwd=ROOT,
-        env={**os.environ, "ATEN_CPU_CAPABILITY": instructions.lower()},
+        env=way.environment(),
         check=False,
     )
     return done.returncode == 0 and target.exists()
 
 
-def go_on(table: str, sets: list[str], published: Path | None) -> None:
+def go_on(table: str, ways: list[Way], published: Path | None) -> None:
     """Measure what the report of ``table`` lacks; the experiment itself writes it, row by row.
 
     A report of other sources is set aside under runs/.
@@ -80,45 +101,45 @@ def go_on(table: str, sets: list[str], published: Path | None) -> None:
         aside.parent.mkdir(exist_ok=True)
         path.replace(aside)
         print(f"the report of other sources is set aside as {aside.relative_to(ROOT)}", flush=True)
-    for name in sets:
-        if not call(table, path, name, published):
+    for way in ways:
+        if not call(table, path, way, published):
             raise SystemExit(f"{table} is not finished; the same command goes on with it")
 
 
-def measure(table: str, sets: list[str], published: Path | None) -> dict[str, Any]:
-    """The report of ``table``: the rows of all instruction sets, and what was measured.
+def measure(table: str, ways: list[Way], published: Path | None) -> dict[str, Any]:
+    """The report of ``table``: the rows of all ways, and what was measured.
 
     Raises:
         SystemExit: the measuring failed, or the sources changed meanwhile.
     """
     before, machine = digest(table), Machine.here()
     merged: dict[str, Any] = {}
-    for name in sets:
+    for way in ways:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "report.json"
-            if not call(table, target, name, published):
+            if not call(table, target, way, published):
                 raise SystemExit(f"{table} could not be measured; its report is as before")
             report = json.loads(target.read_text())
-        merged = merge(merged, report, name)
+        merged = merge(merged, report, way)
     if digest(table) != before:
         raise SystemExit(f"the sources of {table} changed while it was measured; its report is as before")
     merged["measured"] = {
         "commit": machine.commit,
         "cpu": machine.cpu,
-        "instructions": sets,
-        "threads": merged.get("threads", os.cpu_count()),
+        "instructions": list(dict.fromkeys(way.instructions for way in ways)),
+        "threads": sorted({way.threads or merged.get("threads", os.cpu_count()) for way in ways}),
         "sources": before,
     }
     return merged
 
 
-def merge(merged: dict[str, Any], report: dict[str, Any], instructions: str) -> dict[str, Any]:
-    """``merged`` with the rows of one more run, which say their instruction set."""
+def merge(merged: dict[str, Any], report: dict[str, Any], way: Way) -> dict[str, Any]:
+    """``merged`` with the rows of one more run, which say in which way."""
     rows = next((key for key in ("rows", "runs") if key in report), None)
     if rows is None:
         return report
     for row in report[rows]:
-        row["instructions"] = instructions
+        row |= way.labels()
     if not merged:
         return report
     seconds = {"seconds": merged["seconds"] + report["seconds"]} if "seconds" in merged else {}
@@ -184,9 +205,9 @@ def main() -> None:
         print(f"== {table}: {reasons.get(table, 'asked for')}", flush=True)
         try:
             if table in provenance.RESUMABLE:
-                go_on(table, sets_of(table), arguments.published)
+                go_on(table, ways_of(table), arguments.published)
             else:
-                write(table, measure(table, sets_of(table), arguments.published))
+                write(table, measure(table, ways_of(table), arguments.published))
         except SystemExit as error:
             failed.append(str(error))
             if table not in provenance.RESUMABLE:

@@ -20,7 +20,7 @@ WHAT = {
 
 
 def rows_of(report: dict) -> dict[tuple[str, str], list[dict]]:
-    """The runs of each task and neuron, one per seed and instruction set."""
+    """The runs of each task and neuron, one per seed, instruction set and number of threads."""
     rows: dict[tuple[str, str], list[dict]] = {}
     for run in report["runs"]:
         rows.setdefault((run["task"], run["neuron"]), []).append(run)
@@ -39,7 +39,9 @@ def what(report: dict) -> str:
     seeds = len({run["seed"] for run in report["runs"]})
     sets = len({run.get("instructions") for run in report["runs"]})
     said = f"Mean and range of {seeds} seeds" if seeds > 1 else "One seed"
-    return said + (f" with each of {sets} instruction sets" if sets > 1 else "")
+    said += f" with each of {sets} instruction sets" if sets > 1 else ""
+    threads = sorted({run["threads"] for run in report["runs"]})
+    return said + f", on {' and '.join(map(str, threads))} thread{'s' if max(threads) > 1 else ''}"
 
 
 def short(report: dict) -> str:
@@ -55,11 +57,12 @@ def short(report: dict) -> str:
 def table(report: dict) -> str:
     """The Markdown table of a report that quickstart.py wrote with --json."""
     lines = [
-        "| task | neuron | parameters | spikes per neuron and step | train seconds | test accuracy, % |",
+        "| task | neuron | parameters | spikes per neuron and step | train seconds, one thread | test accuracy, % |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for (task, neuron), runs in rows_of(report).items():
-        spikes, seconds = mean(run["spikes"] for run in runs), mean(run["seconds"] for run in runs)
+        spikes = mean(run["spikes"] for run in runs)
+        seconds = mean(run["seconds"] for run in runs if run["threads"] == 1)
         cells = f"{runs[0]['parameters']:,}", f"{spikes:.3f}", f"{seconds:.0f}", accuracy(runs)
         lines.append(f"| {' | '.join((task, neuron, *cells))} |")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())

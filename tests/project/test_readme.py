@@ -71,6 +71,6 @@ def test_the_report_holds_what_is_claimed():
     last = lambda name: [r["curve"][-1] for r in runs if r["task"] == "MNIST-1D" and r["neuron"] == name]  # noqa: E731
     pmsn, lif = last("PMSN"), last("LIF")
     assert {run["seed"] for run in runs} == {0, 1, 2}
-    assert len(pmsn) == len(lif) == 3 * len({run.get("instructions") for run in runs})
+    assert len(pmsn) == len(lif) == 3 * len({(run["instructions"], run["threads"]) for run in runs})
     assert mean(pmsn) >= 83
     assert mean(pmsn) - mean(lif) >= 15

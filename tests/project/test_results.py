@@ -74,7 +74,7 @@ def played(project, monkeypatch, act=lambda: None, code=0):
 
 def test_a_table_is_measured_with_every_instruction_set(project, monkeypatch):
     calls = played(project, monkeypatch)
-    report = results.measure("table", results.instruction_sets(), None)
+    report = results.measure("table", results.ways_of("table"), None)
     assert [(command[0], name) for command, name in calls] == [
         ("examples/table.py", s) for s in ("avx2", "avx512")
     ]
@@ -87,7 +87,7 @@ def test_a_table_is_measured_with_every_instruction_set(project, monkeypatch):
         "commit": "abc",
         "cpu": "a CPU",
         "instructions": ["AVX2", "AVX512"],
-        "threads": 1,
+        "threads": [1],
         "sources": provenance.digest("table"),
     }
     assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread, commit abc"
@@ -95,13 +95,32 @@ def test_a_table_is_measured_with_every_instruction_set(project, monkeypatch):
     assert provenance.stale() == {}
 
 
+def test_the_demo_is_measured_on_one_thread_and_on_all(monkeypatch):
+    monkeypatch.setattr(results, "instruction_sets", lambda: ["AVX2", "AVX512"])
+    monkeypatch.setattr(results.os, "cpu_count", lambda: 4)
+    ways = results.ways_of("quickstart")
+    assert [(way.instructions, way.threads) for way in ways] == [
+        *(("AVX2", 1), ("AVX512", 1)),
+        *(("AVX2", 4), ("AVX512", 4)),
+    ]
+    assert ways[2].environment()["OMP_NUM_THREADS"] == "4"
+    merged = {}
+    for way in ways:
+        merged = results.merge(merged, {"threads": way.threads, "runs": [{"seed": 0}]}, way)
+    assert [(run["instructions"], run["threads"]) for run in merged["runs"]] == [
+        (way.instructions, way.threads) for way in ways
+    ]
+    monkeypatch.setattr(results.os, "cpu_count", lambda: 1)
+    assert {way.threads for way in results.ways_of("quickstart")} == {1}
+
+
 def test_what_failed_or_changed_meanwhile_leaves_the_report_alone(project, monkeypatch):
     played(project, monkeypatch, code=1)
     with pytest.raises(SystemExit, match="table could not be measured; its report is as before"):
-        results.measure("table", ["AVX2"], None)
+        results.measure("table", [results.Way("AVX2")], None)
     played(project, monkeypatch, act=lambda: (project / "measured.py").write_text("x = 3\n"))
     with pytest.raises(SystemExit, match="the sources of table changed while it was measured"):
-        results.measure("table", ["AVX2"], None)
+        results.measure("table", [results.Way("AVX2")], None)
     assert not provenance.report_of("table").exists()
 
 
