@@ -1,7 +1,8 @@
 """What the experiments share: neurons, one training loop, arguments, a table and a JSON file.
 
 An experiment is a module with ``TITLE``, ``KEYS`` and ``VALUES`` (the columns of its table), ``SEEDS`` (how many,
-unless the command line says) and ``runs(options)``, which yields one plain dict for each run.
+unless the command line says) and ``runs(options)``, which yields one plain dict for each run. Where some of them need
+a clone of the authors' repository, ``PUBLISHED`` says of which.
 """
 
 import argparse
@@ -228,7 +229,7 @@ def _cell(values: list[float | None], form: str) -> str:
 
 def report(experiment: ModuleType, options: Options) -> dict[str, Any]:
     """Run an experiment, print its table, return what goes into the JSON file."""
-    options = replace(options, seeds=1 if options.fast else options.seeds or experiment.SEEDS)
+    options = settled(experiment, options)
     start, rows = time.process_time(), []
     print(f"{experiment.TITLE}{': toy size, the numbers mean nothing' if options.fast else ''}", flush=True)
     for row in experiment.runs(options):
@@ -236,21 +237,30 @@ def report(experiment: ModuleType, options: Options) -> dict[str, Any]:
         if sys.stdout.isatty():
             print(f"  {', '.join(str(row[key]) for key in experiment.KEYS)}, seed {row.get('seed', '-')}")
     print(table(experiment, rows), flush=True)
-    versions = {"msf-pmsn-plugins": __version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in ("torch", "spikingjelly", "numpy")}
+    seconds = round(time.process_time() - start, 1)
+    return {**description(experiment, options), "seconds": seconds, "rows": rows}
+
+
+def settled(experiment: ModuleType, options: Options) -> Options:
+    """``options`` with the number of seeds that the experiment has of its own, where none was asked for."""
+    return replace(options, seeds=1 if options.fast else options.seeds or experiment.SEEDS)
+
+
+def description(experiment: ModuleType, options: Options) -> dict[str, Any]:
+    """What a report says of itself beside its rows; ``options`` are settled."""
     name = Path(experiment.__file__ or "").stem
     command = (
         f"python examples/experiments/{name}.py {'--fast' if options.fast else f'--seeds {options.seeds}'}"
     )
     if options.neurons:
         command += f' --neurons "{";".join(options.neurons)}"'
+    versions = {"msf-pmsn-plugins": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in ("torch", "spikingjelly", "numpy")}
     return {
         "experiment": name,
         "command": command,
         "versions": versions,
         "threads": torch.get_num_threads(),
-        "seconds": round(time.process_time() - start, 1),
-        "rows": rows,
     }
 
 
@@ -259,7 +269,7 @@ def main(experiment: ModuleType) -> None:
     parser = argparse.ArgumentParser(
         description=experiment.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_arguments(parser)
+    add_arguments(parser, getattr(experiment, "PUBLISHED", None))
     parser.add_argument("--json", type=Path, help="write the raw numbers here")
     args = parser.parse_args()
     done = report(experiment, options_of(args))
@@ -268,13 +278,15 @@ def main(experiment: ModuleType) -> None:
         print(f"numbers written to {args.json}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, published: str | None = None) -> None:
+    """Those of every experiment, and ``--published`` with the help ``published`` where it has rows of others' code."""
     parser.add_argument(
         "--fast", action="store_true", help="toy size, seconds: does it run? The numbers mean nothing"
     )
     parser.add_argument("--seeds", type=int, help="how many; every experiment has a number of its own")
     parser.add_argument("--neurons", default="", help="only these, separated by semicolons")
-    parser.add_argument("--published", type=Path, help="a clone of the MSF repository, for its weights")
+    if published:
+        parser.add_argument("--published", type=Path, help=published)
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s: the nets are small)")
 
 
@@ -283,4 +295,4 @@ def options_of(args: argparse.Namespace) -> Options:
         raise SystemExit(f"--seeds must be at least 1, got {args.seeds}")
     torch.set_num_threads(args.threads)
     chosen = tuple(name.strip() for name in args.neurons.split(";") if name.strip())
-    return Options(args.fast, args.seeds or 0, chosen, args.published)
+    return Options(args.fast, args.seeds or 0, chosen, getattr(args, "published", None))

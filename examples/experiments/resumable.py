@@ -6,15 +6,13 @@ place (:class:`Training`) does so in a hidden file beside it. A report of other 
 """
 
 import argparse
-import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import common
@@ -178,23 +176,21 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """What the file holds: as of any experiment, with what was measured and which rows are missing."""
-        names = {**vars(self.experiment), "runs": lambda _options: iter(self.rows)}
-        with redirect_stdout(io.StringIO()):
-            report = common.report(SimpleNamespace(**names), self.options)
+        report = common.description(self.experiment, self.options)
         report["seconds"] = round(self.seconds + time.process_time(), 1)
         sets = sorted({row["instructions"] for row in self.rows} | {self.machine.instructions})
         report["measured"] = {
             "commit": self.machine.commit,
             "cpu": " and ".join(sorted(self.cpus)),
             "instructions": sets,
-            "threads": report["threads"],
+            "threads": [report["threads"]],
             "sources": self.sources,
         }
         everything = [(labels, name) for name in sets for labels in self.plan]
         missing = [
             {**labels, "instructions": name} for labels, name in everything if not self.has(labels, name)
         ]
-        return {**report, **({"unfinished": missing} if missing else {})}
+        return {**report, "rows": self.rows, **({"unfinished": missing} if missing else {})}
 
 
 def settings(report: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +205,7 @@ def settings(report: dict[str, Any]) -> dict[str, Any]:
 
 def go_on(experiment: ModuleType, options: common.Options, path: Path) -> None:
     """Measure the rows that the report in ``path`` lacks."""
-    options = replace(options, seeds=1 if options.fast else options.seeds or experiment.SEEDS)
+    options = common.settled(experiment, options)
     report = Report(path, experiment, options)
     same = json.dumps([report.machine.instructions, settings(report.as_dict())], sort_keys=True)
     print(
@@ -228,14 +224,11 @@ def go_on(experiment: ModuleType, options: common.Options, path: Path) -> None:
 
 
 def main(experiment: ModuleType) -> None:
-    """The command line of a resumable experiment; its ``PUBLISHED`` says what ``--published`` is a clone of."""
+    """The command line of a resumable experiment."""
     parser = argparse.ArgumentParser(
-        description=experiment.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        conflict_handler="resolve",  # of --published
+        description=experiment.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    common.add_arguments(parser)
-    parser.add_argument("--published", type=Path, help=getattr(experiment, "PUBLISHED", argparse.SUPPRESS))
+    common.add_arguments(parser, getattr(experiment, "PUBLISHED", None))
     parser.add_argument(
         "--json", type=Path, help="the report: written row by row, and continued where it ends"
     )

@@ -32,6 +32,7 @@ COLUMNS = {
     "best": ("best epoch on test, as published", ".4f"),
     "varying": ("varying signal", ".4f"),
 }
+PUBLISHED = "a clone of the MSF repository, for its weights"
 STEPS = 300
 NEURONS = {
     "LIF": neurons.LIF(tau=4 / 3, decay_input=False, v_threshold=0.5, surrogate="rectangular"),

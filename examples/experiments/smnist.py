@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import common
@@ -117,16 +118,16 @@ def sequences(fast, permuted):
 
 
 def candidates(options):
-    """(order, name, factory) of every row of a seed."""
+    """(order, name, factory, seed) of every row; the neurons that take an hour or more a row come last."""
     known = {name: common.all_neurons(STEPS)[name] for name in ("LIF", "MSF", "PMSN", "SlidingPSN")}
-    everywhere = ("LIF", "MSF", "PMSN")
     if options.published:
         known[THEIRS] = Published(options.published)
+    slow = {"SlidingPSN", THEIRS}
     chosen = options.chosen(known)
-    for order in ("rows", "permuted"):
-        for name, factory in chosen.items():
-            if order == "rows" or name in everywhere:
-                yield order, name, factory
+    for orders, names in ((("rows", "permuted"), chosen.keys() - slow), (("rows",), chosen.keys() & slow)):
+        for seed, order, name in product(range(options.seeds), orders, chosen):
+            if name in names:
+                yield order, name, chosen[name], seed
 
 
 def build(neuron):
@@ -172,14 +173,13 @@ def row(data, neuron, seed, epochs, checkpoint):
 def jobs(options):
     file()
     epochs = 1 if options.fast else EPOCHS
-    for seed in range(options.seeds):
-        for order, name, neuron in candidates(options):
+    for order, name, neuron, seed in candidates(options):
 
-            def run(checkpoint, seed=seed, order=order, neuron=neuron):
-                data = sequences(options.fast, order == "permuted")
-                return row(data, neuron, seed, epochs, checkpoint)
+        def run(checkpoint, seed=seed, order=order, neuron=neuron):
+            data = sequences(options.fast, order == "permuted")
+            return row(data, neuron, seed, epochs, checkpoint)
 
-            yield Job({"order": order, "neuron": name, "seed": seed}, run)
+        yield Job({"order": order, "neuron": name, "seed": seed}, run)
 
 
 def runs(options):

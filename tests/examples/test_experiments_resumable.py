@@ -205,7 +205,7 @@ def test_rows_are_written_as_they_finish_and_a_second_start_goes_on(toy, monkeyp
         "commit": "abc",
         "cpu": "B CPU and a CPU",
         "instructions": ["AVX2"],
-        "threads": torch.get_num_threads(),
+        "threads": [torch.get_num_threads()],
         "sources": provenance.digest("experiments/toy"),
     }
     assert done["seconds"] > report["seconds"]

@@ -77,8 +77,8 @@ def test_pixels_in_order_and_in_the_published_permutation(bundled):
 def test_it_runs_at_toy_size(bundled):
     rows = json.loads(json.dumps(common.report(smnist, common.Options(fast=True))["rows"]))
     assert [(row["order"], row["neuron"]) for row in rows] == [
-        *(("rows", name) for name in ("LIF", "MSF", "PMSN", "SlidingPSN")),
-        *(("permuted", name) for name in ("LIF", "MSF", "PMSN")),
+        *((order, name) for order in ("rows", "permuted") for name in ("LIF", "MSF", "PMSN")),
+        ("rows", "SlidingPSN"),  # it takes longest
     ]
     assert all(np.isfinite(row[name]) for row in rows for name in smnist.VALUES)
 
