@@ -36,7 +36,7 @@ help:
 	@echo "make test-floor     neurons, ops, compilation and export on the oldest torch (installs it, some gigabytes)"
 	@echo "make test-kernels   prove the GPU kernels without a device (needs g++, Linux x86_64; some minutes)"
 	@echo "make test-site      the documentation in headless Chromium (on Debian as root it installs that)"
-	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (an hour on a quiet machine)"
+	@echo "make bench          the CPU benchmark; rewrites docs/benchmarks.md (half an hour of a quiet machine)"
 	@echo "make results        measure anew the tables whose sources have changed (hours on a quiet machine)"
 	@echo "make lint           ruff and mypy"
 	@echo "make docs           the documentation, into site/"
