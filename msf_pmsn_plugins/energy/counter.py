@@ -43,7 +43,7 @@ NOT_COUNTED = (
 @contextmanager
 def counting(
     net: nn.Module,
-    samples: int = 1,
+    samples: int | None = None,
     *,
     updates: Mapping[str, Any] | None = None,
     real: Sequence[str] = (),
@@ -58,7 +58,7 @@ def counting(
 
     Args:
         net: any module; layers and neurons are found by the operations and the class names, not by framework.
-        samples: how many samples run in the block; all figures are divided by it.
+        samples: how many samples run in the block; all figures are divided by it. None gives those of all that ran.
         updates: formulas of further neurons by class name, as in :data:`UPDATES`, or an :class:`Update` each.
         real: paths of layers whose input is real, though it may hold integers (pixels from 0 to 255).
         strict: raise at what cannot be counted. Otherwise ``counts.unknown`` lists it, with a warning at the end.
@@ -68,8 +68,10 @@ def counting(
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"energy counts an nn.Module, got {type(net).__name__}")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples, how many the block runs, must be an integer >= 1, got {samples!r}")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise ValueError(
+            f"samples, how many the block runs, must be an integer >= 1, or None, got {samples!r}"
+        )
     counts = Counts(samples)
     counter = _Counter(net, counts, updates or {}, real, strict)
     handles = []

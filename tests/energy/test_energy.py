@@ -490,8 +490,9 @@ def test_meta_tensors_are_refused():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="samples.*got 0"):
-        counted(nn.Linear(8, 10), three_ones(), samples=0)
+    for samples in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"samples.*got {samples}"):
+            counted(nn.Linear(8, 10), three_ones(), samples=samples)
     with pytest.raises(TypeError, match="nn.Module, got function"):
         counted(three_ones, three_ones())
 
@@ -539,14 +540,17 @@ def test_tables_print_whole_numbers():
     assert "neuron (MSF)" in lines[-3]
 
 
-def test_every_table_says_its_units_and_that_it_is_of_one_sample():
-    counts = counted(Small(MSF()), torch.rand(2, 1, 1))
+@pytest.mark.parametrize(
+    ("given", "of"), [({"samples": 1}, "per sample"), ({"samples": 2}, "per sample"), ({}, "of all that ran")]
+)
+def test_every_table_says_its_units_and_what_it_is_of(given, of):
+    counts = counted(Small(MSF()), torch.rand(2, 1, 1), **given)
+    assert str(counts.energy()).endswith(f"\n{of}")
+    assert str(counts.compare(steps=2)).endswith(f"\n{of}; relative: to the 8-bit ANN")
     for table in (counts.energy(), counts.compare(steps=2)):
-        text = str(table)
-        assert "nJ" in text
-        assert "per sample" in text
-    assert str(counts.synapses).endswith("operations per sample; rate: mean count of an input element")
-    assert str(counts.neurons).endswith("operations per sample")
+        assert "nJ" in str(table)
+    assert str(counts.synapses).endswith(f"operations {of}; rate: mean count of an input element")
+    assert str(counts.neurons).endswith(f"\noperations {of}")
 
 
 # Products of single elements ------------------------------------------------------------------------------------------
