@@ -24,7 +24,7 @@ aten = torch.ops.aten
 # What multiplies has one of these words in its name; without a rule it is missed.
 MULTIPLIES = re.compile(
     r"(^|_)([a-z0-9]*mm|v?dot|(add)?mv|conv(?!ert)[a-z0-9]*|(tri)?linear|matmul|einsum|attention|rnn|lstm|gru"
-    r"|fft|(addc)?mul|addcdiv|addr|lerp|cdist)(_|$)|linalg_(?!vector_norm)"
+    r"|fft|(addc)?mul|addcdiv|addr|lerp|[cp]dist)(_|$)|linalg_(?!vector_norm)"
 )
 # Packages of operations that multiply nothing else: torch's own, its wrappers and profilers, ours (neurons alone).
 KNOWN = ("aten", "prim", "prims", "profiler", "_c10d_functional", "c10d", "fsdp", "msf_pmsn_plugins")
@@ -43,7 +43,7 @@ NOT_COUNTED = (
 @contextmanager
 def counting(
     net: nn.Module,
-    samples: int = 1,
+    samples: int | None = None,
     *,
     updates: Mapping[str, Any] | None = None,
     real: Sequence[str] = (),
@@ -52,13 +52,13 @@ def counting(
     """Count what ``net`` does inside the block: synaptic operations and neuron updates of its forward passes.
 
     Products inside a neuron (a PSN's matrix) are covered by the formula of its update. Biases, torch's own norms,
-    activation functions and dropout, pooling and the additions of shortcuts are not counted, as in the papers. A
-    product of single elements (a gate, a square, attention by hand) is one multiplication for each element of the
-    result, whatever its factors.
+    activation functions and dropout, pooling, upsampling and the additions of shortcuts are not counted, as in the
+    papers. A product of single elements (a gate, a square, attention by hand) is one multiplication for each element
+    of the result, whatever its factors; the squares of a norm or a variance are one for each element taken in.
 
     Args:
         net: any module; layers and neurons are found by the operations and the class names, not by framework.
-        samples: how many samples run in the block; all figures are divided by it.
+        samples: how many samples run in the block; all figures are divided by it. None gives those of all that ran.
         updates: formulas of further neurons by class name, as in :data:`UPDATES`, or an :class:`Update` each.
         real: paths of layers whose input is real, though it may hold integers (pixels from 0 to 255).
         strict: raise at what cannot be counted. Otherwise ``counts.unknown`` lists it, with a warning at the end.
@@ -68,8 +68,10 @@ def counting(
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"energy counts an nn.Module, got {type(net).__name__}")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples, how many the block runs, must be an integer >= 1, got {samples!r}")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise ValueError(
+            f"samples, how many the block runs, must be an integer >= 1, or None, got {samples!r}"
+        )
     counts = Counts(samples)
     counter = _Counter(net, counts, updates or {}, real, strict)
     handles = []

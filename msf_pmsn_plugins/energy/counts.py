@@ -72,10 +72,11 @@ class NeuronSums:
 
 
 class Counts:
-    """What :func:`counting` gives. All figures are a sample."""
+    """What :func:`counting` gives. All figures are a sample, or of all that ran if nobody said how many samples did."""
 
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
+    def __init__(self, samples: int | None) -> None:
+        self._samples = samples or 1
+        self._of = "per sample" if samples else "of all that ran"
         self._synapses: dict[str, SynapseSums] = {}
         self._neurons: dict[tuple[str, str], NeuronSums] = {}
         self._unknown: dict[Unknown, int] = {}  # without its calls, and they
@@ -85,7 +86,7 @@ class Counts:
         """The layers with weights and the products of activations, in the order of their first call."""
         rows = (sums.row(layer, self._samples) for layer, sums in self._synapses.items())
         columns = ["layer", "input", "largest", "rate", "dense", "macs", "accumulates"]
-        return Table(rows, columns, note="operations per sample; rate: mean count of an input element")
+        return Table(rows, columns, note=f"operations {self._of}; rate: mean count of an input element")
 
     @property
     def neurons(self) -> Table[Neurons]:
@@ -95,7 +96,7 @@ class Counts:
             for (layer, kind), sums in self._neurons.items()
         )
         columns = ["layer", "kind", "updates", "macs", "adds", "spikes"]
-        return Table(rows, columns, note="operations per sample")
+        return Table(rows, columns, note=f"operations {self._of}")
 
     @property
     def unknown(self) -> Table[Unknown]:
@@ -118,7 +119,7 @@ class Counts:
         rows += [_part(f"{row.layer} ({row.kind})", row.macs, row.adds, costs) for row in self.neurons]
         sums = (sum(getattr(row, name) for row in rows) for name in ("macs", "accumulates", "total"))
         heads = {"macs": "macs, nJ", "accumulates": "accumulates, nJ", "total": "total, nJ"}
-        return Table([*rows, Part("total", *sums)], heads=heads, note="per sample")
+        return Table([*rows, Part("total", *sums)], heads=heads, note=self._of)
 
     def compare(
         self,
@@ -147,7 +148,7 @@ class Counts:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
         hardware = Hardware(weight_bits, pj_per_bit, address_bits, word_bits)
-        return machines(self.synapses, self.neurons, steps, hardware)
+        return machines(self.synapses, self.neurons, steps, hardware, self._of)
 
     def __str__(self) -> str:
         parts = [str(self.synapses), str(self.neurons)]

@@ -50,9 +50,9 @@ class Parts(NamedTuple):
 
 
 def machines(
-    synapses: Sequence[Synapses], neurons: Sequence[Neurons], steps: int, hardware: Hardware
+    synapses: Sequence[Synapses], neurons: Sequence[Neurons], steps: int, hardware: Hardware, of: str
 ) -> Table[Machine]:
-    """Three ANNs, then spikes sent one by one and as numbers."""
+    """Three ANNs, then spikes sent one by one and as numbers; ``of``, what the figures are of, stands below."""
     spiking = f"{hardware.weight_bits}-bit weights"
     parts = {
         "ANN, 32-bit float": _ann(synapses, steps, 32, hardware),
@@ -72,7 +72,7 @@ def machines(
         for name, spent in parts.items()
     )
     heads = {name: f"{name}, nJ" for name in (*Parts._fields, "total")}
-    return Table(rows, heads=heads, note="per sample; relative: to the 8-bit ANN")
+    return Table(rows, heads=heads, note=f"{of}; relative: to the 8-bit ANN")
 
 
 def _ann(rows: Sequence[Synapses], steps: int, bits: int, on: Hardware) -> Parts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
 from ..surrogate import FireFunction, Surrogate, as_surrogate
 from .base import Neuron, State, channel_axes
@@ -66,7 +68,8 @@ class PerChannel(Neuron):
 
     def materialize(self, channels: int) -> None:
         """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
-        with torch.inference_mode(False):  # born in inference mode they could never be trained
+        # Born in inference mode they could never be trained.
+        with torch.inference_mode(False), _uncounted():
             for name, width in self._widths.items():
                 parameter = getattr(self, name)
                 if isinstance(parameter, UninitializedParameter):
@@ -130,3 +133,18 @@ class PerChannel(Neuron):
 
     def initial_state(self, x: Tensor) -> State:
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    """Out of sight of counters and profilers, for what is no operation of the model; fake tensors stay fake."""
+    compiling = torch.compiler.is_compiling()
+    stack = [] if compiling else _get_current_dispatch_mode_stack()
+    watching = [mode for mode in stack if not mode.is_infra_mode()]  # on top of torch's own, always
+    for _ in watching:
+        _pop_mode()
+    try:
+        yield
+    finally:
+        for mode in watching:
+            _push_mode(mode)

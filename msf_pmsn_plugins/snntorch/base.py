@@ -30,6 +30,9 @@ Mem = Tensor | tuple[Tensor, ...]
 REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
 PASS_ON = "pass what the neuron returned for an input of that shape, or reset_mem()'s"  # of a mem by hand
 RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
+OURS = (
+    torch.int32
+)  # of the reset in a state dict: stock neurons save an int64, and no .double() or .half() casts either
 # snnTorch's word -> what the held neuron may call a tensor of them, learned or not
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
@@ -481,7 +484,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val
+        destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val.to(OURS)
         for name, own in self.host_numbers.items():  # double, so that a number comes back as it was
             value = getattr(self.neuron, own)
             if not isinstance(value, Tensor):  # a learned one is a parameter of the held neuron
@@ -527,16 +530,17 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             words = {number: word for word, number in snn.SpikingNeuron.reset_dict.items()}
             self.reset_mechanism = words.get(int(value), value)
         else:
-            setattr(self, name, value)
+            own = getattr(self.neuron, self.host_numbers[name])
+            setattr(self, name, value.to(own.dtype) if isinstance(own, Tensor) else value)
 
     def _overruled(self, state_dict: dict[str, Any], prefix: str) -> set[str]:
         """The entries of a stock neuron that a swap gave other values: loading later must not bring them back.
 
-        A dict of ours is told by its numbers, which are double, or by those of the held neuron.
+        Every dict of a stock neuron has its reset, in another type than ours; numbers alone are taken as they are.
         """
         known = {"reset_mechanism_val", *self.host_numbers}
-        given = [state_dict[prefix + name] for name in known if prefix + name in state_dict]
-        ours = any(value.dtype == torch.float64 for value in given)
+        reset = state_dict.get(prefix + "reset_mechanism_val")
+        ours = reset is None or reset.dtype == OURS
         if self.kept is None or ours or any(name.startswith(f"{prefix}neuron.") for name in state_dict):
             return set()
         return known - set(self.stock_entries())

@@ -94,6 +94,7 @@ BESIDE = [
     "zeros",
     "zeros_like",
     "_conj",
+    "reshape",
     "_reshape_alias",
     "_unsafe_view",
     "slice",

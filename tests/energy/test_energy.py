@@ -157,7 +157,7 @@ def test_names_of_what_multiplies():
         "conv_tbc",
         "matmul",
     ]
-    yes += ["_fft_r2c", "_fft_c2c", "_foreach_mul", "linalg_cross", "_cdist_forward"]
+    yes += ["_fft_r2c", "_fft_c2c", "_foreach_mul", "linalg_cross", "_cdist_forward", "_pdist_forward"]
     yes += [
         "addr",
         "linalg_inv_ex",
@@ -490,8 +490,9 @@ def test_meta_tensors_are_refused():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="samples.*got 0"):
-        counted(nn.Linear(8, 10), three_ones(), samples=0)
+    for samples in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"samples.*got {samples}"):
+            counted(nn.Linear(8, 10), three_ones(), samples=samples)
     with pytest.raises(TypeError, match="nn.Module, got function"):
         counted(three_ones, three_ones())
 
@@ -539,19 +540,23 @@ def test_tables_print_whole_numbers():
     assert "neuron (MSF)" in lines[-3]
 
 
-def test_every_table_says_its_units_and_that_it_is_of_one_sample():
-    counts = counted(Small(MSF()), torch.rand(2, 1, 1))
+@pytest.mark.parametrize(
+    ("given", "of"), [({"samples": 1}, "per sample"), ({"samples": 2}, "per sample"), ({}, "of all that ran")]
+)
+def test_every_table_says_its_units_and_what_it_is_of(given, of):
+    counts = counted(Small(MSF()), torch.rand(2, 1, 1), **given)
+    assert str(counts.energy()).endswith(f"\n{of}")
+    assert str(counts.compare(steps=2)).endswith(f"\n{of}; relative: to the 8-bit ANN")
     for table in (counts.energy(), counts.compare(steps=2)):
-        text = str(table)
-        assert "nJ" in text
-        assert "per sample" in text
-    assert str(counts.synapses).endswith("operations per sample; rate: mean count of an input element")
-    assert str(counts.neurons).endswith("operations per sample")
+        assert "nJ" in str(table)
+    assert str(counts.synapses).endswith(f"operations {of}; rate: mean count of an input element")
+    assert str(counts.neurons).endswith(f"\noperations {of}")
 
 
 # Products of single elements ------------------------------------------------------------------------------------------
 
 ONES = torch.full((2, 6), 2.0)
+FIRST = torch.zeros(2, 6, dtype=torch.int64)
 PRODUCTS = {  # function of two tensors [2, 6] -> multiplications
     "mul": (lambda x, y: x * y, 12),
     "in place": (lambda x, y: x.clone().mul_(y), 12),
@@ -570,6 +575,43 @@ PRODUCTS = {  # function of two tensors [2, 6] -> multiplications
     "lerp": (lambda x, y: torch.lerp(x, y, 0.25), 12),
     "complex": (lambda x, y: torch.complex(x, y) * torch.complex(y, x), 48),
     "complex and real": (lambda x, y: torch.complex(x, y) * y, 24),
+    "inverse": (lambda x, y: x**-1, 12),
+    "inverse square": (lambda x, y: x**-2, 24),
+    "reciprocal": (lambda x, y: x.reciprocal(), 12),
+    "one over it": (lambda x, y: 1 / x, 12),
+    "norm": (lambda x, y: x.norm(), 12),
+    "norm of lines": (lambda x, y: torch.linalg.vector_norm(x, dim=1), 12),
+    "norm of a complex one": (lambda x, y: torch.linalg.vector_norm(torch.complex(x, y)), 24),
+    "norm by a word": (lambda x, y: torch.linalg.vector_norm(x, ord=4), 24),
+    "third norm": (lambda x, y: x.norm(3, dim=1), 24),
+    "first norm": (lambda x, y: x.norm(1), 0),
+    "largest magnitude": (lambda x, y: torch.linalg.vector_norm(x, float("inf")), 0),
+    "normalize": (lambda x, y: nn.functional.normalize(x), 24),
+    "distance": (lambda x, y: torch.dist(x, y), 12),
+    "distance to a row": (lambda x, y: torch.dist(x, y[:1]), 12),
+    "first distance": (lambda x, y: torch.dist(x, y, 1), 0),
+    "distance of rows": (lambda x, y: nn.functional.pairwise_distance(x, y), 12),
+    "variance": (lambda x, y: x.var(1), 12),
+    "deviation": (lambda x, y: x.std(), 12),
+    "variance and mean": (lambda x, y: torch.var_mean(x, 0)[0], 12),
+    "deviation and mean": (lambda x, y: torch.std_mean(x)[0], 12),
+    "squared error": (lambda x, y: nn.functional.mse_loss(x, y), 12),
+    "squared errors": (lambda x, y: nn.functional.mse_loss(x, y, reduction="none"), 12),
+    "scattered product": (lambda x, y: x.scatter_reduce(1, FIRST, y, "prod"), 12),
+    "scattered in place": (lambda x, y: x.clone().scatter_reduce_(1, FIRST[:, :5], y, "prod"), 10),
+    "scattered without its own": (
+        lambda x, y: x.scatter_reduce(1, FIRST, y, "prod", include_self=False),
+        10,
+    ),
+    "lines into one": (lambda x, y: x[:, 0].clone().index_reduce(0, FIRST[0, :2], y[:, 0], "prod"), 2),
+    "columns into one": (lambda x, y: x.index_reduce(1, FIRST[0, :5], y[:, :5], "prod"), 10),
+    "columns without its own": (
+        lambda x, y: x.index_reduce(1, FIRST[0, :5], y[:, :5], "prod", include_self=False),
+        8,
+    ),
+    "scattered number": (lambda x, y: x.scatter(1, FIRST, 3.0, reduce="multiply"), 12),
+    "scattered sum": (lambda x, y: x.scatter_reduce(1, FIRST, y, "sum"), 0),
+    "scattered": (lambda x, y: x.scatter(1, FIRST, y), 0),
     "sum": (lambda x, y: x + y, 0),
     "difference": (lambda x, y: x - y, 0),
     "root": (lambda x, y: x**0.5, 0),
@@ -598,6 +640,55 @@ def test_no_product_of_elements_is_free(name, operands, inference):
         net(x, x)
     assert counts.macs == macs
     assert counts.accumulates == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "axes", "of_an_element", "of_a_point"),
+    [
+        ("bilinear", 2, 4, 4),  # four corners, each weighted by a product of two fractions
+        ("bilinear", 3, 8, 16),  # eight, by a product of three
+        ("bicubic", 2, 20, 24),  # five cubic sums of four, two axes of four polynomials of degree 3
+        ("nearest", 2, 0, 0),
+        ("nearest", 3, 0, 0),
+    ],
+)
+def test_samples_between_pixels_weigh_their_corners(mode, axes, of_an_element, of_a_point):
+    image, grid = torch.rand(2, 3, *[5] * axes), torch.rand(2, *[4] * axes, axes)
+    net = Elementwise(lambda x, y: nn.functional.grid_sample(x, y, mode, align_corners=False))
+    with torch.no_grad(), energy.counting(net, strict=True) as counts:
+        net(image, grid)
+    points = 2 * 4**axes
+    assert counts.macs == 3 * points * of_an_element + points * of_a_point
+
+
+@pytest.mark.parametrize("padding", [None, 1])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", ["none", "counts", "real"])
+def test_a_weighted_bag_is_a_product_of_matrices(kind, grad, padding):
+    table, indices = torch.rand(4, 3), torch.tensor([[0, 1, 2], [3, 1, 0]])
+    weights = {
+        "none": None,
+        "counts": torch.tensor([[2.0, 1.0, 0.0], [3.0, 4.0, 1.0]]),
+        "real": torch.full((2, 3), 0.5),
+    }[kind]
+    bag = nn.EmbeddingBag(4, 3, mode="sum", padding_idx=padding, _weight=table)
+    with torch.set_grad_enabled(grad), energy.counting(bag, strict=True) as counts:
+        bag(indices, per_sample_weights=weights)
+    padded = 0 if padding is None else 1
+    macs, accumulates, events = {
+        "none": (0, 0, 0),
+        "counts": (0, 3 * (11 - 5 * padded), 3 * (5 - 2 * padded)),
+        "real": (3 * (6 - 2 * padded), 0, 0),
+    }[kind]
+    assert (counts.macs, counts.accumulates) == (macs, accumulates)
+    assert sum(row.events for row in counts.synapses) == events
+    assert len(counts.synapses) == (kind != "none")
+
+
+def test_an_index_is_no_operand():
+    net = Elementwise(lambda x, y: x.scatter_reduce(1, FIRST, y, "prod"))
+    (row,) = counted(net, ONES + 0.5, ONES + 0.5).synapses
+    assert (row.input, row.elements) == ("real", 24)
 
 
 class Scaled(nn.Module):

@@ -5,14 +5,16 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import (
     all_ways,
     randn,
     sequence,
 )
-from msf_pmsn_plugins.neurons import PMSN
+from msf_pmsn_plugins.neurons import MSN, PMSN
 from msf_pmsn_plugins.neurons.pmsn.module import PARAMETERS
 from subjects import (
     build_pmsn,
@@ -133,6 +135,57 @@ def test_an_optimizer_may_hold_the_parameters_before_they_have_a_size(kind):
     optimizer.step()
     changed = {n for n, p in neuron.named_parameters() if not torch.equal(p, before[n])}
     assert changed == set(PARAMETERS)
+
+
+class Watch(TorchDispatchMode):
+    """The names of the operations that a counter would see."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [PMSN, MSN])
+@pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference_mode"])
+def test_giving_the_parameters_a_size_is_no_operation_of_the_model(kind, inference):
+    x = torch.rand(2, 2, 3)
+    seen = []
+    for channels in (3, None):
+        neuron = kind(channels)
+        with torch.inference_mode(inference), Watch() as outer, Watch() as inner:
+            neuron.sequence(x)
+            x + 1
+        assert inner.seen[-1] == outer.seen[-1] == "aten.add.Tensor"  # both watch on
+        assert all(p.is_leaf and not p.is_inference() for p in neuron.parameters())
+        seen.append((inner.seen, outer.seen))
+    assert seen[0] == seen[1]
+
+
+def test_counters_watch_on_after_parameters_that_could_not_be_made(monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    monkeypatch.setattr(PMSN, "reset_parameters", fail)
+    with Watch() as watch, pytest.raises(MemoryError):
+        PMSN()(torch.rand(2, 2, 3))
+    with watch:
+        torch.ones(())
+    assert watch.seen[-1] == "aten.ones.default"
+
+
+@pytest.mark.parametrize("kind", [PMSN, MSN])
+@pytest.mark.parametrize("watched", [False, True], ids=["alone", "watched"])
+def test_parameters_that_get_their_size_among_fake_tensors_hold_nothing(kind, watched):
+    neuron = kind()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Watch() if watched else mode:
+        x = torch.rand(2, 2, 3)
+        neuron.check_input(x[0])
+    assert neuron.channels == 3
+    assert all(p.device.type == "meta" for p in neuron.parameters())  # as torch gives them a size there
 
 
 def test_deepcopy_before_the_channels_are_known():

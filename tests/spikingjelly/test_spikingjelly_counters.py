@@ -105,6 +105,24 @@ def test_a_rule_of_the_user_stays_and_other_modules_stay_strict():
             x_seq.exp()
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("mode", ["m", "s"])
+@pytest.mark.parametrize("kind", ["FlopCounter", "MemoryAccessCounter", "NeuronStateCounter"])
+def test_the_first_call_counts_no_making_of_parameters(kind, mode, inference):
+    counted, x = [], torch.rand((5, 2, 16) if mode == "m" else (2, 16))
+    for channels in (16, None):
+        node, counter = PMSNNode(channels, step_mode=mode), getattr(op_counter, kind)()
+        with (
+            torch.inference_mode(inference),
+            torch.no_grad(),
+            op_counter.DispatchCounterMode([counter], strict=True),
+        ):
+            nn.Sequential(node)(x)
+        assert node.neuron.channels == 16
+        counted.append(counter.get_counts()["Global"])
+    assert counted[0] == counted[1]
+
+
 def test_torchs_flop_counter_sees_the_layers_alone():
     """It counts products of matrices: none is in a neuron, of the host's or of ours."""
     totals = []

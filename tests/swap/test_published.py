@@ -92,6 +92,22 @@ def test_loading_before_and_after_the_swap_is_the_same(target, x, tmp_path):
             assert_same(y, original.eval()(x))
 
 
+@pytest.mark.parametrize("load", [load_published, nn.Module.load_state_dict], ids=["published", "torch"])
+@pytest.mark.parametrize("plain", [False, True], ids=["metadata", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_weights_of_any_dtype_are_the_same_before_and_after_the_swap(dtype, plain, load, x):
+    trained = published()[0].to(dtype).state_dict()
+    before, after = Net(), Net()
+    load(before, dict(trained) if plain else trained)
+    swap.plan(before, x, swap.MSF(D=4)).apply()
+    swap.plan(after, x, swap.MSF(D=4)).apply()
+    load(after, dict(trained) if plain else trained)
+    assert before.stem[2].w != Net().stem[2].w
+    for key, value in before.state_dict().items():
+        assert after.state_dict()[key].dtype == value.dtype
+        assert_same(after.state_dict()[key], value)
+
+
 def test_a_single_number_may_be_stored_in_another_shape(x):
     _, file = published()
     state = {k: v.reshape(1) if k.endswith(".w") else v for k, v in file["state_dict"].items()}

@@ -21,6 +21,7 @@ from msf_pmsn_plugins.snntorch import MSF, reset  # noqa: E402
 from tolerances import F32, assert_close, assert_same  # noqa: E402
 
 LEARNED = list(itertools.product((False, True), (False, True)))
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(), (1,), (8,), (1, 8)]
 
 
@@ -135,17 +136,23 @@ def test_weights_before_and_after_a_swap_are_the_same(shape, learned, target, dy
         assert_close(value.float(), results[1][name].float(), "slope")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("plain", [False, True], ids=["metadata", "plain"])
 @pytest.mark.parametrize("dynamics", ["site", "published"])
 @pytest.mark.parametrize("target", [swap.MSF(D=4), swap.MSF(v_threshold=0.6), swap.PMSN(v_threshold=0.6)])
 @pytest.mark.parametrize("mechanism", ["subtract", "zero"])
 @pytest.mark.parametrize("learn_beta", [False, True])
-def test_a_state_dict_after_a_swap_is_one_before(learn_beta, mechanism, target, dynamics, plain):
-    trained = net_of((), (learn_beta, False), seed=1, reset_mechanism=mechanism).state_dict()
+@pytest.mark.parametrize("shape", [(), (8,)])
+def test_a_state_dict_after_a_swap_is_one_before(
+    shape, learn_beta, mechanism, target, dynamics, plain, dtype
+):
+    if shape and dynamics == "published" and target == swap.MSF(D=4):
+        target = swap.MSF(D=4, v_threshold=0.5)  # the threshold is the site's own only where it is a number
+    trained = net_of(shape, (learn_beta, False), seed=1, reset_mechanism=mechanism).to(dtype).state_dict()
     trained = dict(trained) if plain else trained
     results = []
     for swap_first in (True, False):
-        net = net_of((), (learn_beta, False), reset_mechanism=mechanism)
+        net = net_of(shape, (learn_beta, False), reset_mechanism=mechanism)
         if not swap_first:
             net.load_state_dict(trained)
         torch.manual_seed(5)  # of a new PMSN
@@ -155,17 +162,27 @@ def test_a_state_dict_after_a_swap_is_one_before(learn_beta, mechanism, target, 
         results.append(net.state_dict())
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
+        assert value.dtype == results[1][name].dtype  # the model's, as torch loads any entry
         assert_close(value.float(), results[1][name].float(), "slope")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("plain", [False, True], ids=["metadata", "plain"])
-def test_a_state_dict_of_the_swapped_net_brings_back_all(plain):
+def test_a_state_dict_of_the_swapped_net_brings_back_all(plain, dtype):
     nets = [swap.msf(net_of(()), torch.rand(3, 6), D=4, dynamics="published") for _ in range(2)]
     nets[0][1].beta, nets[0][1].threshold, nets[0][1].reset_mechanism = 0.625, 0.7, "none"
-    stored = nets[0].state_dict()
+    stored = nets[0].to(dtype).state_dict()
     nets[1].load_state_dict(dict(stored) if plain else stored)
     assert (float(nets[1][1].beta), nets[1][1].reset_mechanism) == (0.625, "none")
     assert_same(nets[1][1].threshold, nets[0][1].threshold)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_numbers_alone_are_taken_as_they_are(dtype):
+    """No stock neuron saved them: its dict has the reset too."""
+    net = swap.msf(net_of(()), torch.rand(3, 6), D=4, dynamics="published")
+    net.load_state_dict({"1.threshold": torch.tensor(0.75, dtype=dtype)}, strict=False)
+    assert float(net[1].threshold) == 0.75
 
 
 def test_an_entry_that_does_not_fit_changes_nothing():

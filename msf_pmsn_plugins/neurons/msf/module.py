@@ -173,7 +173,8 @@ class MSF(Neuron):
     def decay(self, value: float | Tensor) -> None:
         if self.decay_logit is not None:
             with torch.no_grad():
-                self.decay_logit.copy_(_logit(value))
+                # In double, as the logit of a half's rounds again.
+                self.decay_logit.copy_(_logit(torch.as_tensor(value, dtype=torch.float64)))
         else:
             several = isinstance(value, Tensor) and value.dim() > 0
             self._decay = value if several else number("decay", value)
