@@ -30,9 +30,8 @@ Mem = Tensor | tuple[Tensor, ...]
 REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
 PASS_ON = "pass what the neuron returned for an input of that shape, or reset_mem()'s"  # of a mem by hand
 RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
-OURS = (
-    torch.int32
-)  # of the reset in a state dict: stock neurons save an int64, and no .double() or .half() casts either
+# Of the reset in a state dict: stock neurons save an int64, and no .double() or .half() casts either.
+OURS = torch.int32
 # snnTorch's word -> what the held neuron may call a tensor of them, learned or not
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
