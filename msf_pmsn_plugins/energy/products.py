@@ -115,7 +115,8 @@ COUNTS: dict[str, Callable[[tuple[Any, ...], Any, Tensor], int]] = {
     **dict.fromkeys(("add", "add_", "sub", "sub_", "rsub"), _added),
     **dict.fromkeys(("pow", "pow_"), _power),
     **dict.fromkeys(("norm", "linalg_vector_norm", "dist"), _norm),
-    **dict.fromkeys(("var", "std", "var_mean", "std_mean", "mse_loss"), _squares),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _squares),
+    **dict.fromkeys(("mse_loss", "huber_loss", "smooth_l1_loss"), _squares),
     **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler"), _sampled),
     "prod": _along,
 }

@@ -157,7 +157,15 @@ def test_names_of_what_multiplies():
         "conv_tbc",
         "matmul",
     ]
-    yes += ["_fft_r2c", "_fft_c2c", "_foreach_mul", "linalg_cross", "_cdist_forward", "_pdist_forward"]
+    yes += [
+        "_fft_r2c",
+        "_fft_c2c",
+        "_foreach_mul",
+        "linalg_cross",
+        "_cdist_forward",
+        "_pdist_forward",
+        "renorm",
+    ]
     yes += [
         "addr",
         "linalg_inv_ex",
@@ -597,6 +605,8 @@ PRODUCTS = {  # function of two tensors [2, 6] -> multiplications
     "deviation and mean": (lambda x, y: torch.std_mean(x)[0], 12),
     "squared error": (lambda x, y: nn.functional.mse_loss(x, y), 12),
     "squared errors": (lambda x, y: nn.functional.mse_loss(x, y, reduction="none"), 12),
+    "a squared error, linear far away": (lambda x, y: nn.functional.huber_loss(x, y), 12),
+    "an absolute error, squared nearby": (lambda x, y: nn.functional.smooth_l1_loss(x, y), 12),
     "scattered product": (lambda x, y: x.scatter_reduce(1, FIRST, y, "prod"), 12),
     "scattered in place": (lambda x, y: x.clone().scatter_reduce_(1, FIRST[:, :5], y, "prod"), 10),
     "scattered without its own": (
