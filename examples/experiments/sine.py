@@ -4,7 +4,7 @@
 to 0 over 30 epochs, batches of 32. The published code chooses the epoch on the 320 test sines; both that figure and
 the last epoch's are given. With --published the authors' own weights are measured too.
 
-    python examples/experiments/sine.py       about two minutes a seed and neuron
+    python examples/experiments/sine.py       about half a minute a seed and neuron
     python examples/experiments/sine.py --fast
 """
 

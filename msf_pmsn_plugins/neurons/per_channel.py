@@ -79,12 +79,15 @@ class PerChannel(Neuron):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         name = self.sized_by
         known = state_dict.get(prefix + name, state_dict.get(f"{prefix}neuron.{name}"))
-        if (
-            self.channels is None
-            and isinstance(known, Tensor)
-            and not isinstance(known, UninitializedParameter)
-        ):
-            self.materialize(len(known))
+        if isinstance(known, Tensor) and not isinstance(known, UninitializedParameter) and known.dim() > 0:
+            if self.channels is None:
+                self.materialize(len(known))
+            elif self.channels != len(known):
+                errors = args[-1]  # torch's list, in which the size of every tensor follows
+                errors.append(
+                    f"{prefix.rstrip('.') or self.called} has {self.channels} channels, and the dict is of "
+                    f"{len(known)}: build the net with channels={len(known)}, or load the dict that belongs to it"
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

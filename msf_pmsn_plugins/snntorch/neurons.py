@@ -16,12 +16,14 @@ from ..neurons.msf import msf_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..settings import MSFValues
 from ..tensors import MSFParameters
+from ..words import PMSN_HAS_NOT, teaching
 from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold, several
 from .surrogates import GradientOf, SpikeGrad
 
 __all__ = ["MSF", "PMSN", "ParallelIF"]
 
 
+@teaching()
 class MSF(ShowsMSF, SnnTorchNeuron):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a snnTorch neuron: Leaky with D thresholds.
 
@@ -227,6 +229,7 @@ class MSF(ShowsMSF, SnnTorchNeuron):
         return s if self.reset_mechanism == "subtract" else s.clamp(max=1)
 
 
+@teaching(PMSN_HAS_NOT)
 class PMSN(ShowsPMSN, SnnTorchNeuron):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a snnTorch neuron.
 

@@ -21,6 +21,7 @@ from ..neurons.pmsn import pmsn_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
+from ..words import PMSN_HAS_NOT, teaching
 from .base import SpikingJellyNode, brief
 from .charge import lif_charge
 from .counters import counted
@@ -29,6 +30,7 @@ from .version import FUNCTIONAL
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
 
+@teaching()
 class MSFNode(ShowsMSF, SpikingJellyNode):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a SpikingJelly node: LIF with D thresholds.
 
@@ -289,6 +291,7 @@ class _ResidualNode(SpikingJellyNode):
         return type(self).v.fget(self) if name == "v" else super().__getattr__(name)  # type: ignore[attr-defined]
 
 
+@teaching(PMSN_HAS_NOT)
 class PMSNNode(ShowsPMSN, _ResidualNode):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917) as a SpikingJelly node.
 
@@ -430,6 +433,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
         return s, tuple(state)
 
 
+@teaching()
 class ParallelIFNode(ShowsParallelIF, _ResidualNode):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a node of its own.
 

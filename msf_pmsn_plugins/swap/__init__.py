@@ -21,18 +21,20 @@ attributes of the modules, and random generators are put back.
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from ..words import refuse
 from .back import lif
 from .check import Check, Report, verify
 from .planner import plan
 from .plans import Plan
 from .site import Site
-from .spec import MSF, PMSN, Activation, Keep, Read, Reading, Rule, SwapError, SwapWarning, Target
+from .spec import HAS_NOT, MSF, PMSN, Activation, Keep, Read, Reading, Rule, SwapError, SwapWarning, Target
 
 __all__ = [
     "MSF",
@@ -88,7 +90,8 @@ def msf(
     ``plan(model, example_input, MSF(**spec), ..).apply()``, with the plan's warnings as warnings.
     """
     options = {"filter_fn": filter_fn, "rules": rules, "time_dim": time_dim, "neuron_classes": neuron_classes}
-    return _carried_out(plan(model, example_input, MSF(**spec), dynamics=dynamics, **options))  # type: ignore[arg-type]
+    target = _target(MSF, spec, options)
+    return _carried_out(plan(model, example_input, target, dynamics=dynamics, **options))  # type: ignore[arg-type]
 
 
 def pmsn(
@@ -107,7 +110,15 @@ def pmsn(
     ``plan(model, example_input, PMSN(**spec), ..).apply()``, with the plan's warnings as warnings.
     """
     options = {"filter_fn": filter_fn, "rules": rules, "time_dim": time_dim, "neuron_classes": neuron_classes}
-    return _carried_out(plan(model, example_input, PMSN(**spec), dynamics=dynamics, **options))  # type: ignore[arg-type]
+    target = _target(PMSN, spec, options)
+    return _carried_out(plan(model, example_input, target, dynamics=dynamics, **options))  # type: ignore[arg-type]
+
+
+def _target(kind: Callable[..., Target], spec: dict[str, Any], options: dict[str, Any]) -> Target:
+    """A target of ``kind``; a word that neither it nor the plan takes is explained."""
+    accepted = [*inspect.signature(kind).parameters, "dynamics", *options]
+    refuse(f"swap.{kind.__name__.lower()}", spec, accepted, HAS_NOT[kind])
+    return kind(**spec)
 
 
 def _carried_out(plan: Plan) -> nn.Module:

@@ -111,7 +111,8 @@ def _check(
 ) -> None:
     """Raise TypeError or ValueError for arguments of :func:`plan` that mean nothing."""
     if not isinstance(target, MSF | PMSN):
-        raise TypeError(f"target must be swap.MSF(...) or swap.PMSN(...), got {target!r}")
+        call = f": call it, swap.{target.__name__}()" if target in (MSF, PMSN) else ""
+        raise TypeError(f"target must be swap.MSF(...) or swap.PMSN(...), got {target!r}{call}")
     for pattern, rule in rules.items():
         if not isinstance(rule, Target | Rule):
             raise TypeError(

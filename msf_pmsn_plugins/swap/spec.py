@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import neurons
 from ..surrogate import FireFunction, Surrogate
+from ..words import PMSN_HAS_NOT, teaching
 
 __all__ = ["MSF", "PMSN", "Activation", "Keep", "Read", "Rule", "SwapError", "SwapWarning", "Target"]
 
@@ -22,6 +23,14 @@ class SwapWarning(UserWarning):
     """What a plan warns of, where a model is swapped in one call."""
 
 
+OF_THE_SITE = dict.fromkeys(
+    ("tau", "beta", "decay", "decay_input", "v_reset", "reset_mechanism", "detach_reset"),
+    'every neuron keeps its own, or has the paper\'s with dynamics="published"; what else it shall have is '
+    "assigned to the new neurons",
+)
+
+
+@teaching(OF_THE_SITE)
 @dataclass(frozen=True)
 class MSF:
     """Target: MSF with D thresholds, ``threshold_step`` apart.
@@ -49,6 +58,7 @@ class MSF:
         )
 
 
+@teaching(PMSN_HAS_NOT)
 @dataclass(frozen=True)
 class PMSN:
     """Target: PMSN. It takes the site's threshold and step mode; its charge is its own.
@@ -83,6 +93,7 @@ class Keep:
 
 
 Target = MSF | PMSN | Keep
+HAS_NOT: dict[Any, dict[str, str]] = {MSF: OF_THE_SITE, PMSN: PMSN_HAS_NOT}
 
 
 @dataclass(frozen=True, repr=False)

@@ -193,7 +193,8 @@ class Data(LightningDataModule):
 
     @property
     def remedy(self) -> str:
-        return "put the publisher's files in their place, or remove the folder and give --data.download true"
+        away = "remove the folder and " if self.root.exists() else ""
+        return f"put the publisher's files in their place, or {away}give --data.download true"
 
     def setup(self, stage: str | None = None) -> None:
         if self.samples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ...resets import RESETS
 from ...settings import MSFSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate
 from ...tensors import MSFParameters, state_dtype
+from ...words import teaching
 from ..autograd import undisturbed
 from ..base import (
     NOTHING,
@@ -36,6 +37,7 @@ __all__ = ["MSF"]
 NUMBERS = ("v_threshold", "reset_step", "_decay")  # or tensors that broadcast against one step
 
 
+@teaching()
 class MSF(Neuron):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155).
 
@@ -221,6 +223,10 @@ class MSF(Neuron):
         if values is None:
             self._list = None
             return
+        if not isinstance(values, Iterable):
+            raise TypeError(
+                f"thresholds must be a list of volts, got {values!r}: D is how many, threshold_step apart"
+            )
         numbers = tuple(number("thresholds", value) for value in values)
         if not numbers or any(b <= a for a, b in itertools.pairwise(numbers)):
             raise ValueError(f"thresholds must be strictly increasing and not empty, got {list(numbers)}")

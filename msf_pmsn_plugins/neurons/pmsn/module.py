@@ -13,6 +13,7 @@ from ...lengths import last_valid
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights, state_dtype
+from ...words import PMSN_HAS_NOT, teaching
 from ..autograd import transformed, undisturbed
 from ..base import NOTHING, State, channel_shape, first_step, kind_of_step, number, paired_dtype
 from ..layout import GradientLayout, reshaped
@@ -42,6 +43,7 @@ VARIANTS: dict[str, Any] = {
 }
 
 
+@teaching(PMSN_HAS_NOT)
 class PMSN(PerChannel):
     """The parallel multi-compartment spiking neuron (arXiv 2408.14917).
 

@@ -1,0 +1,95 @@
+"""Constructors that teach: what a word of another framework or neuron is called here, and what was misspelt."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+Class = TypeVar("Class", bound=type)
+
+# A word of somebody else: what is called so here, the first that there is, and how it is said.
+HERE: dict[str, dict[str, str]] = {
+    "tau": {"beta": "beta=1 - 1/tau", "decay": "decay=1 - 1/tau"},
+    "beta": {
+        "decay": "decay",
+        "tau": "tau=1 / (1 - beta), and decay_input=False as Leaky does not scale its input",
+    },
+    "decay": {"beta": "beta", "tau": "tau=1 / (1 - decay)"},
+    "threshold": {"v_threshold": "v_threshold"},
+    "v_threshold": {"threshold": "threshold"},
+    "spike_grad": {"surrogate_function": "surrogate_function", "surrogate": "surrogate"},
+    "surrogate_function": {"spike_grad": "spike_grad", "surrogate": "surrogate"},
+    "surrogate": {"spike_grad": "spike_grad", "surrogate_function": "surrogate_function"},
+    "v_reset": {"reset_mechanism": 'reset_mechanism, "zero" or "subtract"'},
+    "reset_mechanism": {"v_reset": "v_reset, 0.0 to reset to or None to subtract"},
+    "reset_mode": {
+        "reset_mechanism": 'reset_mechanism, "zero" or "subtract"',
+        "v_reset": "v_reset, 0.0 to reset to or None to subtract",
+    },
+    "step_mode": {"sequence": "sequence=True, which takes [T, N, *]"},
+    "sequence": {"step_mode": 'step_mode="m", which takes [T, N, *]'},
+    "init_hidden": {"step_mode": "nothing: a node keeps its state, functional.reset_net(net) clears it"},
+    "n": {"compartments": "compartments"},
+    "num_thresholds": {"D": "D"},
+}
+# What a neuron has not, whatever it is called: the reason.
+PMSN_HAS_NOT = {
+    **dict.fromkeys(
+        ("tau", "beta", "decay", "decay_input", "learn_beta"),
+        "its compartments learn their own decays: compartments says how many, init where they begin",
+    ),
+    **dict.fromkeys(
+        ("D", "thresholds", "threshold_step"), "it has one threshold; MSF is the neuron of several"
+    ),
+    **dict.fromkeys(
+        ("v_reset", "reset_mechanism", "reset_mode", "detach_reset"), "its soma resets by whole thresholds"
+    ),
+}
+
+
+def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Class]:
+    """Make the constructor of a class explain a word that it does not take; its signature stays.
+
+    Args:
+        has_not: words that no other word stands for, with the reason.
+    """
+
+    def decorate(cls: Class) -> Class:
+        init = cls.__init__  # type: ignore[misc]
+        accepted = [*inspect.signature(cls).parameters]
+
+        @functools.wraps(init)
+        def explaining(self: Any, *args: Any, **words: Any) -> None:
+            refuse(type(self).__name__, words, accepted, has_not)
+            init(self, *args, **words)
+
+        cls.__init__ = explaining  # type: ignore[misc]
+        return cls
+
+    return decorate
+
+
+def refuse(
+    name: str, words: Collection[str], accepted: Collection[str], has_not: Mapping[str, str] | None = None
+) -> None:
+    """Raise where ``name`` takes one of ``words`` not.
+
+    Raises:
+        TypeError: with what the word is called here, or the nearest.
+    """
+    for word in words:
+        if word not in accepted:
+            raise TypeError(f"{name} takes no {word!r}: {_remedy(word, accepted, has_not or {})}")
+
+
+def _remedy(word: str, accepted: Collection[str], has_not: Mapping[str, str]) -> str:
+    if word in has_not:
+        return has_not[word]
+    here = next((text for known, text in HERE.get(word, {}).items() if known in accepted), None)
+    if here is not None:
+        return f"say {here}"
+    near = difflib.get_close_matches(word, accepted, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(accepted)}"

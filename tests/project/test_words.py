@@ -1,0 +1,137 @@
+"""Constructors explain a word that they do not take, and keep their signatures."""
+
+import copy
+import inspect
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from msf_pmsn_plugins import neurons, snntorch, spikingjelly, swap, words
+
+CLASSES = {
+    "neurons.MSF": neurons.MSF,
+    "neurons.PMSN": neurons.PMSN,
+    "snntorch.MSF": snntorch.MSF,
+    "snntorch.PMSN": snntorch.PMSN,
+    "MSFNode": spikingjelly.MSFNode,
+    "PMSNNode": spikingjelly.PMSNNode,
+    "ParallelIFNode": spikingjelly.ParallelIFNode,
+    "swap.MSF": swap.MSF,
+    "swap.PMSN": swap.PMSN,
+}
+FOREIGN = sorted({*words.HERE, *words.PMSN_HAS_NOT})
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_word_of_another_framework_ends_without_a_remedy(name):
+    cls = CLASSES[name]
+    accepted = set(inspect.signature(cls).parameters)
+    for word in set(FOREIGN) - accepted:
+        with pytest.raises(TypeError, match=rf"^{cls.__name__} takes no '{word}': ") as error:
+            cls(**{word: 0.5})
+        said = str(error.value).partition(": ")[2]
+        assert (
+            said.startswith("say ")
+            or "It takes " in said
+            or said
+            in {
+                *words.PMSN_HAS_NOT.values(),
+                *swap.spec.OF_THE_SITE.values(),
+            }
+        )
+        # what it says to write is what the constructor takes
+        if found := re.match(r"say (\w+)", said):
+            assert found[1] in accepted or found[1] == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "said"),
+    [
+        ("snntorch.MSF", "tau", "say beta=1 - 1/tau"),
+        ("MSFNode", "beta", "say tau=1 / (1 - beta)"),
+        ("neurons.MSF", "beta", "say decay"),
+        ("snntorch.PMSN", "beta", "its compartments learn their own decays"),
+        ("PMSNNode", "tau", "its compartments learn their own decays"),
+        ("PMSNNode", "D", "it has one threshold"),
+        ("MSFNode", "spike_grad", "say surrogate_function"),
+        ("snntorch.MSF", "surrogate_function", "say spike_grad"),
+        ("MSFNode", "surogate_function", "did you mean 'surrogate_function'? It takes tau, decay_input"),
+        ("swap.MSF", "beta", "every neuron keeps its own"),
+        ("swap.MSF", "threshold", "say v_threshold"),
+    ],
+)
+def test_what_is_said(name, word, said):
+    cls = CLASSES[name]
+    with pytest.raises(TypeError, match=re.escape(f"{cls.__name__} takes no '{word}': {said}")):
+        cls(**{word: 2.0})
+    if hasattr(cls, "published"):
+        with pytest.raises(TypeError, match=re.escape(said)):
+            cls.published(**{word: 2.0})
+
+
+def test_the_equations_of_the_remedies_hold():
+    """A LIF of either framework, said in the words of the other, is the same neuron."""
+    x = torch.rand(6, 2, 3, dtype=torch.float64) * 2
+    node = spikingjelly.MSFNode(tau=1 / (1 - 0.8), decay_input=False, v_reset=None, step_mode="m")
+    loop = snntorch.MSF(beta=1 - 1 / 5.0, reset_delay=False, sequence=True)
+    assert torch.equal(node(x), loop(x)[0])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_signatures_copies_and_subclasses_stay(name):
+    cls = CLASSES[name]
+
+    class Mine(cls):
+        def __init__(self, *args, own=1, **more):
+            super().__init__(*args, **more)
+
+    parameters = inspect.signature(cls).parameters
+    assert "self" not in parameters
+    assert not {p.kind for p in parameters.values()} & {
+        inspect.Parameter.VAR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    }
+    made = cls()
+    assert repr(pickle.loads(pickle.dumps(made))) == repr(copy.deepcopy(made)) == repr(made)
+    Mine(own=2)
+    with pytest.raises(TypeError, match="Mine takes no 'bogus'"):
+        Mine(bogus=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "said"),
+    [
+        (swap.msf, {"beta": 0.5}, "swap.msf takes no 'beta': every neuron keeps its own"),
+        (swap.msf, {"dynamic": "published"}, "swap.msf takes no 'dynamic': did you mean 'dynamics'?"),
+        (swap.pmsn, {"D": 4}, "swap.pmsn takes no 'D': it has one threshold"),
+        (swap.pmsn, {"n": 5}, "swap.pmsn takes no 'n': say compartments"),
+    ],
+)
+def test_a_swap_in_one_call_explains_its_words_too(call, options, said):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    with pytest.raises(TypeError, match=re.escape(said)):
+        call(net, torch.rand(2, 3), **options)
+
+
+@pytest.mark.parametrize("kind", [swap.MSF, swap.PMSN])
+def test_a_target_that_was_not_called_is_told_to_be(kind):
+    with pytest.raises(TypeError, match=re.escape(f"call it, swap.{kind.__name__}()")):
+        swap.plan(nn.Linear(3, 4), torch.rand(2, 3), kind)
+
+
+@pytest.mark.parametrize("cls", [neurons.MSF, snntorch.MSF, spikingjelly.MSFNode])
+def test_a_number_of_thresholds_is_told_from_a_list_of_them(cls):
+    with pytest.raises(TypeError, match="thresholds must be a list of volts, got 4: D is how many"):
+        cls(thresholds=4)
+
+
+@pytest.mark.parametrize("cls", [neurons.PMSN, snntorch.PMSN, spikingjelly.PMSNNode])
+def test_weights_of_another_number_of_channels_are_named_first(cls):
+    net, other = nn.Sequential(cls(4)), nn.Sequential(cls(6))
+    with pytest.raises(RuntimeError) as error:
+        net.load_state_dict(other.state_dict())
+    first = str(error.value).splitlines()[1]
+    assert "has 4 channels, and the dict is of 6: build the net with channels=6" in first
