@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "msf_pmsn_plugins"
 
 # What each part may import of the package, at any level. Imports point left only:
-#   settings, tensors, lengths, surrogate, charges, resets <- backends <- neurons <- spikingjelly | snntorch
+#   words, settings, tensors, lengths, surrogate, charges, resets <- backends <- neurons <- spikingjelly | snntorch
 #   <- swap <- adapters
-LEAVES = {"surrogate", "charges", "resets", "settings", "tensors", "tables", "lengths"}
+LEAVES = {"surrogate", "charges", "resets", "settings", "tensors", "tables", "lengths", "words"}
 CORE = LEAVES | {"backends", "neurons"}
 INTERNAL = {
     "": CORE,
@@ -25,6 +25,7 @@ INTERNAL = {
     "tensors": LEAVES,
     "tables": set(),
     "lengths": set(),
+    "words": set(),
     "backends": LEAVES | {"backends"},
     "neurons": CORE,
     "spikingjelly": CORE | {"spikingjelly"},
