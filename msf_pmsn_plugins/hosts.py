@@ -12,6 +12,7 @@ A host is a module with these public names, by :func:`load`; it imports its fram
     as_stock        the framework's own neuron in place of one of our nodes, and what is lost by that
     reset_net       bring the neurons of a model to rest, as its users do
     after_swap      forget what the framework caches about the modules of a model
+    SEQUENCES       how the nodes are told to take whole sequences
     ADVICE          what whoever swapped must know of the new nodes, "" if nothing
 
 Each function raises ValueError, with the reason, where it has no answer.

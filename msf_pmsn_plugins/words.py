@@ -32,6 +32,8 @@ HERE: dict[str, dict[str, str]] = {
     "step_mode": {"sequence": "sequence=True, which takes [T, N, *]"},
     "sequence": {"step_mode": 'step_mode="m", which takes [T, N, *]'},
     "init_hidden": {"step_mode": "nothing: a node keeps its state, functional.reset_net(net) clears it"},
+    "learn_beta": {"learn_decay": "learn_decay"},
+    "learn_decay": {"learn_beta": "learn_beta"},
     "n": {"compartments": "compartments"},
     "num_thresholds": {"D": "D"},
 }
@@ -48,6 +50,19 @@ PMSN_HAS_NOT = {
         ("v_reset", "reset_mechanism", "reset_mode", "detach_reset"), "its soma resets by whole thresholds"
     ),
 }
+NODE_HAS_NOT = {
+    **dict.fromkeys(
+        ("learn_beta", "learn_decay"), 'charge="plif" learns tau; from_neuron() takes any neurons.MSF'
+    ),
+    "learn_threshold": "from_neuron() takes a neurons.MSF(learn_threshold=True)",
+}
+PARALLEL_IF_HAS_NOT = {
+    **dict.fromkeys(("tau", "beta", "decay", "decay_input", "learn_beta"), "it integrates without a decay"),
+    **dict.fromkeys(("D", "thresholds", "threshold_step"), "burst=True lets it answer with counts"),
+    **dict.fromkeys(
+        ("v_reset", "reset_mechanism", "reset_mode", "detach_reset"), "it resets by whole thresholds"
+    ),
+}
 
 
 def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Class]:
@@ -59,7 +74,7 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
 
     def decorate(cls: Class) -> Class:
         init = cls.__init__  # type: ignore[misc]
-        accepted = [*inspect.signature(cls).parameters]
+        accepted = _words(cls)
 
         @functools.wraps(init)
         def explaining(self: Any, *args: Any, **words: Any) -> None:
@@ -70,6 +85,20 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
         return cls
 
     return decorate
+
+
+def _words(cls: type) -> list[str]:
+    """What the constructor of ``cls`` takes by name, and what it hands on."""
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            # the first of one that is handed on to is the neuron that a node holds
+            found |= dict.fromkeys(p.name for p in (named[1:] if found else named))
+            if named == parameters:
+                break
+    return [*found]
 
 
 def refuse(

@@ -15,12 +15,14 @@ from ..lengths import last_valid
 from ..settings import PMSNSettings
 from ..surrogate import FireFunction, Surrogate, as_surrogate
 from ..tensors import PMSNState, PMSNWeights, state_dtype
+from ..words import PARALLEL_IF_HAS_NOT, teaching
 from .base import Neuron, State, number, paired_dtype
 from .pmsn import BURSTS, parallel_reset, pmsn_step
 
 __all__ = ["ParallelIF"]
 
 
+@teaching(PARALLEL_IF_HAS_NOT)
 class ParallelIF(Neuron):
     """Integrate and fire without leak; all time steps at once.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
@@ -93,8 +95,16 @@ def _warn_of_their_reset() -> None:
             "snntorch.utils.reset does not reset neurons of msf_pmsn_plugins: call "
             "msf_pmsn_plugins.snntorch.reset(net), or put the code that calls it into "
             "`with msf_pmsn_plugins.snntorch.patched():`",
-            stacklevel=4,
+            stacklevel=_outside() + 1,
         )
+
+
+def _outside() -> int:
+    """How many frames above the caller of this the package was entered: where a warning belongs."""
+    package, frame, level = str(Path(__file__).parents[1]), sys._getframe(1), 0
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):

@@ -16,7 +16,7 @@ from ..neurons.msf import msf_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..settings import MSFValues
 from ..tensors import MSFParameters
-from ..words import PMSN_HAS_NOT, teaching
+from ..words import PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching
 from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold, several
 from .surrogates import GradientOf, SpikeGrad
 
@@ -310,6 +310,7 @@ class PMSN(ShowsPMSN, SnnTorchNeuron):
         return v / float(self.neuron.v_threshold), z
 
 
+@teaching(PARALLEL_IF_HAS_NOT)
 class ParallelIF(ShowsParallelIF, SnnTorchNeuron):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a neuron of its own.
 

@@ -21,7 +21,7 @@ from ..neurons.pmsn import pmsn_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
-from ..words import PMSN_HAS_NOT, teaching
+from ..words import NODE_HAS_NOT, PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching
 from .base import SpikingJellyNode, brief
 from .charge import lif_charge
 from .counters import counted
@@ -30,7 +30,7 @@ from .version import FUNCTIONAL
 __all__ = ["MSFNode", "PMSNNode", "ParallelIFNode", "register"]
 
 
-@teaching()
+@teaching(NODE_HAS_NOT)
 class MSFNode(ShowsMSF, SpikingJellyNode):
     """The multi-synaptic firing neuron (Nature Communications 16, 7155) as a SpikingJelly node: LIF with D thresholds.
 
@@ -433,7 +433,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
         return s, tuple(state)
 
 
-@teaching()
+@teaching(PARALLEL_IF_HAS_NOT)
 class ParallelIFNode(ShowsParallelIF, _ResidualNode):
     """Integrate and fire without leak, all time steps at once: the parallel reset of PMSN as a node of its own.
 

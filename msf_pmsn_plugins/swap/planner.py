@@ -102,6 +102,11 @@ def _judged(model: nn.Module, sites: list[Site], seen: Probe, dynamics: str, tim
     return layout
 
 
+def _uncalled(given: Any) -> str:
+    """What was given; of a class that it is to be called."""
+    return f"the class swap.{given.__name__}: call it" if given in (MSF, PMSN, Keep, Rule) else repr(given)
+
+
 def _check(
     target: Any,
     dynamics: str,
@@ -111,12 +116,11 @@ def _check(
 ) -> None:
     """Raise TypeError or ValueError for arguments of :func:`plan` that mean nothing."""
     if not isinstance(target, MSF | PMSN):
-        call = f": call it, swap.{target.__name__}()" if target in (MSF, PMSN) else ""
-        raise TypeError(f"target must be swap.MSF(...) or swap.PMSN(...), got {target!r}{call}")
+        raise TypeError(f"target must be swap.MSF(...) or swap.PMSN(...), got {_uncalled(target)}")
     for pattern, rule in rules.items():
         if not isinstance(rule, Target | Rule):
             raise TypeError(
-                f"rule {pattern!r} must name a swap.MSF, swap.PMSN, swap.Keep or swap.Rule, got {rule!r}"
+                f"rule {pattern!r} must name a swap.MSF, swap.PMSN, swap.Keep or swap.Rule, got {_uncalled(rule)}"
             )
         if not isinstance(pattern, str) and not callable(pattern):
             raise TypeError(
@@ -341,9 +345,12 @@ def _warnings(plan: Plan, seen: Probe, time_dim: int | str) -> list[str]:
     found += sorted({s.host.ADVICE for s in swapped if s.host is not None} - {""})
     once = [s for s in swapped if s.verdict == "single-step" and s.calls == 1 and s.role != "activation"]
     if once:
+        ways = sorted({s.host.SEQUENCES for s in once if s.host is not None}) or [
+            "set the model to multi-step"
+        ]
         found.append(
-            f"{short([s.name for s in once], len(sites))} took one single step in this forward pass: give whole "
-            "sequences only if the model is set to multi-step"
+            f"{short([s.name for s in once], len(sites))} took one single step in this forward pass: before you give "
+            f"whole sequences, {' and '.join(ways)}"
         )
     return found
 

@@ -23,11 +23,14 @@ class SwapWarning(UserWarning):
     """What a plan warns of, where a model is swapped in one call."""
 
 
-OF_THE_SITE = dict.fromkeys(
-    ("tau", "beta", "decay", "decay_input", "v_reset", "reset_mechanism", "detach_reset"),
-    'every neuron keeps its own, or has the paper\'s with dynamics="published"; what else it shall have is '
-    "assigned to the new neurons",
-)
+OF_THE_SITE = {
+    **dict.fromkeys(
+        ("tau", "beta", "decay", "decay_input", "v_reset", "reset_mechanism", "detach_reset"),
+        'every neuron keeps its own, or has the paper\'s with dynamics="published"; what else it shall have is '
+        "assigned to the new neurons",
+    ),
+    "thresholds": "D is how many, threshold_step apart; a list is assigned to the new neurons",
+}
 
 
 @teaching(OF_THE_SITE)

@@ -189,6 +189,7 @@ def tiny(monkeypatch):
     host = types.ModuleType("tiny_host.host")
     host.NODES = {"msf": LeakMSF}
     host.WORDS = {}
+    host.SEQUENCES = "give them one by one"
     host.ADVICE = "rest the net between samples"
     host.is_stock = lambda module: type(module) is Leak
     host.is_readout = lambda module: False

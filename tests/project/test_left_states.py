@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from helpers import randn
-from msf_pmsn_plugins import neurons
+from msf_pmsn_plugins import neurons, swap
 from msf_pmsn_plugins import snntorch as ours
 from msf_pmsn_plugins.snntorch import base as snntorch_base
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
@@ -274,3 +274,25 @@ def test_the_reset_that_passes_us_by_is_said_once_and_at_construction():
     (warning,) = caught
     assert "msf_pmsn_plugins.snntorch.reset(net)" in str(warning.message)
     assert "patched()" in str(warning.message)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ours.MSF(0.9, init_hidden=True),
+        lambda: ours.ParallelIF(init_hidden=True),
+        lambda: swap.msf(nn.Sequential(snntorch.Leaky(0.9, init_hidden=True)), torch.rand(2, 3)),
+    ],
+    ids=["MSF", "ParallelIF", "swap"],
+)
+def test_it_is_said_of_the_line_that_entered_the_package(make):
+    from snntorch import utils
+
+    if not hasattr(utils, "_layer_check"):
+        pytest.skip("this snnTorch resets any neuron")
+    snntorch_base._warn_of_their_reset.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()
+    (warning,) = (one for one in caught if "does not reset neurons" in str(one.message))
+    assert warning.filename == __file__

@@ -193,8 +193,10 @@ class Data(LightningDataModule):
 
     @property
     def remedy(self) -> str:
-        away = "remove the folder and " if self.root.exists() else ""
-        return f"put the publisher's files in their place, or {away}give --data.download true"
+        return (
+            "put the publisher's files in their place, or move away what is there of them and give "
+            "--data.download true"
+        )
 
     def setup(self, stage: str | None = None) -> None:
         if self.samples:
