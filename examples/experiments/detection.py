@@ -12,6 +12,7 @@ import sys
 import tempfile
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 
 import resumable
 import torch
@@ -116,18 +117,18 @@ def row(data, frames, neuron, seed, fast, checkpoint):
 
 
 def jobs(options):
+    """All seeds of one setting, then the next: what is finished is a whole line of the table."""
     chosen = options.chosen(NEURONS)
     with tempfile.TemporaryDirectory() as folder:
         data = cache(lambda name: load(name, options.fast, folder))
-        for seed in range(options.seeds):
-            for name, steps, candidates in settings():
-                frames = {"frames": True, "in_channels": 2} if name == "shapes" else {"steps": steps}
-                for neuron in (one for one in candidates if one in chosen):
+        for name, steps, candidates in settings():
+            frames = {"frames": True, "in_channels": 2} if name == "shapes" else {"steps": steps}
+            for seed, neuron in product(range(options.seeds), [one for one in candidates if one in chosen]):
 
-                    def run(checkpoint, name=name, frames=frames, neuron=neuron, seed=seed):
-                        return row(data(name), frames, neuron, seed, options.fast, checkpoint)
+                def run(checkpoint, name=name, frames=frames, neuron=neuron, seed=seed):
+                    return row(data(name), frames, neuron, seed, options.fast, checkpoint)
 
-                    yield Job({"data": name, "T": steps, "neuron": neuron, "seed": seed}, run)
+                yield Job({"data": name, "T": steps, "neuron": neuron, "seed": seed}, run)
 
 
 def runs(options):
