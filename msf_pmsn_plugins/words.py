@@ -12,19 +12,22 @@ Class = TypeVar("Class", bound=type)
 
 # A word of somebody else: what is called so here, the first that there is, and how it is said.
 HERE: dict[str, dict[str, str]] = {
-    "tau": {"beta": "beta=1 - 1/tau", "decay": "decay=1 - 1/tau"},
+    "tau": {"beta": "beta=1 - 1/tau; an input that LIFNode scales by 1/tau is yours to scale"},
     "beta": {
         "decay": "decay",
         "tau": "tau=1 / (1 - beta), and decay_input=False as Leaky does not scale its input",
     },
-    "decay": {"beta": "beta", "tau": "tau=1 / (1 - decay)"},
+    "decay": {"beta": "beta", "tau": "tau=1 / (1 - decay), and decay_input=False"},
     "threshold": {"v_threshold": "v_threshold"},
     "v_threshold": {"threshold": "threshold"},
     "spike_grad": {"surrogate_function": "surrogate_function", "surrogate": "surrogate"},
     "surrogate_function": {"spike_grad": "spike_grad", "surrogate": "surrogate"},
     "surrogate": {"spike_grad": "spike_grad", "surrogate_function": "surrogate_function"},
     "v_reset": {"reset_mechanism": 'reset_mechanism, "zero" or "subtract"'},
-    "reset_mechanism": {"v_reset": "v_reset, 0.0 to reset to or None to subtract"},
+    "reset_mechanism": {
+        "reset_mode": 'reset_mode, "hard" or "soft"',
+        "v_reset": "v_reset, 0.0 to reset to or None to subtract",
+    },
     "reset_mode": {
         "reset_mechanism": 'reset_mechanism, "zero" or "subtract"',
         "v_reset": "v_reset, 0.0 to reset to or None to subtract",
@@ -46,22 +49,13 @@ PMSN_HAS_NOT = {
     **dict.fromkeys(
         ("D", "thresholds", "threshold_step"), "it has one threshold; MSF is the neuron of several"
     ),
-    **dict.fromkeys(
-        ("v_reset", "reset_mechanism", "reset_mode", "detach_reset"), "its soma resets by whole thresholds"
-    ),
+    **dict.fromkeys(("v_reset", "reset_mechanism", "detach_reset"), "its soma resets by whole thresholds"),
 }
-NODE_HAS_NOT = {
-    **dict.fromkeys(
-        ("learn_beta", "learn_decay"), 'charge="plif" learns tau; from_neuron() takes any neurons.MSF'
-    ),
-    "learn_threshold": "from_neuron() takes a neurons.MSF(learn_threshold=True)",
-}
+NODE_HAS_NOT = {"learn_beta": 'charge="plif" with w learns it: tau = 1 / sigmoid(w)'}
 PARALLEL_IF_HAS_NOT = {
     **dict.fromkeys(("tau", "beta", "decay", "decay_input", "learn_beta"), "it integrates without a decay"),
     **dict.fromkeys(("D", "thresholds", "threshold_step"), "burst=True lets it answer with counts"),
-    **dict.fromkeys(
-        ("v_reset", "reset_mechanism", "reset_mode", "detach_reset"), "it resets by whole thresholds"
-    ),
+    **dict.fromkeys(("v_reset", "reset_mechanism", "detach_reset"), "it resets by whole thresholds"),
 }
 
 
@@ -74,11 +68,11 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
 
     def decorate(cls: Class) -> Class:
         init = cls.__init__  # type: ignore[misc]
-        accepted = _words(cls)
+        accepted, held = _words(cls), getattr(cls, "kind", None)
 
         @functools.wraps(init)
         def explaining(self: Any, *args: Any, **words: Any) -> None:
-            refuse(type(self).__name__, words, accepted, has_not)
+            refuse(type(self).__name__, words, accepted, has_not, held)
             init(self, *args, **words)
 
         cls.__init__ = explaining  # type: ignore[misc]
@@ -102,23 +96,29 @@ def _words(cls: type) -> list[str]:
 
 
 def refuse(
-    name: str, words: Collection[str], accepted: Collection[str], has_not: Mapping[str, str] | None = None
+    name: str,
+    words: Collection[str],
+    accepted: Collection[str],
+    has_not: Mapping[str, str] | None = None,
+    held: type | None = None,
 ) -> None:
-    """Raise where ``name`` takes one of ``words`` not.
+    """Raise where ``name``, which may hold a neuron of the class ``held``, takes one of ``words`` not.
 
     Raises:
         TypeError: with what the word is called here, or the nearest.
     """
     for word in words:
         if word not in accepted:
-            raise TypeError(f"{name} takes no {word!r}: {_remedy(word, accepted, has_not or {})}")
+            raise TypeError(f"{name} takes no {word!r}: {_remedy(word, accepted, has_not or {}, held)}")
 
 
-def _remedy(word: str, accepted: Collection[str], has_not: Mapping[str, str]) -> str:
+def _remedy(word: str, accepted: Collection[str], has_not: Mapping[str, str], held: type | None) -> str:
     if word in has_not:
         return has_not[word]
     here = next((text for known, text in HERE.get(word, {}).items() if known in accepted), None)
     if here is not None:
         return f"say {here}"
+    if held is not None and word in _words(held):
+        return f"say from_neuron(neurons.{held.__name__}({word}=..))"
     near = difflib.get_close_matches(word, accepted, 1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(accepted)}"

@@ -212,7 +212,12 @@ def main() -> None:
             failed.append(str(error))
             if table not in provenance.RESUMABLE:
                 continue
-        pages([table])
+        try:
+            pages([table])
+        except (
+            subprocess.CalledProcessError
+        ):  # one page shows several reports, and another's may be of an older form
+            failed.append(f"the page of {table} could not be written; its report is new")
     if not arguments.tables:
         print(left_out(reasons))
     if failed:

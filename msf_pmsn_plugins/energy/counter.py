@@ -24,7 +24,8 @@ aten = torch.ops.aten
 # What multiplies has one of these words in its name; without a rule it is missed.
 MULTIPLIES = re.compile(
     r"(^|_)([a-z0-9]*mm|v?dot|(add)?mv|conv(?!ert)[a-z0-9]*|(tri)?linear|matmul|einsum|attention|rnn|lstm|gru"
-    r"|fft|(addc)?mul|addcdiv|addr|lerp|[cp]dist|renorm)(_|$)|linalg_(?!vector_norm)"
+    r"|fft|(addc)?mul|addcdiv|addr|lerp|[cp]dist|(?<!embedding_)renorm)(_|$)"
+    r"|_foreach_(norm|pow|div|addcdiv|lerp)|linalg_(?!vector_norm)"
 )
 # Packages of operations that multiply nothing else: torch's own, its wrappers and profilers, ours (neurons alone).
 KNOWN = ("aten", "prim", "prims", "profiler", "_c10d_functional", "c10d", "fsdp", "msf_pmsn_plugins")

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 
+import torch
+from torch import Tensor
+
 from ..tables import Table
 from .costs import FLOAT32, SRAM_PJ_PER_BIT, Costs
 from .layers import Neurons, Part, Synapses, Unknown
 from .machines import Hardware, Machine, machines
 from .rules import Operand, Work
 from .updates import Update
+
+
+def _not_zero(x: Tensor) -> float:
+    """Of a sparse tensor, among the values that it stores."""
+    if x.is_nested:
+        return sum(_not_zero(part) for part in x.unbind())
+    stored = x if x.layout == torch.strided else x.coalesce().values() if x.is_sparse else x.values()
+    return float((stored != 0).sum())
 
 
 @dataclass
@@ -29,7 +40,7 @@ class SynapseSums:
         self.work = self.work.plus(work)
         for x, spikes in operands:
             self.elements += x.numel()
-            self.fired += float((x != 0).sum())
+            self.fired += _not_zero(x)
             if spikes is None:
                 self.real = True
             else:

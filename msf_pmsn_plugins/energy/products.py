@@ -47,7 +47,10 @@ def _by_squaring(n: Any) -> int:
 
 
 def _power(args: tuple[Any, ...], kwargs: Any, out: Tensor) -> int:
-    return out.numel() * _by_squaring(args[1])
+    n = args[1]
+    if isinstance(n, Tensor) and n.dim() == 0 and not n.is_meta:
+        n = n.item()
+    return out.numel() * (4 if out.is_complex() else 1) * _by_squaring(n)
 
 
 def _squares(args: tuple[Any, ...], kwargs: Any, out: Any) -> int:
@@ -65,11 +68,11 @@ def _norm(args: tuple[Any, ...], kwargs: Any, out: Tensor) -> int:
 
 
 def _divided(args: tuple[Any, ...], kwargs: Any, out: Tensor) -> int:
-    return 0 if kwargs.get("rounding_mode") else _each(args, kwargs, out)
+    return 0 if kwargs.get("rounding_mode") else _scaled(args, kwargs, out)
 
 
 def _scaled(args: tuple[Any, ...], kwargs: Any, out: Tensor) -> int:
-    """``1 / x`` is a reciprocal, which torch then multiplies by 1."""
+    """By 1 or -1 nothing is to do; ``1 / x`` is a reciprocal, which torch then multiplies by 1."""
     return 0 if any(x in (1, -1) for x in args if isinstance(x, int | float)) else _each(args, kwargs, out)
 
 
@@ -78,7 +81,7 @@ def _scattered(args: tuple[Any, ...], kwargs: Any, out: Tensor) -> int:
     own, dim, index, source = args[:4]
     if kwargs.get("reduce", args[4] if len(args) > 4 else None) not in ("prod", "multiply"):
         return 0
-    lines = index.dim() < own.dim()  # an index of whole lines
+    lines = isinstance(source, Tensor) and index.dim() < source.dim()  # an index of whole lines
     products = source.numel() if lines else index.numel()
     if kwargs.get("include_self", True):
         return products

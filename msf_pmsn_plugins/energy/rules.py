@@ -56,6 +56,8 @@ def spikes_of(x: Tensor) -> Spikes | None:
     Raises:
         EnergyError: a meta tensor, which holds nothing.
     """
+    if x.layout != torch.strided or x.is_nested:
+        return None
     if x.is_meta:
         raise EnergyError(
             f"a tensor of shape {tuple(x.shape)} on device 'meta' holds no values, so its spikes cannot be counted: "

@@ -143,11 +143,10 @@ def _uncounted() -> Iterator[None]:
     """Out of sight of counters and profilers, for what is no operation of the model; fake tensors stay fake."""
     compiling = torch.compiler.is_compiling()
     stack = [] if compiling else _get_current_dispatch_mode_stack()
-    watching = [mode for mode in stack if not mode.is_infra_mode()]  # on top of torch's own, always
-    for _ in watching:
-        _pop_mode()
+    # Torch's own modes have a key and lie below all others.
+    popped = [_pop_mode() for mode in stack if getattr(mode, "_mode_key", None) is None]
     try:
         yield
     finally:
-        for mode in watching:
+        for mode in reversed(popped):
             _push_mode(mode)

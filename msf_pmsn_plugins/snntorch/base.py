@@ -32,8 +32,6 @@ Mem = Tensor | tuple[Tensor, ...]
 REMEDY = "call msf_pmsn_plugins.snntorch.reset(net) between batches"
 PASS_ON = "pass what the neuron returned for an input of that shape, or reset_mem()'s"  # of a mem by hand
 RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's word -> the held neuron's
-# Of the reset in a state dict: stock neurons save an int64, and no .double() or .half() casts either.
-OURS = torch.int32
 # snnTorch's word -> what the held neuron may call a tensor of them, learned or not
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
@@ -493,7 +491,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val.to(OURS)
+        # One of one axis tells ours from a stock neuron's, which takes it too; no cast or mean changes an axis.
+        destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val.reshape(1)
         for name, own in self.host_numbers.items():  # double, so that a number comes back as it was
             value = getattr(self.neuron, own)
             if not isinstance(value, Tensor):  # a learned one is a parameter of the held neuron
@@ -545,11 +544,11 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def _overruled(self, state_dict: dict[str, Any], prefix: str) -> set[str]:
         """The entries of a stock neuron that a swap gave other values: loading later must not bring them back.
 
-        Every dict of a stock neuron has its reset, in another type than ours; numbers alone are taken as they are.
+        Every dict of a stock neuron has its reset, 0-d where ours has an axis; numbers alone are taken as they are.
         """
         known = {"reset_mechanism_val", *self.host_numbers}
         reset = state_dict.get(prefix + "reset_mechanism_val")
-        ours = reset is None or reset.dtype == OURS
+        ours = reset is None or reset.dim() > 0
         if self.kept is None or ours or any(name.startswith(f"{prefix}neuron.") for name in state_dict):
             return set()
         return known - set(self.stock_entries())

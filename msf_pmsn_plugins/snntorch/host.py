@@ -14,7 +14,7 @@ from .surrogates import GradientOf
 
 NODES: dict[str, type[SnnTorchNeuron]] = {"msf": MSF, "pmsn": PMSN}
 WORDS = {"v_threshold": "threshold", "surrogate_function": "spike_grad"}  # the swap's words in this host
-SEQUENCES = "set sequence=True on every one"
+SEQUENCES = "set sequence=True on the new neurons"
 ADVICE = "snntorch.utils.reset does not reach the new neurons: use msf_pmsn_plugins.snntorch.reset(net)"
 RESETS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
 

@@ -16,7 +16,7 @@ from .version import FUNCTIONAL
 
 NODES: dict[str, type[SpikingJellyNode]] = {"msf": MSFNode, "pmsn": PMSNNode}
 WORDS: dict[str, str] = {}  # the swap's words in this host, where they differ
-SEQUENCES = 'call functional.set_step_mode(model, "m")'
+SEQUENCES = 'call functional.set_step_mode(model, "m"), which layers of spikingjelly.layer know and torch\'s own do not'
 ADVICE = ""
 
 # Nodes whose copies and subclasses may have a charge that MSF knows, by class name; the formulas of either version.

@@ -26,8 +26,8 @@ class SwapWarning(UserWarning):
 OF_THE_SITE = {
     **dict.fromkeys(
         ("tau", "beta", "decay", "decay_input", "v_reset", "reset_mechanism", "detach_reset"),
-        'every neuron keeps its own, or has the paper\'s with dynamics="published"; what else it shall have is '
-        "assigned to the new neurons",
+        'every neuron keeps its own, or has the paper\'s with dynamics="published": set another on the old neurons, '
+        "before the swap",
     ),
     "thresholds": "D is how many, threshold_step apart; a list is assigned to the new neurons",
 }

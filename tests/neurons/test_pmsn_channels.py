@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from helpers import (
     all_ways,
@@ -176,6 +176,20 @@ def test_counters_watch_on_after_parameters_that_could_not_be_made(monkeypatch):
     with watch:
         torch.ones(())
     assert watch.seen[-1] == "aten.ones.default"
+
+
+def test_every_mode_comes_back_where_it_was_whoever_calls_itself_torchs_own():
+    class Profiler(Watch):
+        @classmethod
+        def is_infra_mode(cls):
+            return True
+
+    outer, inner, neuron = Watch(), Profiler(), PMSN()
+    with outer, inner:
+        neuron.materialize(4)
+        assert _get_current_dispatch_mode_stack() == [outer, inner]
+        assert not outer.seen
+        assert not inner.seen
 
 
 def torch_sizes_fake_parameters():

@@ -40,7 +40,7 @@ def test_no_word_of_another_framework_ends_without_a_remedy(name):
         assert said.startswith("say ") or "It takes " in said or said in reasons
         # what it says to write is what the constructor takes
         if found := re.match(r"say (\w+)", said):
-            assert found[1] in accepted or found[1] == "nothing"
+            assert found[1] in {*accepted, "nothing", "from_neuron"}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,12 @@ def test_no_word_of_another_framework_ends_without_a_remedy(name):
         ("swap.MSF", "beta", "every neuron keeps its own"),
         ("swap.MSF", "threshold", "say v_threshold"),
         ("swap.MSF", "thresholds", "D is how many"),
-        ("MSFNode", "learn_beta", 'charge="plif" learns tau'),
+        ("MSFNode", "learn_beta", 'charge="plif" with w learns it'),
+        ("MSFNode", "learn_threshold", "say from_neuron(neurons.MSF(learn_threshold=..))"),
+        ("MSFNode", "decay", "say tau=1 / (1 - decay), and decay_input=False"),
+        ("PMSNNode", "reset_mode", "say from_neuron(neurons.PMSN(reset_mode=..))"),
+        ("snntorch.PMSN", "burst", "say from_neuron(neurons.PMSN(burst=..))"),
+        ("neurons.MSF", "reset_mechanism", "say reset_mode"),
         ("neurons.MSF", "learn_beta", "say learn_decay"),
         ("snntorch.ParallelIF", "beta", "it integrates without a decay"),
         ("snntorch.ParallelIF", "v_threshold", "say threshold"),
@@ -80,6 +85,7 @@ def test_the_equations_of_the_remedies_hold():
     node = spikingjelly.MSFNode(tau=1 / (1 - 0.8), decay_input=False, v_reset=None, step_mode="m")
     loop = snntorch.MSF(beta=1 - 1 / 5.0, reset_delay=False, sequence=True)
     assert torch.equal(node(x), loop(x)[0])
+    assert torch.equal(spikingjelly.MSFNode(w=0.0, charge="plif", step_mode="m").tau, torch.tensor(2.0))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -127,6 +133,9 @@ def test_a_target_that_was_not_called_is_told_to_be(kind):
 def test_a_number_of_thresholds_is_told_from_a_list_of_them(cls):
     with pytest.raises(TypeError, match="thresholds must be a list of volts, got 4: D is how many"):
         cls(thresholds=4)
+    for given in (torch.tensor(4), "12", b"12"):
+        with pytest.raises(TypeError, match="thresholds must be a list of volts"):
+            cls(thresholds=given)
 
 
 @pytest.mark.parametrize("cls", [neurons.PMSN, snntorch.PMSN, spikingjelly.PMSNNode])

@@ -177,6 +177,29 @@ def test_a_state_dict_of_the_swapped_net_brings_back_all(plain, dtype):
     assert_same(nets[1][1].threshold, nets[0][1].threshold)
 
 
+@pytest.mark.parametrize("change", [lambda v: v.double(), lambda v: v.half(), lambda v: sum([v, v, v]) / 3])
+@pytest.mark.parametrize("dynamics", ["site", "published"])
+def test_a_dict_of_ours_that_was_cast_or_averaged_is_ours(change, dynamics):
+    def swapped():
+        net = nn.Sequential(
+            nn.Linear(3, 4), snn.Leaky(0.9, threshold=1.5, reset_mechanism="zero", init_hidden=True)
+        )
+        return swap.msf(net, torch.rand(2, 3), dynamics=dynamics, D=2, v_threshold=1.25)
+
+    net, again = swapped(), swapped()
+    net[1].beta, net[1].threshold, net[1].reset_mechanism = 0.625, 2.5, "subtract"
+    again.load_state_dict({name: change(value) for name, value in net.state_dict().items()})
+    assert (float(again[1].beta), float(again[1].threshold)) == (0.625, 2.5)
+    assert again[1].reset_mechanism == "subtract"
+
+
+def test_a_stock_net_takes_a_dict_of_ours():
+    ours, stock = MSF(0.75, threshold=1.5, D=1, reset_mechanism="zero"), snn.Leaky(0.5)
+    entries = {k: v for k, v in ours.state_dict().items() if k in stock.state_dict()}
+    stock.load_state_dict(entries, strict=False)
+    assert (float(stock.beta), float(stock.threshold), int(stock.reset_mechanism_val)) == (0.75, 1.5, 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_numbers_alone_are_taken_as_they_are(dtype):
     """No stock neuron saved them: its dict has the reset too."""

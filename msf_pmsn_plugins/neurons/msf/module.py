@@ -223,7 +223,11 @@ class MSF(Neuron):
         if values is None:
             self._list = None
             return
-        if not isinstance(values, Iterable):
+        if (
+            not isinstance(values, Iterable)
+            or isinstance(values, str | bytes)
+            or getattr(values, "ndim", 1) != 1
+        ):
             raise TypeError(
                 f"thresholds must be a list of volts, got {values!r}: D is how many, threshold_step apart"
             )
