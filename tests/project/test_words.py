@@ -145,3 +145,12 @@ def test_weights_of_another_number_of_channels_are_named_first(cls):
         net.load_state_dict(other.state_dict())
     first = str(error.value).splitlines()[1]
     assert "has 4 channels, and the dict is of 6: build the net with channels=6" in first
+
+
+@pytest.mark.parametrize(
+    ("charge", "more", "said"),
+    [("decay", {}, "say decay=1 - 1/tau"), ("plif", {"w": 0.0}, "say w=-log"), ("if", {}, "has no tau")],
+)
+def test_a_time_constant_that_a_charge_has_not_is_not_ignored(charge, more, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        neurons.MSF(charge=charge, tau=2.0, **more)

@@ -159,6 +159,11 @@ class MSF(Neuron):
         rates = {CHARGES[name].rate for name in self.charge}
         if "tau" in rates and not (tau is not None and number("tau", tau) > 1):
             raise ValueError(f"charge {self.charge[0]!r} needs a finite tau > 1, got {tau!r}")
+        if "tau" not in rates and tau is not None:
+            other = {"decay": ": say decay=1 - 1/tau", "w": ": say w=-log(tau - 1)"}.get(
+                next(iter(rates)), ""
+            )
+            raise ValueError(f"charge {self.charge[0]!r} has no tau, got tau={tau!r}{other}")
         if "w" in rates:
             if w is None:
                 raise ValueError(f"charge {self.charge[0]!r} needs w")
@@ -225,7 +230,7 @@ class MSF(Neuron):
             return
         if (
             not isinstance(values, Iterable)
-            or isinstance(values, str | bytes)
+            or isinstance(values, (str, bytes))
             or getattr(values, "ndim", 1) != 1
         ):
             raise TypeError(
