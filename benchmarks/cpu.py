@@ -1,6 +1,6 @@
 """How fast are the neurons on a CPU, against the published forms and the hosts' neurons?
 
-    python benchmarks/cpu.py                 everything: about half an hour
+    python benchmarks/cpu.py                 everything: about ten minutes
     python benchmarks/cpu.py --fast          everything once at toy size: does it run?
     python benchmarks/cpu.py --only msf      a part; the rest of the report stays
     python benchmarks/cpu.py --page          write docs/benchmarks.md and its figure from the last report

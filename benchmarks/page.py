@@ -14,7 +14,7 @@ faster than the neuron of the column, forward and backward / inference, on one t
 """
 
 METHOD = """\
-`make bench` repeats all of it and rewrites this page (half an hour of a quiet machine). Results are checked before
+`make bench` repeats all of it and rewrites this page (ten minutes of a quiet machine). Results are checked before
 anything is timed; rivals take turns in one run, each in its own memory layout; times are medians. The published forms
 are written anew from their equations, in the best torch we know. Only the published forms, the step loop and the torch
 backend compute the same function as ours; the others are different neurons. Freed memory stays with the process, for

@@ -1,6 +1,6 @@
 """Make measured tables anew: those whose sources have changed, with the pages that show them.
 
-    make results                             the stale ones; all of them take about two hours of a quiet machine
+    make results                             the stale ones; all of them take an hour and a half of a quiet machine
     python tools/results.py digits sweep     these, stale or not
     python tools/results.py --check          only say which are stale
     python tools/results.py smnist           one of hours (detection, smnist): only where it is named; goes on where it
