@@ -214,9 +214,8 @@ def main() -> None:
                 continue
         try:
             pages([table])
-        except (
-            subprocess.CalledProcessError
-        ):  # one page shows several reports, and another's may be of an older form
+        except subprocess.CalledProcessError:
+            # One page shows several reports, and another's may be of an older form.
             failed.append(f"the page of {table} could not be written; its report is new")
     if not arguments.tables:
         print(left_out(reasons))

@@ -8,9 +8,10 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from helpers import (
+    Seen,
     all_ways,
     randn,
     sequence,
@@ -138,18 +139,6 @@ def test_an_optimizer_may_hold_the_parameters_before_they_have_a_size(kind):
     assert changed == set(PARAMETERS)
 
 
-class Watch(TorchDispatchMode):
-    """The names of the operations that a counter would see."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("kind", [PMSN, MSN])
 @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference_mode"])
 def test_giving_the_parameters_a_size_is_no_operation_of_the_model(kind, inference):
@@ -157,12 +146,12 @@ def test_giving_the_parameters_a_size_is_no_operation_of_the_model(kind, inferen
     seen = []
     for channels in (3, None):
         neuron = kind(channels)
-        with torch.inference_mode(inference), Watch() as outer, Watch() as inner:
+        with torch.inference_mode(inference), Seen() as outer, Seen() as inner:
             neuron.sequence(x)
             x + 1
-        assert inner.seen[-1] == outer.seen[-1] == "aten.add.Tensor"  # both watch on
+        assert inner.names[-1] == outer.names[-1] == "aten.add.Tensor"  # both watch on
         assert all(p.is_leaf and not p.is_inference() for p in neuron.parameters())
-        seen.append((inner.seen, outer.seen))
+        seen.append((inner.names, outer.names))
     assert seen[0] == seen[1]
 
 
@@ -171,25 +160,25 @@ def test_counters_watch_on_after_parameters_that_could_not_be_made(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(PMSN, "reset_parameters", fail)
-    with Watch() as watch, pytest.raises(MemoryError):
+    with Seen() as watch, pytest.raises(MemoryError):
         PMSN()(torch.rand(2, 2, 3))
     with watch:
         torch.ones(())
-    assert watch.seen[-1] == "aten.ones.default"
+    assert watch.names[-1] == "aten.ones.default"
 
 
 def test_every_mode_comes_back_where_it_was_whoever_calls_itself_torchs_own():
-    class Profiler(Watch):
+    class Profiler(Seen):
         @classmethod
         def is_infra_mode(cls):
             return True
 
-    outer, inner, neuron = Watch(), Profiler(), PMSN()
+    outer, inner, neuron = Seen(), Profiler(), PMSN()
     with outer, inner:
         neuron.materialize(4)
         assert _get_current_dispatch_mode_stack() == [outer, inner]
-        assert not outer.seen
-        assert not inner.seen
+        assert not outer.names
+        assert not inner.names
 
 
 def torch_sizes_fake_parameters():
@@ -208,7 +197,7 @@ def torch_sizes_fake_parameters():
 @pytest.mark.parametrize("watched", [False, True], ids=["alone", "watched"])
 def test_parameters_that_get_their_size_among_fake_tensors_hold_nothing(kind, watched):
     neuron = kind()
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Watch() if watched else mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Seen() if watched else mode:
         x = torch.rand(2, 2, 3)
         neuron.check_input(x[0])
     assert neuron.channels == 3

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import (
@@ -10,6 +9,7 @@ from helpers import (
     MSF_FLOATS,
     PMSN_FLOATS,
     Precision,
+    Seen,
     Way,
     all_backends,
     assert_matches_step,
@@ -104,18 +104,6 @@ def test_no_step_loop_runs(backend, make, monkeypatch):
     _, state, _ = neuron.single(x.requires_grad_())
     neuron.single(x, state)[0].sum().backward()
     assert x.grad.any()
-
-
-class Seen(TorchDispatchMode):
-    """The names of the ops that pass the dispatcher."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 class Named(torch.overrides.TorchFunctionMode):
