@@ -399,11 +399,11 @@ def slope_of(surrogate: Surrogate | FireFunction, u: Tensor) -> Tensor:
     if isinstance(surrogate, (Surrogate, Custom)):
         return surrogate.derivative(u)
     with torch.inference_mode(False), torch.enable_grad():
-        u = u.detach().clone().requires_grad_()
+        u = (u.clone() if u.is_inference() else u.detach()).requires_grad_()
         s = _unwatched(surrogate)(u)
         if not s.requires_grad:
             return torch.zeros_like(u)
-        (g,) = torch.autograd.grad(s.sum(), u)
+        (g,) = torch.autograd.grad(s, u, torch.ones_like(s))
     return g
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
 __all__ = [
     "NoSecondDerivative",
@@ -22,6 +24,7 @@ __all__ = [
     "refuse_export",
     "saved_tensors",
     "transformed",
+    "uncounted",
     "undisturbed",
     "usable",
 ]
@@ -173,6 +176,20 @@ def no_dispatch(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._autograd._profiler_enabled()
     ) and _PLAIN.issuperset(map(type, tensors))
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Out of sight of counters and profilers, for what is no operation of the model; fake tensors stay fake."""
+    compiling = torch.compiler.is_compiling()
+    stack = [] if compiling else _get_current_dispatch_mode_stack()
+    # Torch's own modes have a key and lie below all others.
+    popped = [_pop_mode() for mode in stack if getattr(mode, "_mode_key", None) is None]
+    try:
+        yield
+    finally:
+        for mode in reversed(popped):
+            _push_mode(mode)
 
 
 def undisturbed(*tensors: Any) -> bool:

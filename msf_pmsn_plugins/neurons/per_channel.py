@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
 from ..surrogate import FireFunction, Surrogate, as_surrogate
+from .autograd import uncounted
 from .base import Neuron, State, channel_axes
 
 __all__ = ["PerChannel"]
@@ -69,7 +68,7 @@ class PerChannel(Neuron):
     def materialize(self, channels: int) -> None:
         """Give the parameters their size, in place (an optimizer may hold them already), and initialise them."""
         # Born in inference mode they could never be trained.
-        with torch.inference_mode(False), _uncounted():
+        with torch.inference_mode(False), uncounted():
             for name, width in self._widths.items():
                 parameter = getattr(self, name)
                 if isinstance(parameter, UninitializedParameter):
@@ -136,17 +135,3 @@ class PerChannel(Neuron):
 
     def initial_state(self, x: Tensor) -> State:
         return tuple(torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in self.state_spec(x))
-
-
-@contextmanager
-def _uncounted() -> Iterator[None]:
-    """Out of sight of counters and profilers, for what is no operation of the model; fake tensors stay fake."""
-    compiling = torch.compiler.is_compiling()
-    stack = [] if compiling else _get_current_dispatch_mode_stack()
-    # Torch's own modes have a key and lie below all others.
-    popped = [_pop_mode() for mode in stack if getattr(mode, "_mode_key", None) is None]
-    try:
-        yield
-    finally:
-        for mode in reversed(popped):
-            _push_mode(mode)

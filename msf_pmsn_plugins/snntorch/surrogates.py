@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..surrogate import Custom, FireFunction, Soft, Surrogate, slope_of
+from .. import formulas
+from ..formulas import standing_for
+from ..surrogate import Custom, FireFunction, Soft, Surrogate
 
 __all__ = ["GradientOf", "SpikeGrad", "as_surrogate", "no_gradient"]
 
@@ -39,9 +40,15 @@ class GradientOf(nn.Module):
 
     by_steps = False  # whether it must itself be given each gradient: its own order of operations, to the bit
 
-    def __init__(self, function: FireFunction) -> None:
+    def __init__(self, function: FireFunction, standing: Surrogate | Custom | None = None) -> None:
         super().__init__()
         self.function = function
+        self.standing = standing
+
+    @property
+    def for_kernels(self) -> FireFunction:
+        """What kernels take slopes from: a formula where it gives those of the function."""
+        return self.standing or self
 
     def forward(self, u: Tensor) -> Tensor:
         return _OwnForward.apply(self.function(u), u.detach())
@@ -61,19 +68,25 @@ def as_surrogate(spike_grad: SpikeGrad) -> SpikeGrad:
         kind = type(spike_grad).__name__
         raise TypeError(f"spike_grad must be a surrogate's name, a Surrogate or a callable, got {kind}")
     package, name = (getattr(spike_grad, attribute, "") for attribute in ("__module__", "__qualname__"))
-    if package == "snntorch.surrogate" and inspect.isfunction(spike_grad) and "." not in name:
+    if package != "snntorch.surrogate" or not inspect.isfunction(spike_grad):
+        return GradientOf(spike_grad)
+    if "." not in name:
         raise TypeError(f"spike_grad={name} makes a surrogate and is none: call it, spike_grad={name}()")
-    if (package, name) in OVERFLOWING:
-        return Custom(functools.partial(_finite_slope, spike_grad))
-    return GradientOf(spike_grad)
+    formula = FORMULAS.get(name.removesuffix(".<locals>.inner"))
+    if formula is None:
+        return GradientOf(spike_grad)
+    standing = standing_for(spike_grad, formula, inspect.getclosurevars(spike_grad).nonlocals)
+    # The host's own derivative is inf/inf far below the threshold.
+    return standing if formula is formulas.logistic and standing else GradientOf(spike_grad, standing)
 
 
-# snnTorch's, whose derivative is inf/inf far below the threshold, where it is 0; all are even functions.
-OVERFLOWING = {("snntorch.surrogate", "sigmoid.<locals>.inner")}
-
-
-def _finite_slope(function: FireFunction, u: Tensor) -> Tensor:
-    """The host's derivative where it is a number, else that on the other side of the threshold."""
-    slope = slope_of(function, u)
-    overflowed = slope.isnan() & ~u.isnan()
-    return torch.where(overflowed, slope_of(function, u.abs()), slope)
+FORMULAS: dict[str, formulas.Formula | str] = {
+    "SFS": formulas.sparse_fast_sigmoid,
+    "atan": "atan",
+    "fast_sigmoid": formulas.fast_sigmoid,
+    "heaviside": formulas.heaviside,
+    "sigmoid": formulas.logistic,
+    "spike_rate_escape": formulas.spike_rate_escape,
+    "straight_through_estimator": formulas.straight_through,
+    "triangular": formulas.triangular,
+}

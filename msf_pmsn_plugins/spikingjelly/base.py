@@ -15,7 +15,7 @@ from ..neurons.autograd import Recomputation, recomputation, refuse_export, tran
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
-from .surrogates import translate
+from .surrogates import PARAMETERS, translate
 from .version import FUNCTIONAL
 
 __all__ = ["SpikingJellyNode"]
@@ -23,6 +23,7 @@ __all__ = ["SpikingJellyNode"]
 SEQUENCES = "functional.set_step_mode(net, 'm') and functional.reset_net(net)"
 RESET = "call spikingjelly.activation_based.functional.reset_net(net) between batches"
 MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"
+NUMBERS = {int, float, type(None)}
 SNNTORCH = ("threshold", "graded_spikes_factor", "reset_mechanism_val", "beta")  # buffers of its neurons
 
 
@@ -175,10 +176,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             return
         held = self._held
         exact = held.backend == "torch"  # kernels take slopes, and multiply them in their own order
-        alpha = getattr(host, "alpha", None)
-        seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), alpha
+        # A parameter that learns is none of these, and its object is needed itself.
+        numbers = tuple([host.__dict__.get(name) for name in PARAMETERS])
+        seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), numbers
         # Assigning makes the neuron forget what it found out about its calls.
-        simple = type(alpha) in (int, float, type(None)) and not torch.compiler.is_compiling()
+        simple = NUMBERS.issuperset(map(type, numbers)) and not torch.compiler.is_compiling()
         if simple and self.__dict__.get("_translated") == (seen, held.surrogate):
             return
         held.surrogate = translate(host, dtype, self.detach_reset, exact)

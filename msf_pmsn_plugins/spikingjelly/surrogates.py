@@ -10,6 +10,9 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
+from .. import formulas
+from ..formulas import standing_for
+from ..neurons.autograd import uncounted
 from ..surrogate import Custom, Surrogate
 from .version import FUNCTIONAL
 
@@ -37,6 +40,25 @@ def _erf(u: Tensor, alpha: float) -> Tensor:
 FORMULAS = {"SoftSign": _soft_sign, "SuperSpike": _super_spike, "Erf": _erf}
 
 
+# Of the others, what kernels take for the object's own derivative, and its parameters.
+OTHERS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "DeterministicPass": (formulas.straight_through, ()),
+    "FakeNumericalGradient": (formulas.fake_numerical_gradient, ("alpha",)),
+    "LeakyKReLU": (formulas.leaky_k_relu, ("leak", "k")),
+    "LogTailedReLU": (formulas.log_tailed_relu, ("alpha",)),
+    "NonzeroSignLogAbs": (formulas.nonzero_sign_log_abs, ("alpha",)),
+    "PiecewiseExp": (formulas.piecewise_exp, ("alpha",)),
+    "PiecewiseLeakyReLU": (formulas.piecewise_leaky_relu, ("w", "c")),
+    "PiecewiseQuadratic": (formulas.piecewise_quadratic, ("alpha",)),
+    "QPseudoSpike": (formulas.q_pseudo_spike, ("alpha",)),
+    "Rect": (formulas.rect, ("alpha",)),
+    "S2NN": (formulas.s2nn, ("alpha", "beta")),
+    "Sigmoid": ("sigmoid", ("alpha",)),
+    "SquarewaveFourierSeries": (formulas.squarewave_fourier_series, ("n", "T_period")),
+}
+PARAMETERS = tuple(sorted({name for _, names in OTHERS.values() for name in names}))
+
+
 class BySteps:
     """A surrogate object that must itself be given each gradient: its own order of operations is kept to the bit."""
 
@@ -58,12 +80,22 @@ def translate(function: Any, dtype: torch.dtype, detach_reset: bool, exact: bool
     the order of our op.
     """
     kind, alpha = type(function), getattr(function, "alpha", None)
-    if kind.__module__ != surrogate.__name__ or not function.spiking or not isinstance(alpha, (int, float)):
+    if kind.__module__ != surrogate.__name__ or not function.spiking:
         return BySteps(function) if exact else function
-    name, alpha = kind.__name__, float(alpha)
+    name = kind.__name__
     by_formula = FUNCTIONAL and dtype != torch.float64
-    if name in NAMED and (by_formula or (name == "ATan" and detach_reset)):
-        return Surrogate(NAMED[name], alpha)
-    if name in FORMULAS and by_formula:
-        return Custom(functools.partial(FORMULAS[name], alpha=alpha))
-    return BySteps(function) if exact else function
+    if isinstance(alpha, (int, float)):
+        if name in NAMED and (by_formula or (name == "ATan" and detach_reset)):
+            return Surrogate(NAMED[name], float(alpha))
+        if name == "Erf" and not exact:  # the normal density
+            return Surrogate("gaussian", math.sqrt(0.5) / alpha)
+        if name in FORMULAS and by_formula:
+            return Custom(functools.partial(FORMULAS[name], alpha=float(alpha)))
+    if exact:
+        return BySteps(function)
+    if name not in OTHERS or torch.compiler.is_compiling():  # which cannot trace how it is tried out
+        return function
+    formula, names = OTHERS[name]
+    parameters = {one: getattr(function, one, None) for one in names}
+    with uncounted():
+        return standing_for(function, formula, parameters) or function

@@ -14,11 +14,12 @@ PACKAGE = "msf_pmsn_plugins"
 # What each part may import of the package, at any level. Imports point left only:
 #   words, settings, tensors, lengths, surrogate, charges, resets <- backends <- neurons <- spikingjelly | snntorch
 #   <- swap <- adapters
-LEAVES = {"surrogate", "charges", "resets", "settings", "tensors", "tables", "lengths", "words"}
+LEAVES = {"surrogate", "formulas", "charges", "resets", "settings", "tensors", "tables", "lengths", "words"}
 CORE = LEAVES | {"backends", "neurons"}
 INTERNAL = {
     "": CORE,
     "surrogate": LEAVES,
+    "formulas": LEAVES,
     "charges": LEAVES,
     "resets": LEAVES,
     "settings": LEAVES,

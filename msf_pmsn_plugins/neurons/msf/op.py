@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import backends
 from ...resets import RESETS
 from ...settings import MSFSettings, MSFValues, asks, flatten, restore, schema
-from ...surrogate import FireFunction, Surrogate, slope_of
+from ...surrogate import FireFunction, Surrogate
 from ...tensors import MSFGrads, MSFParameters, Slopes, state_dtype
 from ..autograd import (
     NoSecondDerivative,
@@ -22,11 +22,9 @@ from ..autograd import (
     transformed,
 )
 from ..layout import GradientLayout, as_steps_of, memory_order, permuted
+from ..slopes import in_parts, slopes_at
 
 __all__ = ["msf"]
-
-# Membranes whose slopes are made at once: what a callable surrogate allocates stays bounded.
-AT_ONCE = 1 << 22
 
 
 @torch.library.custom_op(
@@ -330,20 +328,18 @@ _mark_compiled = marks_one_call(_compiled)
 def _slopes(
     kept: Tensor, parameters: MSFParameters, settings: MSFSettings, surrogate: FireFunction
 ) -> Slopes:
-    """What a surrogate without a name gives at all membranes, some steps at a time."""
+    """What a surrogate without a name gives at all membranes."""
     thresholds = MSFValues(settings, parameters).thresholds
     attached = RESETS[settings.reset_mode].looks_at_first and not settings.detach_reset
     looks_at_first = attached and len(thresholds) > 1
     total, first = torch.empty_like(kept), torch.empty_like(kept) if looks_at_first else None
-    steps = max(1, AT_ONCE // max(1, kept[:1].numel()))
-    for at in range(0, len(kept), steps):
-        m = kept[at : at + steps]
-        part = slope_of(surrogate, m - thresholds[0])
-        if first is not None:
-            first[at : at + steps] = part
-        for theta in thresholds[1:]:
-            part = part + slope_of(surrogate, m - theta)
-        total[at : at + steps] = part
+    tensors = (kept, total) if first is None else (kept, total, first)
+    for m, *made in in_parts(*tensors, by_step=parameters.threshold is not None):
+        slope, *others = slopes_at(surrogate, m, thresholds)
+        for part in made:
+            part.copy_(slope)
+        for slope in others:
+            made[0].add_(slope)
     return Slopes(total, first)
 
 
@@ -406,6 +402,7 @@ def plan(
     """What :func:`msf` decides before it computes; the same for all inputs on a device and in one grad mode."""
     if settings.reset_delay and not settings.detach_reset:
         raise ValueError("a delayed reset passes no gradient: set detach_reset=True or reset_delay=False")
+    surrogate = getattr(surrogate, "for_kernels", surrogate)
     if isinstance(surrogate, Surrogate):
         settings, surrogate = settings.but(surrogate=surrogate.name, width=surrogate.width), None
     backend = backends.resolve(backend, x, "msf", asks(settings, parameters))

@@ -21,6 +21,7 @@ from ..autograd import (
     transformed,
 )
 from ..layout import as_steps_of
+from ..slopes import in_parts
 from .step import BURSTS, RESET_MODES, slope_argument
 
 __all__ = ["pmsn"]
@@ -159,7 +160,9 @@ class _PMSNFunction(torch.autograd.Function):
             gr = None
         slopes = None
         if surrogate is not None and gs_seq is not None:
-            slopes = slope_of(surrogate, slope_argument(m_seq / settings.v_threshold, settings))
+            slopes = torch.empty_like(m_seq)
+            for m, part in in_parts(m_seq, slopes):
+                part.copy_(slope_of(surrogate, slope_argument(m / settings.v_threshold, settings)))
         run: Any = _PMSNBackward.forward if no_autograd() else _PMSNBackward.apply
         tensors = (gs_seq, gy_seq, gm_seq, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
         gx, gr, gz, ge, gw, gd = run(*tensors, (settings, backend))
@@ -270,6 +273,7 @@ def plan(x: Tensor, settings: PMSNSettings, surrogate: FireFunction | None, back
             f"unknown reset_mode or burst: {settings.reset_mode!r}, {settings.burst!r}; known: "
             f"{', '.join(RESET_MODES)}; {', '.join(map(repr, BURSTS.values()))}"
         )
+    surrogate = getattr(surrogate, "for_kernels", surrogate)
     if isinstance(surrogate, Surrogate):
         settings, surrogate = settings.but(surrogate=surrogate.name, width=surrogate.width), None
     training = torch.is_grad_enabled()
