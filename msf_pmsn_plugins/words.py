@@ -58,6 +58,15 @@ PARALLEL_IF_HAS_NOT = {
     **dict.fromkeys(("v_reset", "reset_mechanism", "detach_reset"), "it resets by whole thresholds"),
 }
 
+MSN_HAS_NOT = {
+    **dict.fromkeys(
+        ("tau", "beta", "decay", "decay_input", "learn_beta", "learn_decay"),
+        'its time constants are learned: start={"log_tau": .., "log_tau_soma": ..} says where they begin',
+    ),
+    **dict.fromkeys(("D", "thresholds", "threshold_step"), PMSN_HAS_NOT["D"]),
+    **dict.fromkeys(("v_reset", "reset_mechanism"), 'say reset_mode, "subtract" or "floor"'),
+}
+
 
 def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Class]:
     """Make the constructor of a class explain a word that it does not take; its signature stays.
@@ -72,7 +81,14 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
 
         @functools.wraps(init)
         def explaining(self: Any, *args: Any, **words: Any) -> None:
-            refuse(type(self).__name__, words, accepted, has_not, held)
+            unknown = [word for word in words if word not in accepted]
+            if unknown:
+                called = type(self)
+                taken = _words(called)
+                if cls in _reached(called) and unknown[0] not in taken:
+                    refuse(called.__name__, unknown, taken, has_not, held)
+                # no word of the caller's: what a subclass says to the constructor that it extends
+                refuse(f"{cls.__name__}, extended by {called.__name__},", unknown, accepted, has_not, held)
             init(self, *args, **words)
 
         cls.__init__ = explaining  # type: ignore[misc]
@@ -81,17 +97,31 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
     return decorate
 
 
+HELD = "held"  # the neuron of a node: a base's word, which the constructors of the nodes give themselves
+
+
+def _reached(cls: type) -> list[type]:
+    """The classes whose constructors are given a word that nobody before has taken."""
+    found = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            found.append(base)
+            if not any(p.kind is p.VAR_KEYWORD for p in _parameters(base)):
+                break
+    return found
+
+
+def _parameters(cls: type) -> list[inspect.Parameter]:
+    """Those of the constructor that stands in ``cls``, without ``self``."""
+    return [*inspect.signature(vars(cls)["__init__"]).parameters.values()][1:]
+
+
 def _words(cls: type) -> list[str]:
     """What the constructor of ``cls`` takes by name, and what it hands on."""
     found: dict[str, None] = {}
-    for base in cls.__mro__:
-        if "__init__" in vars(base):
-            _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-            # the first of one that is handed on to is the neuron that a node holds
-            found |= dict.fromkeys(p.name for p in (named[1:] if found else named))
-            if named == parameters:
-                break
+    for base in _reached(cls):
+        named = [p.name for p in _parameters(base) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found |= dict.fromkeys(name for name in named if base is cls or name != HELD)
     return [*found]
 
 

@@ -14,6 +14,7 @@ from msf_pmsn_plugins import neurons, snntorch, spikingjelly, swap, words
 CLASSES = {
     "neurons.MSF": neurons.MSF,
     "neurons.PMSN": neurons.PMSN,
+    "neurons.MSN": neurons.MSN,
     "snntorch.MSF": snntorch.MSF,
     "snntorch.PMSN": snntorch.PMSN,
     "MSFNode": spikingjelly.MSFNode,
@@ -24,7 +25,13 @@ CLASSES = {
     "swap.MSF": swap.MSF,
     "swap.PMSN": swap.PMSN,
 }
-REASONS = [words.PMSN_HAS_NOT, words.NODE_HAS_NOT, words.PARALLEL_IF_HAS_NOT, swap.spec.OF_THE_SITE]
+REASONS = [
+    words.PMSN_HAS_NOT,
+    words.MSN_HAS_NOT,
+    words.NODE_HAS_NOT,
+    words.PARALLEL_IF_HAS_NOT,
+    swap.spec.OF_THE_SITE,
+]
 FOREIGN = sorted({*words.HERE, *(word for has_not in REASONS for word in has_not)})
 
 
@@ -65,6 +72,8 @@ def test_no_word_of_another_framework_ends_without_a_remedy(name):
         ("snntorch.PMSN", "burst", "say from_neuron(neurons.PMSN(burst=..))"),
         ("neurons.MSF", "reset_mechanism", "say reset_mode"),
         ("neurons.MSF", "learn_beta", "say learn_decay"),
+        ("neurons.MSN", "tau", "its time constants are learned: start="),
+        ("neurons.MSN", "reset_mechanism", 'say reset_mode, "subtract" or "floor"'),
         ("snntorch.ParallelIF", "beta", "it integrates without a decay"),
         ("snntorch.ParallelIF", "v_threshold", "say threshold"),
         ("snntorch.ParallelIF", "init_hiden", "did you mean 'init_hidden'?"),
@@ -103,6 +112,59 @@ def test_signatures_copies_and_subclasses_stay(name):
     Mine(own=2)
     with pytest.raises(TypeError, match="Mine takes no 'bogus'"):
         Mine(bogus=2)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_words_of_a_subclass_are_listed_before_those_that_it_hands_on(name):
+    cls = CLASSES[name]
+
+    class Mixed:
+        def __init__(self, *args, mixed_in=1, **more):
+            super().__init__(*args, **more)
+
+    class Mine(Mixed, cls):
+        def __init__(self, *args, own_gain=1, held=None, **more):
+            super().__init__(*args, **more)
+
+    class Grandchild(Mine):
+        def __init__(self, *args, own_bias=1, **more):
+            super().__init__(*args, **more)
+
+    inherited = ", ".join(words._words(cls))
+    for extended, own in ((Mine, "own_gain, held, "), (Grandchild, "own_bias, own_gain, ")):
+        extended(own_gain=2, mixed_in=3)
+        with pytest.raises(TypeError) as error:
+            extended(own_gian=2)
+        assert str(error.value) == (
+            f"{extended.__name__} takes no 'own_gian': did you mean 'own_gain'? "
+            f"It takes {own}mixed_in, {inherited}"
+        )
+    with pytest.raises(TypeError, match="Grandchild takes no 'backed': did you mean 'backend'"):
+        Grandchild(backed="torch")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_a_subclass_itself_says_wrongly_is_not_laid_to_its_caller(name):
+    cls = CLASSES[name]
+
+    class Forwards(cls):
+        def __init__(self, own=1, **more):
+            super().__init__(own=own, **more)
+
+    class Closed(cls):
+        def __init__(self, own=1):
+            super().__init__(gain=own)
+
+    class ByPosition(cls):
+        def __init__(self, *args, own=1):
+            super().__init__(*args, gain=own)
+
+    for extended, word in ((Forwards, "own"), (Closed, "gain"), (ByPosition, "gain")):
+        said = f"{cls.__name__}, extended by {extended.__name__}, takes no '{word}': "
+        with pytest.raises(TypeError, match=re.escape(said)) as error:
+            extended(own=2)
+        assert f"It takes {', '.join(words._words(cls))}" in str(error.value)
+    assert words._words(ByPosition) == ["own"]
 
 
 @pytest.mark.parametrize(
