@@ -1,4 +1,4 @@
-"""Constructors that teach: what a word of another framework or neuron is called here, and what was misspelt."""
+"""Constructors and calls that teach: what a word of somebody else is called here, and what was misspelt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Class = TypeVar("Class", bound=type)
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 # A word of somebody else: what is called so here, the first that there is, and how it is said.
 HERE: dict[str, dict[str, str]] = {
@@ -125,6 +126,37 @@ def _words(cls: type) -> list[str]:
     return [*found]
 
 
+def teaching_call(
+    name: str, has_not: Mapping[str, str] | None = None, handed: Callable[..., Any] | None = None
+) -> Callable[[Call], Call]:
+    """Make a function, which users call ``name``, explain a word that it does not take; its signature stays.
+
+    Args:
+        has_not: as for :func:`teaching`.
+        handed: who is given the words that the function does not name.
+    """
+
+    def decorate(call: Call) -> Call:
+        signature = inspect.signature(call)
+        parameters = [p for p in signature.parameters.values() if p.name != "self"]
+        accepted = dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        accepted |= {} if handed is None else dict.fromkeys(inspect.signature(handed).parameters)
+        demanded = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+        @functools.wraps(call)
+        def explaining(*args: Any, **words: Any) -> Any:
+            refuse(name, words, accepted, has_not)
+            try:
+                signature.bind(*args, **words)
+            except TypeError as error:
+                raise TypeError(f"{name}({', '.join(demanded)}, ..): {error}") from None
+            return call(*args, **words)
+
+        return cast(Call, explaining)
+
+    return decorate
+
+
 def refuse(
     name: str,
     words: Collection[str],
@@ -151,4 +183,4 @@ def _remedy(word: str, accepted: Collection[str], has_not: Mapping[str, str], he
     if held is not None and word in _words(held):
         return f"say from_neuron(neurons.{held.__name__}({word}=..))"
     near = difflib.get_close_matches(word, accepted, 1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(accepted)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(accepted) or 'nothing'}"
