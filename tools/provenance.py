@@ -85,6 +85,10 @@ LONG = ("experiments/detection", "experiments/smnist")
 """Those of hours: measured where they are named alone. They may be missing or unfinished, which their page says."""
 
 
+OTHER_REPORT = 3
+"""The exit status of a resumable experiment whose report is of other sources or settings."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What figures belong to beside the code."""
@@ -180,4 +184,9 @@ def line(report: dict[str, Any]) -> str:
         return "commit and instruction set were not recorded"
     sets, counts = " and ".join(measured["instructions"]), measured["threads"]
     threads = f"{' and '.join(map(str, counts))} thread{'s' if max(counts) > 1 else ''}"
-    return f"{measured['cpu']}, {sets}, {threads}, commit {measured['commit']}"
+    since = (
+        f", with rows since {measured['since']}: their trainings begin to the same bits"
+        if "since" in measured
+        else ""
+    )
+    return f"{measured['cpu']}, {sets}, {threads}, commit {measured['commit']}{since}"

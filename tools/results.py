@@ -75,34 +75,36 @@ def ways_of(table: str) -> list[Way]:
     return [Way(name, count) for count in threads for name in instruction_sets()]
 
 
-def call(table: str, target: Path, way: Way, published: Path | None) -> bool:
-    """Measure ``table`` into ``target`` in one way; whether that succeeded."""
+def call(table: str, target: Path, way: Way, published: Path | None) -> int:
+    """Measure ``table`` into ``target`` in one way; the exit status."""
     done = subprocess.run(
         [sys.executable, *command(table, target, published)],
         cwd=ROOT,
         env=way.environment(),
         check=False,
     )
-    return done.returncode == 0 and target.exists()
+    return done.returncode
 
 
 def go_on(table: str, ways: list[Way], published: Path | None) -> None:
     """Measure what the report of ``table`` lacks; the experiment itself writes it, row by row.
 
-    A report of other sources is set aside under runs/.
+    A report that it does not go on with is set aside under runs/.
 
     Raises:
         SystemExit: it stopped; what is finished is in the report.
     """
     path = report_of(table)
-    measured = json.loads(path.read_text()).get("measured", {}) if path.exists() else None
-    if measured is not None and measured.get("sources") != digest(table):
-        aside = ROOT / "runs" / f"{path.stem}-{measured.get('commit', 'unknown')}.json"
-        aside.parent.mkdir(exist_ok=True)
-        path.replace(aside)
-        print(f"the report of other sources is set aside as {aside.relative_to(ROOT)}", flush=True)
     for way in ways:
-        if not call(table, path, way, published):
+        status = call(table, path, way, published)
+        if status == provenance.OTHER_REPORT:
+            measured = json.loads(path.read_text()).get("measured", {})
+            aside = ROOT / "runs" / f"{path.stem}-{measured.get('commit', 'unknown')}.json"
+            aside.parent.mkdir(exist_ok=True)
+            path.replace(aside)
+            print(f"the report is set aside as {aside.relative_to(ROOT)}", flush=True)
+            status = call(table, path, way, published)
+        if status != 0:
             raise SystemExit(f"{table} is not finished; the same command goes on with it")
 
 
@@ -117,7 +119,7 @@ def measure(table: str, ways: list[Way], published: Path | None) -> dict[str, An
     for way in ways:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "report.json"
-            if not call(table, target, way, published):
+            if call(table, target, way, published) != 0 or not target.exists():
                 raise SystemExit(f"{table} could not be measured; its report is as before")
             report = json.loads(target.read_text())
         merged = merge(merged, report, way)

@@ -117,18 +117,19 @@ def row(data, frames, neuron, seed, fast, checkpoint):
 
 
 def jobs(options):
-    """All seeds of one setting, then the next: what is finished is a whole line of the table."""
+    """One seed of every line of the table, then the next seed."""
     chosen = options.chosen(NEURONS)
     with tempfile.TemporaryDirectory() as folder:
         data = cache(lambda name: load(name, options.fast, folder))
-        for name, steps, candidates in settings():
+        for seed, (name, steps, candidates) in product(range(options.seeds), settings()):
             frames = {"frames": True, "in_channels": 2} if name == "shapes" else {"steps": steps}
-            for seed, neuron in product(range(options.seeds), [one for one in candidates if one in chosen]):
+            for neuron in candidates:
 
                 def run(checkpoint, name=name, frames=frames, neuron=neuron, seed=seed):
                     return row(data(name), frames, neuron, seed, options.fast, checkpoint)
 
-                yield Job({"data": name, "T": steps, "neuron": neuron, "seed": seed}, run)
+                if neuron in chosen:
+                    yield Job({"data": name, "T": steps, "neuron": neuron, "seed": seed}, run)
 
 
 def runs(options):

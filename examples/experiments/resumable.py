@@ -2,14 +2,17 @@
 
 A resumable experiment yields a :class:`Job` for each row from ``jobs(options)``, its ``runs`` is that of this module,
 and it ends with ``resumable.main``. With ``--json FILE`` the report in FILE grows row by row; a training that keeps its
-place (:class:`Training`) does so in a hidden file beside it. A report of other sources or settings is not continued.
+place (:class:`Training`) does so in a hidden file beside it. A report of other settings is not continued, nor one of
+other sources or versions, unless its trainings begin as they did: for every line of the table the report keeps what one
+seed was after the first part (:class:`Beginning`), and ``--confirm`` repeats that and compares it to the bit.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +60,27 @@ class Checkpoint:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the training stops here, before its last part."""
+        return False
+
+
+class Beginning(Checkpoint):
+    """Ends a training after its first part, and knows its weights to the bit."""
+
+    weights = ""
+
+    def write(self, state: dict[str, Any]) -> None:
+        text = hashlib.sha256()
+        for name, value in state["model"].items():
+            text.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        self.weights = text.hexdigest()[:16]
+
+    @property
+    def ends(self) -> bool:
+        return bool(self.weights)
+
 
 @dataclass
 class Training:
@@ -78,7 +102,7 @@ class Training:
         if kept is not None:
             self.restore(kept)
         self.model.train()
-        while self.done < parts:
+        while self.done < parts and not checkpoint.ends:
             start = time.process_time()
             part()
             self.seconds += time.process_time() - start
@@ -111,6 +135,18 @@ class Job:
 
     labels: dict[str, Any]
     run: Callable[[Checkpoint], dict[str, Any]]
+    in_parts: bool = True
+    """Whether it is a :class:`Training`, which keeps its place and can be ended."""
+
+    def line(self) -> dict[str, Any]:
+        """The labels without the seed: of a line of the table."""
+        return {name: value for name, value in self.labels.items() if name != "seed"}
+
+    def begin(self) -> dict[str, Any]:
+        """What the row is after the first part of its training."""
+        beginning = Beginning()
+        values = {name: value for name, value in self.run(beginning).items() if name != "seconds"}
+        return {**self.labels, **values, "weights": beginning.weights}
 
 
 def rows(jobs: Iterator[Job]) -> Iterator[dict[str, Any]]:
@@ -119,11 +155,16 @@ def rows(jobs: Iterator[Job]) -> Iterator[dict[str, Any]]:
         yield {**job.labels, **job.run(Checkpoint())}
 
 
+class Other(Exception):
+    """A report that cannot be continued; says why."""
+
+
 class Report:
     """The file of an experiment, which grows by a row at a time.
 
     Raises:
-        SystemExit: the file holds rows of other sources or settings, or the sources change while it grows.
+        Other: the file holds rows of other settings, or its trainings begin otherwise with these sources and versions.
+        SystemExit: the sources change while it grows, or whether its rows still hold cannot be told with these options.
     """
 
     def __init__(self, path: Path, experiment: ModuleType, options: common.Options):
@@ -135,7 +176,9 @@ class Report:
         self.sources = provenance.digest(self.table)
         self.plan = [job.labels for job in experiment.jobs(options)]
         self.rows: list[dict[str, Any]] = []
+        self.beginnings: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.since: str | None = None
         self.cpus = {self.machine.cpu}
         if path.exists():
             self.take_over(json.loads(path.read_text()))
@@ -143,19 +186,58 @@ class Report:
     def take_over(self, before: dict[str, Any]) -> None:
         """Go on with the rows of an earlier start."""
         was, now = settings(before), settings(self.as_dict())
-        changed = [f"{name} {was[name]}, now {now[name]}" for name in now if was[name] != now[name]]
+        changed = {name: f"{name} {was[name]}, now {now[name]}" for name in now if was[name] != now[name]}
+        self.since = before.get("measured", {}).get("since")
         if changed:
-            raise SystemExit(
-                f"{self.path} holds rows of other sources or settings ({'; '.join(changed)}) and is not continued: "
-                "move it away, or name another file with --json"
-            )
+            why = self.unconfirmed(before, changed.keys() - {"sources", "versions"})
+            if why:
+                raise Other(
+                    f"{self.path} holds rows of other sources or settings ({'; '.join(changed.values())}) and is not "
+                    f"continued: {why}. Move it away, or name another file with --json"
+                )
+            self.since = self.since or before["measured"]["commit"]
         self.rows, self.seconds = before["rows"], before["seconds"]
+        self.beginnings = before.get("beginnings", [])
         self.cpus |= set(before["measured"]["cpu"].split(" and "))
+
+    def unconfirmed(self, before: dict[str, Any], settings: Set[str]) -> str | None:
+        """Why the rows of ``before`` are not what would be measured now; None if their trainings begin as they did."""
+        if settings:
+            return f"no training is the same with other {' and '.join(sorted(settings))}"
+        jobs, begun = list(self.experiment.jobs(self.options)), before.get("beginnings", [])
+        for row in before["rows"]:
+            line = {name: row[name] for name in (*self.experiment.KEYS, "instructions")}
+            if line["instructions"] != self.machine.instructions:
+                return f"it was measured with {line['instructions']} too"
+            if not any({**beginning, **line} == beginning for beginning in begun):
+                return f"it does not say how the training of {self.named(row)} began"
+            if not any({**row, **job.line()} == row for job in jobs):
+                raise SystemExit(
+                    f"the sources of {self.path} have changed, and this start cannot tell whether its rows still "
+                    f"hold: it was not asked for {self.named(row)} (--neurons, --published)"
+                )
+        for beginning in begun:
+            for job in jobs:
+                if {**beginning, **job.labels} == beginning:
+                    print(f"  {self.named(job.labels)}: does it begin as before?", flush=True)
+                    if {**beginning, **job.begin()} != beginning:
+                        return f"the training of {self.named(job.labels)} begins otherwise"
+        return None
+
+    def named(self, labels: dict[str, Any]) -> str:
+        """Which row, in words."""
+        return ", ".join(f"{name} {labels[name]}" for name in (*self.experiment.KEYS, "seed"))
 
     def has(self, labels: dict[str, Any], instructions: str) -> bool:
         """Is there a row with these labels, measured with this instruction set?"""
         wanted = {**labels, "instructions": instructions}
         return any({**row, **wanted} == row for row in self.rows)
+
+    def begin(self, job: Job) -> None:
+        """Keep how a training of the line of ``job`` begins, unless that is known."""
+        line = {**job.line(), "instructions": self.machine.instructions}
+        if job.in_parts and not any({**known, **line} == known for known in self.beginnings):
+            self.beginnings.append({**job.begin(), "instructions": self.machine.instructions})
 
     def add(self, row: dict[str, Any]) -> None:
         """Write the file anew with one row more, in the order of the plan."""
@@ -185,12 +267,14 @@ class Report:
             "instructions": sets,
             "threads": [report["threads"]],
             "sources": self.sources,
+            **({"since": self.since} if self.since else {}),
         }
         everything = [(labels, name) for name in sets for labels in self.plan]
         missing = [
             {**labels, "instructions": name} for labels, name in everything if not self.has(labels, name)
         ]
-        return {**report, "rows": self.rows, **({"unfinished": missing} if missing else {})}
+        begun = {"beginnings": self.beginnings} if self.beginnings else {}
+        return {**report, "rows": self.rows, **begun, **({"unfinished": missing} if missing else {})}
 
 
 def settings(report: dict[str, Any]) -> dict[str, Any]:
@@ -216,10 +300,11 @@ def go_on(experiment: ModuleType, options: common.Options, path: Path) -> None:
             continue
         of = f"{json.dumps(job.labels, sort_keys=True)} {same}"
         checkpoint = Checkpoint(path.with_name(f".{path.stem}.checkpoint"), of)
+        report.begin(job)
         row = {**job.labels, **job.run(checkpoint)}
         report.add(row)
         checkpoint.remove()
-        print(f"  {', '.join(f'{name} {value}' for name, value in job.labels.items())}", flush=True)
+        print(f"  {report.named(job.labels)}", flush=True)
     print(common.table(experiment, report.rows), flush=True)
 
 
@@ -236,5 +321,9 @@ def main(experiment: ModuleType) -> None:
     options = common.options_of(args)
     if args.json is None:
         common.report(experiment, options)
-    else:
+        return
+    try:
         go_on(experiment, options, args.json)
+    except Other as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(provenance.OTHER_REPORT) from error

@@ -114,7 +114,7 @@ def jobs(options):
                     build = lambda n: EEGNet(channels, steps, samples // steps, 2, n)  # noqa: E731
                     return next(common.compare(build, {neuron: NEURONS[neuron]}, task, recipe, [seed]))
 
-                yield Job({"signals": name, "neuron": neuron, "seed": seed}, run)
+                yield Job({"signals": name, "neuron": neuron, "seed": seed}, run, in_parts=False)
 
 
 def runs(options):

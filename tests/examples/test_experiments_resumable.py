@@ -3,6 +3,7 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -166,7 +167,7 @@ def toy(tmp_path, monkeypatch):
                         raise Killed
                     return {"neuron": neuron, "accuracy": 10.0 * seed}
 
-                yield Job({"neuron": neuron, "seed": seed}, run)
+                yield Job({"neuron": neuron, "seed": seed}, run, in_parts=False)
 
     toy = SimpleNamespace(__file__="toy.py", TITLE="Toy", KEYS=("neuron",), VALUES=("accuracy",), SEEDS=3)
     toy.jobs, toy.calls, toy.kill, toy.path = jobs, calls, 0, tmp_path / "toy.json"
@@ -256,8 +257,13 @@ def test_a_report_of_other_sources_or_settings_is_not_continued(change, toy):
     elif change == "versions":
         toy.path.write_text(json.dumps({**report, "versions": {**report["versions"], "torch": "1.0"}}))
     before = toy.path.read_text()
+    why = (
+        "does not say how the training of neuron LIF, seed 0 began"
+        if change in ("sources", "versions")
+        else f"no training is the same with other {change}"
+    )
     with pytest.raises(
-        SystemExit, match=rf"of other sources or settings \({change} .*, now .*\).*move it away"
+        resumable.Other, match=rf"of other sources or settings \({change} .*, now .*\).*{why}. Move it away"
     ):
         measured(toy, seeds=2, fast=change == "toy size")
     assert toy.path.read_text() == before
@@ -270,7 +276,8 @@ def test_sources_that_change_meanwhile_leave_the_report_as_it_was(toy):
 
     def changing(options):
         for job in jobs(options):
-            yield Job(job.labels, lambda kept, job=job: (toy.source.write_text("x = 3\n"), job.run(kept))[1])
+            run = lambda kept, job=job: (toy.source.write_text("x = 3\n"), job.run(kept))[1]  # noqa: E731
+            yield Job(job.labels, run, in_parts=False)
 
     toy.jobs = changing
     with pytest.raises(SystemExit, match="the sources of experiments/toy changed while it was measured"):
@@ -289,7 +296,7 @@ def test_the_place_in_a_training_lies_beside_the_report_until_the_row_is_there(t
                 raise Killed
             return {"accuracy": 1.0}
 
-        yield Job({"neuron": "LIF", "seed": 0}, run)
+        yield Job({"neuron": "LIF", "seed": 0}, run, in_parts=False)
 
     toy.jobs = jobs
     with pytest.raises(Killed):
@@ -301,12 +308,97 @@ def test_the_place_in_a_training_lies_beside_the_report_until_the_row_is_there(t
     assert [path.name for path in toy.path.parent.iterdir() if path.suffix != ".py"] == ["toy.json"]
 
 
+@pytest.fixture
+def trained(toy):
+    """The toy as a training of two parts, whose numbers the file of its sources decides."""
+
+    def jobs(options):
+        for neuron, seed in product(("LIF", "MSF"), range(options.seeds)):
+
+            def run(checkpoint, neuron=neuron, seed=seed):
+                toy.calls.append((neuron, seed))
+                rate = float(toy.source.read_text().split("=")[1])
+                torch.manual_seed(seed)
+                net = torch.nn.Linear(2, 1)
+                optimizer = torch.optim.SGD(net.parameters(), rate if neuron == toy.concerned else 1.0)
+                schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+                training = resumable.Training(net, optimizer, schedule, torch.Generator())
+
+                def part():
+                    net(torch.ones(1, 2)).sum().backward()
+                    optimizer.step()
+
+                training.run(2, part, checkpoint)
+                return {"seconds": training.seconds, "accuracy": float(net.bias.detach())}
+
+            yield Job({"neuron": neuron, "seed": seed}, run)
+
+    toy.jobs, toy.concerned = jobs, "MSF"
+    return toy
+
+
+def test_the_beginning_of_a_training_is_kept_for_every_line_of_the_table(trained):
+    report = measured(trained, seeds=2)
+    assert trained.calls == [("LIF", 0), ("LIF", 0), ("LIF", 1), ("MSF", 0), ("MSF", 0), ("MSF", 1)]
+    begun = report["beginnings"]
+    assert [(b["neuron"], b["seed"], b["instructions"]) for b in begun] == [
+        ("LIF", 0, "AVX2"),
+        ("MSF", 0, "AVX2"),
+    ]
+    assert all("seconds" not in b and len(b["weights"]) == 16 for b in begun)
+    assert [b["accuracy"] for b in begun] != [row["accuracy"] for row in report["rows"] if row["seed"] == 0]
+
+
+def test_rows_hold_when_their_trainings_begin_to_the_same_bits(trained, monkeypatch, capsys):
+    before = measured(trained, seeds=1)
+    trained.source.write_text("x =  1\n")
+    trained.calls.clear()
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("a CPU", "AVX2", "def"))
+    after = measured(trained, seeds=2)
+    assert "neuron LIF, seed 0: does it begin as before?" in capsys.readouterr().out
+    assert trained.calls == [("LIF", 0), ("MSF", 0), ("LIF", 1), ("MSF", 1)]  # no row anew
+    assert [row for row in after["rows"] if row["seed"] == 0] == before["rows"]
+    assert (after["measured"]["commit"], after["measured"]["since"]) == ("def", "abc")
+    assert after["measured"]["sources"] == provenance.digest("experiments/toy")
+    assert "commit def, with rows since abc" in provenance.line(after)
+    # and once more, without anything to do: the first commit stays
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("a CPU", "AVX2", "ghi"))
+    trained.source.write_text("x =   1\n")
+    assert measured(trained, seeds=2)["measured"]["since"] == "abc"
+
+
+@pytest.mark.parametrize("concerned", ["LIF", "MSF"])
+def test_rows_of_a_training_that_begins_otherwise_are_not_continued(concerned, trained):
+    trained.concerned = concerned
+    measured(trained, seeds=1)
+    trained.source.write_text("x = 1.0000001\n")
+    before = trained.path.read_text()
+    with pytest.raises(resumable.Other, match=f"the training of neuron {concerned}, seed 0 begins otherwise"):
+        measured(trained, seeds=2)
+    assert trained.path.read_text() == before
+
+
+def test_rows_that_a_start_cannot_repeat_stay_and_are_named(trained):
+    measured(trained, seeds=1)
+    trained.source.write_text("x =  1\n")
+    before, jobs = trained.path.read_text(), trained.jobs
+    trained.jobs = lambda options: (job for job in jobs(options) if job.labels["neuron"] == "LIF")
+    with pytest.raises(SystemExit, match="was not asked for neuron MSF, seed 0"):
+        measured(trained, seeds=1)
+    assert trained.path.read_text() == before
+
+
 def test_the_command_line_of_a_resumable_experiment(toy, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["toy.py", "--json", str(toy.path), "--seeds", "1"])
     resumable.main(toy)
     assert "Toy: 0 rows are there, 2 are asked for" in (said := capsys.readouterr().out)
     assert "  neuron LIF, seed 0\n" in said
     assert said.count("| LIF ") == 1
+    toy.source.write_text("x = 2\n")
+    with pytest.raises(SystemExit) as stopped:
+        resumable.main(toy)
+    assert stopped.value.code == provenance.OTHER_REPORT
+    assert "Move it away, or name another file with --json" in capsys.readouterr().err
     toy.PUBLISHED = "a clone of somebody's"
     monkeypatch.setattr(sys, "argv", ["toy.py", "--help"])
     with pytest.raises(SystemExit):

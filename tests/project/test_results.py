@@ -188,20 +188,28 @@ def test_a_table_of_hours_is_measured_where_it_is_named_alone(project, long, mon
     assert calls == [(["examples/table.py", "--json", str(long)], "avx512")]  # the best set alone
 
 
-def test_a_growing_report_is_continued_and_a_stale_one_set_aside(project, long, monkeypatch, capsys):
-    seen = []
+def test_a_growing_report_is_continued_and_one_that_cannot_be_is_set_aside(
+    project, long, monkeypatch, capsys
+):
+    seen, statuses = [], []
     monkeypatch.setattr(
-        results, "call", lambda table, target, name, published: seen.append(target.exists()) or True
+        results,
+        "call",
+        lambda table, target, name, published: seen.append(target.exists()) or (statuses or [0]).pop(),
     )
     grown(long)
     results.go_on("table", ["AVX2", "AVX512"], None)
     assert seen == [True, True]
-    (project / "measured.py").write_text("x = 2\n")
     before = long.read_text()
+    statuses.append(1)
+    with pytest.raises(SystemExit, match="table is not finished"):
+        results.go_on("table", ["AVX2"], None)
+    assert long.read_text() == before
+    statuses.append(provenance.OTHER_REPORT)
     results.go_on("table", ["AVX2"], None)
-    assert seen[2:] == [False]
+    assert seen[2:] == [True, True, False]
     assert (project / "runs" / "table-abc.json").read_text() == before
-    assert "other sources is set aside as runs/table-abc.json" in capsys.readouterr().out
+    assert "the report is set aside as runs/table-abc.json" in capsys.readouterr().out
 
 
 def test_a_growing_table_that_stopped_is_shown_as_far_as_it_came(project, long, monkeypatch, capsys):
