@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from msf_pmsn_plugins import swap
-from msf_pmsn_plugins.swap.sites import Found, find
-from msf_pmsn_plugins.swap.spec import Read, Reading, Rule, Target
+from msf_pmsn_plugins.swap.sites import Found, find, readings_of
+from msf_pmsn_plugins.swap.spec import OF_A_PLAN, Reading, Rule, Target, require_built
+from msf_pmsn_plugins.words import teaching_call
 
 __all__ = ["ATTENTION", "CONVOLUTIONS", "NORMS", "RATES", "Recipe"]
 
@@ -114,12 +115,12 @@ class Recipe:
                 open_ = [f for f in open_ if f not in named]
         return rules
 
+    @teaching_call("recipe.plan", OF_A_PLAN, swap.plan)
     def plan(self, model: nn.Module, example_input: Any, target: Any, **options: Any) -> swap.Plan:
         """:func:`msf_pmsn_plugins.swap.plan` with this recipe's rules and neuron classes after those given."""
-        classes = options.pop("neuron_classes", ())
-        if not isinstance(classes, Mapping):
-            classes = dict.fromkeys(classes, Read())
-        options["neuron_classes"] = {**self.classes_in(model), **classes}
+        require_built(model)
+        own = readings_of(options.pop("neuron_classes", ()))
+        options["neuron_classes"] = {**self.classes_in(model), **own}
         options["rules"] = self.rules_for(model, target, options.pop("rules", None))
         return swap.plan(model, example_input, target, **options)
 

@@ -36,6 +36,14 @@ WARNING: this imports and runs the file that you name, as python would. Only nam
       --kwargs '{"cnf": "ADD", "spiking_neuron": "@spikingjelly.activation_based.neuron:IFNode"}' --input 4,2,3,32,32
 """
 
+# Each target, with its class and the option that it alone takes.
+TARGETS: dict[str, tuple[type[swap.MSF | swap.PMSN], str]] = {
+    "msf": (swap.MSF, "D"),
+    "pmsn": (swap.PMSN, "compartments"),
+}
+# What a plan that was saved brings.
+PLANNED = ("input", "target", "D", "compartments", "dynamics", "time_dim")
+
 
 class UserError(Exception):
     """What the user gave cannot be done: one line, no traceback."""
@@ -72,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "model", help="path/to/model.py:name or package.module:name; a function, a class or a module"
     )
-    plan.add_argument(
-        "--kwargs", default="{}", metavar="JSON", help='arguments; "@module:name" is that object'
-    )
+    plan.add_argument("--kwargs", metavar="JSON", help='arguments; "@module:name" is that object')
     plan.add_argument(
         "--call", metavar="EXPR", help="build it by this expression, run inside the file instead"
     )
@@ -85,18 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--load", type=Path, metavar="FILE", help="read a plan instead: does it fit this model?"
     )
-    plan.add_argument("--target", choices=("msf", "pmsn"), default="msf", help="what to put in (%(default)s)")
-    plan.add_argument("--D", type=int, default=4, help="thresholds of MSF (%(default)s)")
-    plan.add_argument("--compartments", type=int, default=5, help="compartments of PMSN (%(default)s)")
+    plan.add_argument("--target", choices=[*TARGETS], help="what to put in (msf)")
+    plan.add_argument("--D", type=int, help=f"thresholds of MSF ({swap.MSF.D})")
+    plan.add_argument("--compartments", type=int, help=f"compartments of PMSN ({swap.PMSN.compartments})")
     plan.add_argument(
         "--dynamics",
         choices=("site", "published"),
-        default="site",
         help="charge, threshold and reset: of the old neuron (site), or the paper's",
     )
-    plan.add_argument(
-        "--time-dim", choices=("auto", "0", "1"), default="auto", help="axis of time in the input"
-    )
+    plan.add_argument("--time-dim", choices=("auto", "0", "1"), help="axis of time in the input (auto)")
     plan.add_argument("--step-mode", choices=("s", "m"), help="SpikingJelly: set_step_mode first")
     plan.add_argument("--checkpoint", type=Path, help="load these published weights first")
     plan.add_argument(
@@ -153,11 +156,10 @@ def _stage(text: str, quiet: bool = False) -> Iterator[None]:
 def _plan(args: argparse.Namespace) -> int:
     if args.load is None and args.input is None:
         raise UserError("give --input, the shape of an example input, or --load, a plan that was saved")
+    if args.load is not None and (planned := [_option(name) for name in PLANNED if _given(args, name)]):
+        raise UserError(f"{', '.join(planned)}: a plan that is loaded brings its own: leave them out")
     shape = _shape(args.input) if args.load is None else ()
-    try:
-        target = swap.MSF(D=args.D) if args.target == "msf" else swap.PMSN(compartments=args.compartments)
-    except (ValueError, TypeError) as error:  # it names the argument
-        raise UserError(str(error)) from error
+    target = _target(args)
     with legacy_imports(seq_to_ann=args.legacy) if args.legacy else nullcontext():
         file, _, name = args.model.rpartition(":") if ":" in args.model else (args.model, "", "")
         with _stage(f"importing {file}"):
@@ -175,8 +177,8 @@ def _plan(args: argparse.Namespace) -> int:
             report = load_published(model, args.checkpoint, recipe)
             print(f"  {len(report.loaded)} entries", file=sys.stderr)
     options: dict[str, Any] = {
-        "dynamics": args.dynamics,
-        "time_dim": args.time_dim if args.time_dim == "auto" else int(args.time_dim),
+        "dynamics": args.dynamics or "site",
+        "time_dim": int(args.time_dim) if args.time_dim in ("0", "1") else "auto",
     }
     if args.load is not None:
         with _stage(f"reading {args.load}"):
@@ -202,6 +204,27 @@ def _plan(args: argparse.Namespace) -> int:
             print(f"recipe {recipe.name}: {recipe.advice}")
             print(f"after the swap: {recipe.calibration}")
     return 1 if plan.unresolved else 0
+
+
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return getattr(args, name) is not None
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _target(args: argparse.Namespace) -> swap.MSF | swap.PMSN:
+    """The target; an option that belongs to the other is no silent one."""
+    name = args.target or "msf"
+    kind, own = TARGETS[name]
+    for other, (_, word) in TARGETS.items():
+        if other != name and _given(args, word):
+            raise UserError(f"{_option(word)} is for --target {other}; {name} takes {_option(own)}")
+    try:
+        return kind(**({own: getattr(args, own)} if _given(args, own) else {}))
+    except (ValueError, TypeError) as error:  # it names the argument
+        raise UserError(str(error)) from error
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -243,12 +266,14 @@ class _Names(dict[str, Any]):
 
 def _build(module: ModuleType, name: str, args: argparse.Namespace) -> nn.Module:
     try:
-        kwargs = json.loads(args.kwargs)
+        kwargs = {} if args.kwargs is None else json.loads(args.kwargs)
     except json.JSONDecodeError:
         kwargs = None
     if not isinstance(kwargs, dict):
         raise UserError(f'--kwargs is a JSON object such as {{"T": 4}}, got {args.kwargs}')
     if args.call:
+        if _given(args, "kwargs"):
+            raise UserError("--kwargs are the arguments of a name: write them into the expression of --call")
         made = eval(args.call, {}, _Names(vars(module)))
     else:
         if not name:
@@ -259,6 +284,8 @@ def _build(module: ModuleType, name: str, args: argparse.Namespace) -> nn.Module
         made = getattr(module, name)
         if not isinstance(made, nn.Module):
             made = made(**{key: _resolve(value) for key, value in kwargs.items()})
+        elif kwargs:
+            raise UserError(f"{name} is a built model: it takes no --kwargs")
     if not isinstance(made, nn.Module):
         raise UserError(f"{args.call or name} gives a {type(made).__name__}, not a torch.nn.Module")
     return made

@@ -1,4 +1,4 @@
-"""Constructors that teach: what a word of another framework or neuron is called here, and what was misspelt."""
+"""Constructors and calls that teach: what a word of somebody else is called here, and what was misspelt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Class = TypeVar("Class", bound=type)
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 # A word of somebody else: what is called so here, the first that there is, and how it is said.
 HERE: dict[str, dict[str, str]] = {
@@ -58,6 +59,15 @@ PARALLEL_IF_HAS_NOT = {
     **dict.fromkeys(("v_reset", "reset_mechanism", "detach_reset"), "it resets by whole thresholds"),
 }
 
+MSN_HAS_NOT = {
+    **dict.fromkeys(
+        ("tau", "beta", "decay", "decay_input", "learn_beta", "learn_decay"),
+        'its time constants are learned: start={"log_tau": .., "log_tau_soma": ..} says where they begin',
+    ),
+    **dict.fromkeys(("D", "thresholds", "threshold_step"), PMSN_HAS_NOT["D"]),
+    **dict.fromkeys(("v_reset", "reset_mechanism"), 'say reset_mode, "subtract" or "floor"'),
+}
+
 
 def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Class]:
     """Make the constructor of a class explain a word that it does not take; its signature stays.
@@ -72,7 +82,14 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
 
         @functools.wraps(init)
         def explaining(self: Any, *args: Any, **words: Any) -> None:
-            refuse(type(self).__name__, words, accepted, has_not, held)
+            unknown = [word for word in words if word not in accepted]
+            if unknown:
+                called = type(self)
+                taken = _words(called)
+                if cls in _reached(called) and unknown[0] not in taken:
+                    refuse(called.__name__, unknown, taken, has_not, held)
+                # no word of the caller's: what a subclass says to the constructor that it extends
+                refuse(f"{cls.__name__}, extended by {called.__name__},", unknown, accepted, has_not, held)
             init(self, *args, **words)
 
         cls.__init__ = explaining  # type: ignore[misc]
@@ -81,18 +98,63 @@ def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Clas
     return decorate
 
 
+HELD = "held"  # the neuron of a node: a base's word, which the constructors of the nodes give themselves
+
+
+def _reached(cls: type) -> list[type]:
+    """The classes whose constructors are given a word that nobody before has taken."""
+    found = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            found.append(base)
+            if not any(p.kind is p.VAR_KEYWORD for p in _parameters(base)):
+                break
+    return found
+
+
+def _parameters(cls: type) -> list[inspect.Parameter]:
+    """Those of the constructor that stands in ``cls``, without ``self``."""
+    return [*inspect.signature(vars(cls)["__init__"]).parameters.values()][1:]
+
+
 def _words(cls: type) -> list[str]:
     """What the constructor of ``cls`` takes by name, and what it hands on."""
     found: dict[str, None] = {}
-    for base in cls.__mro__:
-        if "__init__" in vars(base):
-            _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-            # the first of one that is handed on to is the neuron that a node holds
-            found |= dict.fromkeys(p.name for p in (named[1:] if found else named))
-            if named == parameters:
-                break
+    for base in _reached(cls):
+        named = [p.name for p in _parameters(base) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found |= dict.fromkeys(name for name in named if base is cls or name != HELD)
     return [*found]
+
+
+def teaching_call(
+    name: str, has_not: Mapping[str, str] | None = None, handed: Callable[..., Any] | None = None
+) -> Callable[[Call], Call]:
+    """Make a function, which users call ``name``, explain a word that it does not take; its signature stays.
+
+    Args:
+        has_not: as for :func:`teaching`.
+        handed: who is given the words that the function does not name.
+    """
+
+    def decorate(call: Call) -> Call:
+        signature = inspect.signature(call)
+        parameters = [p for p in signature.parameters.values() if p.name != "self"]
+        accepted = dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        accepted |= {} if handed is None else dict.fromkeys(inspect.signature(handed).parameters)
+        demanded = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+        @functools.wraps(call)
+        def explaining(*args: Any, **words: Any) -> Any:
+            refuse(name, words, accepted, has_not)
+            try:
+                signature.bind(*args, **words)
+            except TypeError as error:
+                raise TypeError(f"{name}({', '.join(demanded)}, ..): {error}") from None
+            return call(*args, **words)
+
+        return cast(Call, explaining)
+
+    return decorate
 
 
 def refuse(
@@ -121,4 +183,4 @@ def _remedy(word: str, accepted: Collection[str], has_not: Mapping[str, str], he
     if held is not None and word in _words(held):
         return f"say from_neuron(neurons.{held.__name__}({word}=..))"
     near = difflib.get_close_matches(word, accepted, 1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(accepted)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"It takes {', '.join(accepted) or 'nothing'}"

@@ -168,6 +168,30 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
             ["some_model.py:Net", "--input", "3,6", "--D", "0"],
             "D, the number of thresholds, must be an integer",
         ),
+        (
+            ["some_model.py:Net", "--input", "3,6", "--compartments", "3"],
+            "--compartments is for --target pmsn; msf takes --D",
+        ),
+        (
+            ["some_model.py:Net", "--input", "3,6", "--target", "pmsn", "--D", "4"],
+            "--D is for --target msf; pmsn takes --compartments",
+        ),
+        (
+            ["some_model.py:Net", "--input", "3,6", "--target", "pmsn", "--compartments", "1"],
+            "compartments",
+        ),
+        (
+            ["some_model.py:Net", "--load", "no.json", "--input", "3,6", "--time-dim", "auto"],
+            "--input, --time-dim: a plan that is loaded brings its own",
+        ),
+        (
+            ["some_model.py", "--call", "Net()", "--kwargs", '{"width": 9}', "--input", "3,6"],
+            "--kwargs are the arguments of a name: write them into the expression of --call",
+        ),
+        (
+            ["some_model.py:ready", "--kwargs", '{"width": 9}', "--input", "3,6"],
+            "ready is a built model: it takes no --kwargs",
+        ),
         (["some_model.py:Net", "--load", "no.json"], "reading no.json failed: there is no file no.json"),
         (
             ["some_model.py:Net", "--input", "3,6", "--recipe", "x"],
@@ -186,6 +210,12 @@ def test_an_unresolved_plan_is_a_status_of_its_own(run):
         "json",
         "forward",
         "D",
+        "other-target",
+        "other-target-pmsn",
+        "compartments",
+        "planned",
+        "call-kwargs",
+        "built-kwargs",
         "load",
         "recipe",
     ],

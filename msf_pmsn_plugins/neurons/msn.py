@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..surrogate import FireFunction, Surrogate, fire
 from ..tensors import state_dtype
+from ..words import MSN_HAS_NOT, teaching
 from .base import State, channel_shape, number
 from .per_channel import PerChannel
 from .pmsn import INITS
@@ -117,6 +118,7 @@ def msn_step(
     return s, v, h, m
 
 
+@teaching(MSN_HAS_NOT)
 class MSN(PerChannel):
     """The serial multi-compartment spiking neuron: PMSN with a leaky soma and feedback from it.
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import math
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
@@ -22,7 +17,9 @@ from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_ne
 from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
+from .numbers import as_threshold, one_threshold
 from .states import cut, detached
+from .stock_calls import refuse_tracers, warn_of_their_reset
 from .surrogates import SpikeGrad, as_surrogate, no_gradient
 
 __all__ = ["Mem", "SnnTorchNeuron"]
@@ -35,74 +32,7 @@ RESET_MODES = {"zero": "hard", "subtract": "soft", "none": "none"}  # snnTorch's
 # snnTorch's word -> what the held neuron may call a tensor of them, learned or not
 TENSORS = {"threshold": ("v_threshold",), "beta": ("decay_logit", "_decay")}
 
-
-def several(value: Any) -> Any:
-    """``value``; of a list or an array of numbers, which ``Leaky`` takes too, a tensor of them."""
-    if isinstance(value, Tensor) or not (isinstance(value, (list, tuple)) or getattr(value, "ndim", False)):
-        return value
-    numbers = torch.as_tensor(value)
-    return numbers if numbers.is_floating_point() else numbers.to(torch.get_default_dtype())
-
-
-def checked(name: str, value: Any, fits: Callable[[Any], Any], what: str) -> float | Tensor:
-    """``value`` as a number, or a tensor that broadcasts against one step; it is not learned."""
-    value = several(value)
-    if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise ValueError(f"{name} is not learned here: ask for learn_{name}=True where it is known")
-        # Whether they fit is not asked of a device, which would wait.
-        good = value.device.type != "cpu" or (value.numel() > 0 and bool(fits(value).all()))
-        value = value if value.numel() > 1 else float(value) if good and value.numel() else math.nan
-    else:
-        value = float(value)
-        good = bool(fits(torch.tensor(value, dtype=torch.float64, device="cpu")))
-    if not good:
-        raise ValueError(f"{name} must {what}, got {value!r}")
-    return value
-
-
-def as_threshold(value: float | Tensor) -> float | Tensor:
-    """A threshold that is positive and finite; raise ValueError otherwise."""
-    return checked("threshold", value, lambda t: t.isfinite() & (t > 0), "be positive and finite")
-
-
-def one_threshold(value: float | Tensor) -> float:
-    """A threshold that is one number for the whole layer; raise ValueError otherwise."""
-    theta = as_threshold(value)
-    if isinstance(theta, Tensor):
-        raise ValueError(f"threshold must be one number for the whole layer, got shape {tuple(theta.shape)}")
-    return theta
-
-
-def as_beta(value: float | Tensor) -> float | Tensor:
-    """A decay in [0, 1]; raise ValueError otherwise."""
-    return checked("beta", value, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
-
-
 _alive: WeakSet[SnnTorchNeuron] = WeakSet()
-
-
-@functools.cache
-def _warn_of_their_reset() -> None:
-    """Say once that ``snntorch.utils.reset`` passes our neurons by, where it walks a list of the host's classes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # for the import alone
-        from snntorch import utils
-    if utils.reset.__module__ == utils.__name__ and hasattr(utils, "_layer_check"):
-        warnings.warn(
-            "snntorch.utils.reset does not reset neurons of msf_pmsn_plugins: call "
-            "msf_pmsn_plugins.snntorch.reset(net), or put the code that calls it into "
-            "`with msf_pmsn_plugins.snntorch.patched():`",
-            stacklevel=_outside() + 1,
-        )
-
-
-def _outside() -> int:
-    """How many frames above the caller of this the package was entered: where a warning belongs."""
-    package, frame, level = str(Path(__file__).parents[1]), sys._getframe(1), 0
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
@@ -186,7 +116,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         snn.SpikingNeuron.instances.remove(self)  # the host's list would keep us alive for ever
         _alive.add(self)
         if self.init_hidden:
-            _warn_of_their_reset()
+            warn_of_their_reset()
         # The held neuron owns these two; properties below show them.
         del self._buffers["threshold"], self._buffers["reset_mechanism_val"]
         self.sequence = sequence
@@ -387,7 +317,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
         Returns ``spk``, of the shape of ``input_``, if ``init_hidden`` and not ``output``; else ``(spk, mem)``.
         """
-        _refuse_tracers(type(self).__name__, input_)
+        refuse_tracers(type(self).__name__, input_)
         if self.init_hidden and mem is not None:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True: it keeps its own state")
         lengths = first_given(lengths, self.lengths, self.padding)
@@ -566,20 +496,6 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     def extra_repr(self) -> str:
         return f"init_hidden={self.init_hidden}, output={self.output}, sequence={self.sequence}"
-
-
-def _refuse_tracers(name: str, x: Any) -> None:
-    """Raise where a tracer that does not know this neuron would make something wrong of it."""
-    instead = "use msf_pmsn_plugins.nir.export_to_nir"
-    if isinstance(x, torch.fx.Proxy):
-        raise TypeError(
-            f"{name} cannot be traced symbolically: for NIR {instead}, elsewhere name it as a leaf module"
-        )
-    if not torch.compiler.is_compiling() and nn.Module.__call__.__module__ == "nirtorch.graph":
-        raise TypeError(
-            f"snntorch.export_nir and nirtorch.extract_nir_graph do not know {name} and may leave an empty node in "
-            f"the graph: {instead}"
-        )
 
 
 def _last(m_seq: Tensor, x_seq: Tensor, lengths: Lengths | None) -> Tensor:

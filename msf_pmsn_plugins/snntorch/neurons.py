@@ -17,7 +17,8 @@ from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..settings import MSFValues
 from ..tensors import MSFParameters
 from ..words import PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching
-from .base import RESET_MODES, Mem, SnnTorchNeuron, as_beta, as_threshold, one_threshold, several
+from .base import RESET_MODES, Mem, SnnTorchNeuron
+from .numbers import as_beta, as_threshold, one_threshold, several
 from .surrogates import GradientOf, SpikeGrad
 
 __all__ = ["MSF", "PMSN", "ParallelIF"]

@@ -21,20 +21,32 @@ attributes of the modules, and random generators are put back.
 from __future__ import annotations
 
 import importlib
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ..words import refuse
+from ..words import PMSN_HAS_NOT, teaching_call
 from .back import lif
 from .check import Check, Report, verify
 from .planner import plan
 from .plans import Plan
 from .site import Site
-from .spec import HAS_NOT, MSF, PMSN, Activation, Keep, Read, Reading, Rule, SwapError, SwapWarning, Target
+from .spec import (
+    MSF,
+    OF_SINGLE_SITES,
+    OF_THE_SITE,
+    PMSN,
+    Activation,
+    Keep,
+    Read,
+    Reading,
+    Rule,
+    SwapError,
+    SwapWarning,
+    Target,
+)
 
 __all__ = [
     "MSF",
@@ -74,6 +86,10 @@ def __getattr__(name: str) -> Any:
     return found if item is None else getattr(found, item)
 
 
+_TARGET = {"target": "the target's words are said one by one, as D=4; swap.plan takes a target whole"}
+
+
+@teaching_call("swap.msf", {**OF_SINGLE_SITES, **OF_THE_SITE, **_TARGET}, MSF)
 def msf(
     model: nn.Module,
     example_input: Any,
@@ -90,10 +106,10 @@ def msf(
     ``plan(model, example_input, MSF(**spec), ..).apply()``, with the plan's warnings as warnings.
     """
     options = {"filter_fn": filter_fn, "rules": rules, "time_dim": time_dim, "neuron_classes": neuron_classes}
-    target = _target(MSF, spec, options)
-    return _carried_out(plan(model, example_input, target, dynamics=dynamics, **options))  # type: ignore[arg-type]
+    return _carried_out(plan(model, example_input, MSF(**spec), dynamics=dynamics, **options))  # type: ignore[arg-type]
 
 
+@teaching_call("swap.pmsn", {**OF_SINGLE_SITES, **PMSN_HAS_NOT, **_TARGET}, PMSN)
 def pmsn(
     model: nn.Module,
     example_input: Any,
@@ -110,20 +126,12 @@ def pmsn(
     ``plan(model, example_input, PMSN(**spec), ..).apply()``, with the plan's warnings as warnings.
     """
     options = {"filter_fn": filter_fn, "rules": rules, "time_dim": time_dim, "neuron_classes": neuron_classes}
-    target = _target(PMSN, spec, options)
-    return _carried_out(plan(model, example_input, target, dynamics=dynamics, **options))  # type: ignore[arg-type]
-
-
-def _target(kind: Callable[..., Target], spec: dict[str, Any], options: dict[str, Any]) -> Target:
-    """A target of ``kind``; a word that neither it nor the plan takes is explained."""
-    accepted = [*inspect.signature(kind).parameters, "dynamics", *options]
-    refuse(f"swap.{kind.__name__.lower()}", spec, accepted, HAS_NOT[kind])
-    return kind(**spec)
+    return _carried_out(plan(model, example_input, PMSN(**spec), dynamics=dynamics, **options))  # type: ignore[arg-type]
 
 
 def _carried_out(plan: Plan) -> nn.Module:
     """Apply a plan, and warn of what it warns of: before, so that a warning raised as an error changes nothing."""
     plan.check()
     for text in plan.all_warnings():
-        warnings.warn(text, SwapWarning, stacklevel=3)
+        warnings.warn(text, SwapWarning, stacklevel=4)
     return plan.apply()

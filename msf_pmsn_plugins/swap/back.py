@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from ..hosts import host_of_node, load
+from ..words import teaching_call
 from .edits import make, replacing
 from .running import arguments, rest, seeds_kept, undisturbed
 from .sites import is_ours
-from .spec import SwapError
+from .spec import SwapError, require_built
 
 __all__ = ["lif", "nodes"]
 
@@ -25,6 +26,7 @@ def nodes(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+@teaching_call("swap.lif")
 def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> nn.Module:
     """Put the host's own neurons in place of ours, in place, and return the model.
 
@@ -39,7 +41,9 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
 
     Raises:
         SwapError: no neuron of ours, or something would be lost and ``lossy`` was not said.
+        TypeError: a model that is none, or a word that it does not take.
     """
+    require_built(model)
     found = nodes(model)
     if not found:
         raise SwapError(f"{type(model).__name__} has no MSF or PMSN neuron")

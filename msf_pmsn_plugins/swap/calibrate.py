@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..neurons import MSF, PMSN, Neuron
 from ..tables import aligned
 from .running import arguments, output_of, rest, undisturbed
-from .spec import SwapError
+from .spec import SwapError, require_built
 
 __all__ = ["Calibration", "Norm", "Rate", "firing_rates", "match_norms", "match_rates"] + [
     "set_steps",
@@ -74,7 +74,9 @@ def firing_rates(model: nn.Module, batches: Iterable[Any], paths: Iterable[str])
 
     Raises:
         ValueError: no batch, or a path whose neuron no batch reaches.
+        TypeError: a model that is none.
     """
+    require_built(model)
     modules = {path: model.get_submodule(path) for path in paths}
     sums = {path: torch.zeros(2, dtype=torch.float64) for path in modules}
 
@@ -123,7 +125,9 @@ def match_rates(
     Raises:
         SwapError: a path without a neuron of ours, or with one whose thresholds are an explicit list.
         ValueError: no batch, or a path that no batch reaches.
+        TypeError: a model that is none.
     """
+    require_built(model)
     batches = list(batches)
     nodes = {path: _node(model, path) for path in rates}
     rows = Calibration()
@@ -165,7 +169,9 @@ def match_norms(model: nn.Module, batches: Iterable[Any]) -> Calibration:
 
     Raises:
         ValueError: no batch norm with running statistics, or no batch.
+        TypeError: a model that is none.
     """
+    require_built(model)
     norms: dict[str, Any] = {
         path: module
         for path, module in model.named_modules()
@@ -204,8 +210,10 @@ def set_thresholds(model: nn.Module, where: str = "re:.*", **settings: Any) -> l
 
     Raises:
         SwapError: no neuron of ours there, or none that has such a setting.
-        TypeError, ValueError: an unknown setting, or a value that the neuron refuses; nothing is changed then.
+        TypeError, ValueError: a model that is none, an unknown setting, or a value that the neuron refuses; nothing is
+            changed then.
     """
+    require_built(model)
     if not settings or settings.keys() - {*THRESHOLDS[MSF], "scale"}:
         known = ", ".join((*THRESHOLDS[MSF], "scale"))
         raise TypeError(f"set_thresholds takes {known}; got {', '.join(settings) or 'nothing'}")
@@ -263,7 +271,9 @@ def set_steps(
     Raises:
         SwapError: the model does not run with this T; or ``dt_scale`` for a model without PMSN.
         ValueError: T is no positive whole number.
+        TypeError: a model that is none.
     """
+    require_built(model)
     if isinstance(T, bool) or not isinstance(T, int) or T < 1:
         raise ValueError(f"T must be a positive whole number, got {T!r}")
     changed: list[tuple[str, Any, str, Any]] = []

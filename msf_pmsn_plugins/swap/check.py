@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from ..neurons.nodes import takes_sequences
+from ..words import teaching_call
 from . import checks
 from .back import nodes
 from .checks import Check, Runner
 from .plans import Plan
 from .probe import probe
 from .running import arguments, seeds_kept, undisturbed
-from .spec import SwapError
+from .spec import SwapError, require_built
 
 __all__ = ["Check", "Report", "verify"]
 
@@ -53,6 +54,7 @@ class Report:
         return "\n".join([*lines, "the swap holds" if self.ok else "THE SWAP DOES NOT HOLD"])
 
 
+@teaching_call("swap.verify")
 def verify(
     model: nn.Module,
     example_input: Any,
@@ -83,7 +85,9 @@ def verify(
     Raises:
         SwapError: no neuron of ours in the model, or see ``raise_on_failure``.
         ValueError: fewer than 20 passes.
+        TypeError: a model that is none, or a word that it does not take.
     """
+    require_built(model)
     if passes < 20:
         raise ValueError(f"passes must be at least 20, got {passes}: the checks need them")
     found = nodes(model)

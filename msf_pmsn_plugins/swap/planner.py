@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..words import teaching_call
 from . import guards
 from .dynamics import arguments, explain, fingerprint
 from .experiments import Observed, observe
@@ -22,12 +23,25 @@ from .rehearse import rehearse
 from .running import undisturbed
 from .site import SWAPPED, Site
 from .sites import find, like_neurons, steps_of
-from .spec import MSF, PMSN, Activation, Keep, Read, Reading, Rule, SwapError, Target
+from .spec import (
+    MSF,
+    OF_A_PLAN,
+    PMSN,
+    Keep,
+    Read,
+    Reading,
+    Rule,
+    SwapError,
+    Target,
+    given,
+    require_built,
+)
 from .wrappers import refuse_wrapped
 
 __all__ = ["plan"]
 
 
+@teaching_call("swap.plan", OF_A_PLAN)
 def plan(
     model: nn.Module,
     example_input: Any,
@@ -61,9 +75,10 @@ def plan(
 
     Raises:
         SwapError: the model has no neuron that is known, or a rule matches none.
-        TypeError, ValueError: a target that is none, unknown dynamics.
+        TypeError, ValueError: a model or a target that is none, a word of somebody else, unknown dynamics.
     """
-    _check(target, dynamics, rules or {}, time_dim, neuron_classes)
+    require_built(model)
+    _check(target, dynamics, rules or {}, time_dim)
     sites = _sites(model, target, neuron_classes)
     refuse_wrapped(model, [s.path for s in sites])
     _apply_rules(sites, filter_fn, rules or {})
@@ -102,25 +117,22 @@ def _judged(model: nn.Module, sites: list[Site], seen: Probe, dynamics: str, tim
     return layout
 
 
-def _uncalled(given: Any) -> str:
-    """What was given; of a class that it is to be called."""
-    return f"the class swap.{given.__name__}: call it" if given in (MSF, PMSN, Keep, Rule) else repr(given)
-
-
 def _check(
     target: Any,
     dynamics: str,
     rules: Mapping[Any, Any],
     time_dim: int | str,
-    neuron_classes: Sequence[type] | Mapping[type, Any],
 ) -> None:
     """Raise TypeError or ValueError for arguments of :func:`plan` that mean nothing."""
     if not isinstance(target, MSF | PMSN):
-        raise TypeError(f"target must be swap.MSF(...) or swap.PMSN(...), got {_uncalled(target)}")
+        raise TypeError(f"target must be swap.MSF(...) or swap.PMSN(...), got {given(target, MSF, PMSN)}")
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules are a mapping from a path to a target or a swap.Rule, got {rules!r}")
     for pattern, rule in rules.items():
         if not isinstance(rule, Target | Rule):
             raise TypeError(
-                f"rule {pattern!r} must name a swap.MSF, swap.PMSN, swap.Keep or swap.Rule, got {_uncalled(rule)}"
+                f"rule {pattern!r} must name a swap.MSF, swap.PMSN, swap.Keep or swap.Rule, got "
+                f"{given(rule, MSF, PMSN, Keep, Rule)}"
             )
         if not isinstance(pattern, str) and not callable(pattern):
             raise TypeError(
@@ -130,9 +142,6 @@ def _check(
         raise ValueError(f"unknown dynamics {dynamics!r}; known: 'site', 'published'")
     if time_dim not in ("auto", 0, 1):
         raise ValueError(f"time_dim is 'auto', 0 ([T, N, *]) or 1 ([N, T, *]), got {time_dim!r}")
-    for cls, reading in neuron_classes.items() if isinstance(neuron_classes, Mapping) else ():
-        if not isinstance(reading, Read | Activation):
-            raise TypeError(f"{cls.__name__} is read by a swap.Read or swap.Activation, got {reading!r}")
 
 
 def _sites(

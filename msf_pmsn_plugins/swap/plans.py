@@ -165,6 +165,7 @@ class Plan:
 
         Raises:
             SwapError: no plan, a plan of another version or for another model, or a name that was not given.
+            TypeError: a model that is none.
         """
         if not isinstance(d, Mapping) or "format" not in d:
             raise SwapError("this is no plan: give what plan.to_dict() returned")

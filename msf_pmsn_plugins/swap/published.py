@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from .. import checkpoints
 from ..checkpoints import files, names
 from ..neurons import PMSN, Neuron
+from .spec import require_built
 
 __all__ = ["Loaded", "load_published"]
 
@@ -79,7 +80,9 @@ def load_published(
         msf_pmsn_plugins.checkpoints.Incomplete: with ``strict``, a ValueError with all differences.
         ValueError: not a checkpoint, an unsafe one, a rename that renames nothing, or nothing that fits.
         KeyError: an unknown recipe.
+        TypeError: a model that is none.
     """
+    require_built(model)
     model = names.inner_model(model)
     state, path = files.read_state_dict(path_or_state_dict, weights)
     targets = {name: target.tensor for name, target in names.targets_of(model)}

@@ -20,7 +20,7 @@ from ..hosts import HOSTS, load, name_of
 from ..surrogate import Surrogate
 from .layout import Layout
 from .site import SWAPPED, Site, words
-from .spec import MSF, PMSN, Keep, Rule, SwapError, Target
+from .spec import MSF, PMSN, Keep, Rule, SwapError, Target, require_built
 
 __all__ = [
     "FORMAT",
@@ -207,7 +207,8 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def require_model(model: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Raise SwapError unless ``model`` is like the one that was planned for."""
+    """Raise SwapError unless ``model`` is like the one that was planned for, TypeError if it is no module."""
+    require_built(model)
     now = model_facts(model)
     if now["class"] != facts["class"]:
         raise SwapError(f"this plan is for a {facts['class']}, and this model is a {now['class']}")

@@ -12,13 +12,14 @@ from torch import nn
 
 from ..hosts import host_of_neuron, load
 from ..neurons.nodes import held_by
-from .spec import Activation, Read, Reading
+from .spec import Activation, Read, Reading, given
 
 __all__ = [
     "Found",
     "find",
     "is_ours",
     "like_neurons",
+    "readings_of",
     "steps_of",
 ]
 
@@ -35,10 +36,8 @@ class Found:
 
 
 def find(model: nn.Module, neuron_classes: Sequence[type] | Mapping[type, Reading]) -> Iterator[Found]:
-    """Every neuron of ``model`` but ours, shared ones once per path."""
-    registered = (
-        dict(neuron_classes) if isinstance(neuron_classes, Mapping) else dict.fromkeys(neuron_classes, Read())
-    )
+    """Every neuron of ``model`` but ours, shared ones once per path; raise TypeError for classes that are none."""
+    registered = readings_of(neuron_classes)
     for path, module in model.named_modules(remove_duplicate=False):
         if is_ours(module):
             continue
@@ -50,6 +49,25 @@ def find(model: nn.Module, neuron_classes: Sequence[type] | Mapping[type, Readin
         elif framework is not None:
             host = load(framework)
             yield Found(path, module, host, "stock" if _is_stock(host, module) else "relative")
+
+
+def readings_of(neuron_classes: Sequence[type] | Mapping[type, Reading]) -> dict[type, Reading]:
+    """How to read each of ``neuron_classes``; raise TypeError for one that is none."""
+    if isinstance(neuron_classes, type):
+        name = neuron_classes.__name__
+        raise TypeError(f"neuron_classes are several: say ({name},), or {{{name}: swap.Read(..)}}")
+    found: dict[type, Reading] = {}
+    found.update(
+        neuron_classes if isinstance(neuron_classes, Mapping) else dict.fromkeys(neuron_classes, Read())
+    )
+    for cls, reading in found.items():
+        if not isinstance(cls, type):
+            raise TypeError(f"neuron_classes names classes, as MyLIF, got an object: {cls!r}")
+        if not isinstance(reading, Read | Activation):
+            raise TypeError(
+                f"{cls.__name__} is read by a swap.Read or swap.Activation, got {given(reading, Read, Activation)}"
+            )
+    return found
 
 
 def _is_stock(host: ModuleType, module: nn.Module) -> bool:

@@ -31,6 +31,10 @@ OF_THE_SITE = {
     ),
     "thresholds": "D is how many, threshold_step apart; a list is assigned to the new neurons",
 }
+OF_THE_READING = dict.fromkeys(
+    ("tau", "decay_input", "v_reset", "detach_reset", "charge", "surrogate_function"),
+    "say dynamics={..}, in the words of MSFNode",
+)
 
 
 @teaching(OF_THE_SITE)
@@ -90,15 +94,40 @@ class PMSN:
         )
 
 
+@teaching()
 @dataclass(frozen=True)
 class Keep:
     """Target of a rule: leave this neuron as it is."""
 
 
 Target = MSF | PMSN | Keep
-HAS_NOT: dict[Any, dict[str, str]] = {MSF: OF_THE_SITE, PMSN: PMSN_HAS_NOT}
 
 
+def given(value: Any, *kinds: type) -> str:
+    """What was given where an object of ``kinds`` belongs, for an error; of one of these classes, to call it."""
+    if any(value is kind for kind in kinds):
+        return f"the class swap.{value.__name__}: call it, swap.{value.__name__}()"
+    return f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+
+
+def require_built(model: Any) -> None:
+    """Raise TypeError for a class of models, or anything else that is no module."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}: call it" if isinstance(model, type) else repr(model)
+        raise TypeError(f"model must be a built torch.nn.Module, got {what}")
+
+
+# Words of the targets, for who takes a target whole.
+OF_THE_TARGET = {
+    field.name: "say target="
+    + " or ".join(
+        f"swap.{kind.__name__}({field.name}=..)" for kind in (MSF, PMSN) if hasattr(kind, field.name)
+    )
+    for field in (*fields(PMSN), *fields(MSF))
+}
+
+
+@teaching(OF_THE_TARGET)
 @dataclass(frozen=True, repr=False)
 class Rule:
     """What to do at some sites; what is left None stays as the plan has it.
@@ -132,12 +161,14 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Target | None):
-            raise TypeError(f"a rule's target is a swap.MSF, swap.PMSN or swap.Keep, got {self.target!r}")
+            raise TypeError(
+                f"a rule's target is a swap.MSF, swap.PMSN or swap.Keep, got {given(self.target, MSF, PMSN, Keep)}"
+            )
         words = {"folded": ("reproduce", "fix"), "repeated": ("carry",), "output_scale": ("keep", "drop")}
         for name, known in words.items():
-            given = getattr(self, name)
-            if given is not None and given not in known:
-                raise ValueError(f"{name} of a rule is {' or '.join(map(repr, known))}, got {given!r}")
+            word = getattr(self, name)
+            if word is not None and word not in known:
+                raise ValueError(f"{name} of a rule is {' or '.join(map(repr, known))}, got {word!r}")
         dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,)
         if self.channel_dim not in (None, "shared") and any(type(d) is not int for d in dims):
             raise TypeError(
@@ -151,12 +182,13 @@ class Rule:
             raise TypeError(f"time_dim of a rule is an axis, got {self.time_dim!r}")
 
     def __repr__(self) -> str:
-        given = {
+        told = {
             field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None
         }
-        return f"Rule({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        return f"Rule({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
 
+@teaching(OF_THE_READING)
 @dataclass(frozen=True)
 class Read:
     """How to read a neuron class of your own; give it to ``plan(..., neuron_classes={MyLIF: swap.Read(...)})``.
@@ -186,6 +218,7 @@ class Read:
         return value(module) if callable(value) else value
 
 
+@teaching()
 @dataclass(frozen=True)
 class Activation:
     """How to read an activation without state: element by element, monotone, 0 for negative input.
@@ -197,3 +230,10 @@ class Activation:
 
 
 Reading = Read | Activation
+
+# Where a word is said that a swap as a whole does not take.
+OF_SINGLE_SITES = {
+    **{field.name: f"say neuron_classes={{..: swap.Read({field.name}=..)}}" for field in fields(Read)},
+    **{field.name: f"say rules={{path: swap.Rule({field.name}=..)}}" for field in fields(Rule)},
+}
+OF_A_PLAN = {**OF_SINGLE_SITES, **OF_THE_SITE, **OF_THE_TARGET}

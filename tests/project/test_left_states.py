@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from helpers import randn
 from msf_pmsn_plugins import neurons, swap
 from msf_pmsn_plugins import snntorch as ours
-from msf_pmsn_plugins.snntorch import base as snntorch_base
+from msf_pmsn_plugins.snntorch import stock_calls
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 from msf_pmsn_plugins.spikingjelly.base import SpikingJellyNode
 from msf_pmsn_plugins.surrogate import Soft
@@ -264,7 +264,7 @@ def test_the_reset_that_passes_us_by_is_said_once_and_at_construction():
 
     if not hasattr(utils, "_layer_check"):
         pytest.skip("this snnTorch resets any neuron")
-    snntorch_base._warn_of_their_reset.cache_clear()
+    stock_calls.warn_of_their_reset.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ours.MSF(0.9)
@@ -290,7 +290,7 @@ def test_it_is_said_of_the_line_that_entered_the_package(make):
 
     if not hasattr(utils, "_layer_check"):
         pytest.skip("this snnTorch resets any neuron")
-    snntorch_base._warn_of_their_reset.cache_clear()
+    stock_calls.warn_of_their_reset.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make()

@@ -17,7 +17,7 @@ from spikingjelly.activation_based import neuron
 
 from msf_pmsn_plugins import backends, snntorch, swap
 from msf_pmsn_plugins.neurons import MSF
-from msf_pmsn_plugins.snntorch import base
+from msf_pmsn_plugins.snntorch import stock_calls
 from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 
 PAGE = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
@@ -75,7 +75,7 @@ def checkpointed():
 
 
 def hidden_state():
-    base._warn_of_their_reset.cache_clear()  # it is said once
+    stock_calls.warn_of_their_reset.cache_clear()  # it is said once
     snntorch.MSF(beta=0.9, init_hidden=True)
 
 
