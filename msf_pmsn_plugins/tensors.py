@@ -16,6 +16,7 @@ __all__ = [
     "PMSNWeights",
     "Slopes",
     "of_parameters",
+    "stacked_strides",
     "state_dtype",
 ]
 
@@ -23,6 +24,18 @@ __all__ = [
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """States are float64 for float64 inputs and float32 for all others: half precision loses spikes."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def stacked_strides(like: Tensor) -> tuple[int, ...] | None:
+    """Those of a stack of results ``like[t] * slope`` in torch's own layout; None where there is nothing to follow."""
+    if like.shape[0] == 0 or like.is_contiguous():
+        return None
+    step = like[0]
+    if not any(step.stride()):  # one number for all
+        return None
+    step = torch.empty_like(step, device="meta")
+    # stack() knows channels_last, and no other orders.
+    return torch.stack([step] * min(2, like.shape[0])).stride()
 
 
 class MSFParameters(NamedTuple):

@@ -9,6 +9,8 @@ A name given explicitly is used or raises.
 Tensors come as the op was given them, nothing copied or converted on the way:
 
 - Sequences [T, N, *] (MSF) and [T, L, C, K] (PMSN) in any strides; ``x_seq`` in float32, float64, float16 or bfloat16.
+- Outputs lie as ``torch.empty_like`` of the input; the gradient of ``x_seq`` in any dense layout, best as a stack of
+  steps of the incoming one (:func:`~msf_pmsn_plugins.tensors.stacked_strides`).
 - Spikes or counts, their incoming gradient ``s`` and the outgoing one of ``x_seq`` have the dtype of ``x_seq``.
 - All else (states, weights, parameters, kept membranes and drives, slopes, and the gradients of them) is float64 where
   ``x_seq`` is, else float32: :func:`~msf_pmsn_plugins.tensors.state_dtype`. Computed is in that dtype; the gradient of

@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GradientLayout", "as_steps_of", "gradient_laid_out", "memory_order", "permuted", "reshaped"]
+from ..tensors import stacked_strides
+
+__all__ = [
+    "GradientLayout",
+    "as_steps_of",
+    "gradient_laid_out",
+    "laid_as",
+    "memory_order",
+    "permuted",
+    "reshaped",
+]
 
 
 def memory_order(x: Tensor, first: int) -> tuple[int, ...] | None:
@@ -54,15 +64,17 @@ def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
     """
     if like is None or like.shape[0] == 0 or (like.is_contiguous() and g_seq.is_contiguous()):
         return g_seq
-    step = like[0]
-    if not any(step.stride()):  # one number for all: nothing to follow
-        return g_seq
-    step = torch.empty_like(step, device="meta")
-    # stack() knows channels_last, and no other orders.
-    strides = torch.stack([step] * min(2, len(g_seq))).stride()
-    if g_seq.stride() == strides:
+    strides = like.stride() if like.is_contiguous() else stacked_strides(like)
+    if strides is None or g_seq.stride() == strides:
         return g_seq
     return g_seq.new_empty_strided(g_seq.shape, strides).copy_(g_seq)
+
+
+def laid_as(g_seq: Tensor, x: Tensor) -> Tensor:
+    """A gradient in the layout of ``empty_like(x)``, which an op promises; backends may choose another."""
+    if g_seq.stride() == torch.empty_like(x, device="meta").stride():
+        return g_seq
+    return torch.empty_like(x, dtype=g_seq.dtype).copy_(g_seq)
 
 
 def gradient_laid_out(x: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:

@@ -28,7 +28,7 @@ from .kernels.msf import BACKWARD_PARTS, FORWARD_PARTS, LEARNING_PARTS
 from .kernels.resets import NONE, RESET_CODES, RESETS
 from .kernels.surrogates import SURROGATES, Slope
 from .launch import PIECES, Prepared, Work, threads_for
-from .memory import Tensors, Walk, ceil, check, like, new, numbers, ready, walk
+from .memory import Tensors, Walk, ceil, check, gradient_like, like, new, numbers, ready, walk
 
 __all__ = ["KNOWS", "MSFSingle", "msf_backward", "msf_forward"]
 
@@ -280,7 +280,7 @@ def msf_backward(
     dtype = v0.dtype
     if parameters.rate is not None and CHARGES[settings.charge].rate is None:
         raise ValueError(f"charge {settings.charge!r} has no gradient to its rate: pass a number")
-    gx_seq, gv0 = like(kept, dtype), like(v0)
+    gx_seq, gv0 = gradient_like(kept, dtype, grads.m if grads.s is None else grads.s), like(v0)
     if kept.numel() == 0:
         gv0 = gv0.zero_() if grads.v is None else gv0.copy_(grads.v)
         return gx_seq, gv0, MSFParameters(*(None if p is None else torch.zeros_like(p) for p in parameters))

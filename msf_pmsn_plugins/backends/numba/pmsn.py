@@ -19,7 +19,7 @@ from .kernels.modes import BACKWARD_ROWS, FORWARD_ROWS
 from .kernels.somas import SOMAS
 from .kernels.surrogates import SURROGATES, Slope
 from .launch import Prepared, Work, threads_for
-from .memory import Tensors, Walk, ceil, check, like, new, ready, walk
+from .memory import Tensors, Walk, ceil, check, gradient_like, like, new, ready, walk
 from .pmsn_step import PMSNSingle, is_step, soma_fields, step_backward, step_forward
 
 __all__ = ["KNOWS", "PMSNSingle", "pmsn_backward", "pmsn_forward"]
@@ -231,7 +231,7 @@ def pmsn_backward(
     check(x_seq)
     dtype = x_seq.dtype
     cumulative = settings.reset_mode == "cumulative"
-    gx_seq = like(x_seq)
+    gx_seq = gradient_like(x_seq, dtype, grads.s)
     gz0 = new(state.z.shape if settings.state_grad else (0,), dtype.to_complex())
     gr0 = new(state.r.shape, dtype) if cumulative else torch.zeros(state.r.shape, dtype=dtype)
     if x_seq.numel() == 0:

@@ -21,7 +21,7 @@ from ..autograd import (
     saved_tensors,
     transformed,
 )
-from ..layout import GradientLayout, as_steps_of, memory_order, permuted
+from ..layout import GradientLayout, as_steps_of, laid_as, memory_order, permuted
 from ..slopes import in_parts, slopes_at
 
 __all__ = ["msf"]
@@ -68,6 +68,7 @@ def _msf_backward_op(*args: Any) -> Any:
     *tensors_and_values, backend = args
     settings = restore(MSFSettings, tensors_and_values[12:])
     gx, gv, grads = _call_backward(*tensors_and_values[:12], settings, backend)
+    gx = laid_as(gx, tensors_and_values[4])
     return gx, gv, *(gv.new_empty(0) if g is None else g for g in grads)
 
 

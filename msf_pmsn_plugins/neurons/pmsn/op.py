@@ -20,7 +20,7 @@ from ..autograd import (
     saved_tensors,
     transformed,
 )
-from ..layout import as_steps_of
+from ..layout import as_steps_of, laid_as
 from ..slopes import in_parts
 from .step import BURSTS, RESET_MODES, slope_argument
 
@@ -72,7 +72,9 @@ def _(x_seq: Tensor, r: Tensor, z: Tensor, *others: Any) -> tuple[Tensor, ...]:
 def _pmsn_backward_op(*args: Any) -> Any:
     """Without ``state_grad`` the gradient of z, the largest tensor of short sequences, is empty."""
     *tensors_and_values, backend = args
-    return _backward(*tensors_and_values[:14], restore(PMSNSettings, tensors_and_values[14:]), backend)
+    settings = restore(PMSNSettings, tensors_and_values[14:])
+    gx, *others = _backward(*tensors_and_values[:14], settings, backend)
+    return laid_as(gx, tensors_and_values[5]), *others
 
 
 def _backward(*args: Any) -> Any:
