@@ -12,6 +12,9 @@ dynamics", Nature Communications 16, 7155 (2025). Per step, with thresholds ``th
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from ...charges import CHARGES
@@ -83,6 +86,9 @@ def after_reset(
     first = s
     if settings.detach_reset:
         first = s = s.detach()
+        if settings.reset_mode == "hard" and settings.v_reset == 0:
+            # m where nothing fired, in an operation that vectorises: where() takes five times as long.
+            return torch.ops.aten.hardtanh_backward(m, s, -math.inf, 0.5)
     elif rule.looks_at_first and len(values.thresholds) > 1:
         first = fire(m - values.thresholds[0], surrogate)  # with its own slope alone
     return rule.forward(m, first, s, settings.v_reset, values.reset)
