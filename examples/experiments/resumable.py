@@ -4,7 +4,7 @@ A resumable experiment yields a :class:`Job` for each row from ``jobs(options)``
 and it ends with ``resumable.main``. With ``--json FILE`` the report in FILE grows row by row; a training that keeps its
 place (:class:`Training`) does so in a hidden file beside it. A report of other settings is not continued, nor one of
 other sources or versions, unless its trainings begin as they did: for every line of the table the report keeps what one
-seed was after the first part (:class:`Beginning`), and ``--confirm`` repeats that and compares it to the bit.
+seed was after the first part (:class:`Beginning`), and the next start repeats that and compares it to the bit.
 """
 
 import argparse
@@ -199,6 +199,8 @@ class Report:
         self.rows, self.seconds = before["rows"], before["seconds"]
         self.beginnings = before.get("beginnings", [])
         self.cpus |= set(before["measured"]["cpu"].split(" and "))
+        if changed:
+            self.write()  # what was confirmed once is not asked again, even where no row is missing
 
     def unconfirmed(self, before: dict[str, Any], settings: Set[str]) -> str | None:
         """Why the rows of ``before`` are not what would be measured now; None if their trainings begin as they did."""
@@ -247,6 +249,9 @@ class Report:
             )
         self.rows.append({**row, "instructions": self.machine.instructions})
         self.rows.sort(key=self.place)
+        self.write()
+
+    def write(self) -> None:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
         part.replace(self.path)

@@ -361,10 +361,16 @@ def test_rows_hold_when_their_trainings_begin_to_the_same_bits(trained, monkeypa
     assert (after["measured"]["commit"], after["measured"]["since"]) == ("def", "abc")
     assert after["measured"]["sources"] == provenance.digest("experiments/toy")
     assert "commit def, with rows since abc" in provenance.line(after)
-    # and once more, without anything to do: the first commit stays
+    # and once more, without a row to measure: the report is of the new sources, and the first commit stays
     monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("a CPU", "AVX2", "ghi"))
     trained.source.write_text("x =   1\n")
-    assert measured(trained, seeds=2)["measured"]["since"] == "abc"
+    last = measured(trained, seeds=2)
+    assert last["rows"] == after["rows"]
+    assert (last["measured"]["commit"], last["measured"]["since"]) == ("ghi", "abc")
+    assert last["measured"]["sources"] == provenance.digest("experiments/toy")
+    trained.calls.clear()
+    measured(trained, seeds=2)
+    assert trained.calls == []
 
 
 @pytest.mark.parametrize("concerned", ["LIF", "MSF"])
