@@ -155,6 +155,41 @@ def interrupted(u):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(("name", "parameters"), list(spikingjelly_objects()))
+def test_infinite_membranes_have_the_slopes_of_the_object(name, parameters):
+    function, u = getattr(surrogate, name)(**parameters), torch.tensor([float("inf"), -float("inf")])
+    given = translate(function, torch.float32, True, exact=False)
+    slopes, expected = slope_of(given, u), slope_of(function, u)
+    known = expected.isfinite()
+    assert_same(slopes[known], expected[known])
+
+
+def test_a_formula_that_differs_near_the_threshold_alone_does_not_stand():
+    if hasattr(surrogate, "PiecewiseLeakyReLU"):
+        function = surrogate.PiecewiseLeakyReLU(w=0.01, c=0.2)
+        assert (translate(function, torch.float32, True, exact=False) is function) == (not FUNCTIONAL)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf")])
+def test_an_erf_that_is_no_density_keeps_its_own_derivative(alpha):
+    function, u = surrogate.Erf(alpha=alpha), torch.tensor([-1.0, -0.25, 0.5])
+    given = translate(function, torch.float32, True, exact=False)
+    torch.testing.assert_close(slope_of(given, u), slope_of(function, u), equal_nan=True)
+
+
+@pytest.mark.parametrize("non_fake", [False, True])
+def test_formulas_stand_where_tensors_are_fake(non_fake):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=non_fake), torch.device("meta"):
+        assert as_surrogate(snntorch_surrogate.fast_sigmoid()).standing is not None
+        node = MSFNode.published(D=2, surrogate_function=surrogate.LeakyKReLU(), step_mode="m")
+        x = torch.randn(3, 2, device="cpu", requires_grad=True)
+        node(x).sum().backward()
+    assert isinstance(node.neuron.surrogate, Custom)
+    assert x.grad.shape == x.shape
+
+
 def test_trying_out_draws_nothing_and_is_not_counted():
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -163,7 +198,7 @@ def test_trying_out_draws_nothing_and_is_not_counted():
         translate(surrogate.LeakyKReLU(), torch.float32, True, exact=False)
     assert counter.get_total_flops() == 0
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(TRIED) == len(TRIED.unique())
+    assert len(TRIED) == len(set(TRIED))
 
 
 def test_a_parameter_that_changes_between_calls_is_seen():

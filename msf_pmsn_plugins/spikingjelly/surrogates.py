@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import formulas
 from ..formulas import standing_for
-from ..neurons.autograd import uncounted
 from ..surrogate import Custom, Surrogate
 from .version import FUNCTIONAL
 
@@ -87,7 +86,7 @@ def translate(function: Any, dtype: torch.dtype, detach_reset: bool, exact: bool
     if isinstance(alpha, (int, float)):
         if name in NAMED and (by_formula or (name == "ATan" and detach_reset)):
             return Surrogate(NAMED[name], float(alpha))
-        if name == "Erf" and not exact:  # the normal density
+        if name == "Erf" and not exact and 0 < alpha < math.inf:  # the normal density
             return Surrogate("gaussian", math.sqrt(0.5) / alpha)
         if name in FORMULAS and by_formula:
             return Custom(functools.partial(FORMULAS[name], alpha=float(alpha)))
@@ -97,5 +96,4 @@ def translate(function: Any, dtype: torch.dtype, detach_reset: bool, exact: bool
         return function
     formula, names = OTHERS[name]
     parameters = {one: getattr(function, one, None) for one in names}
-    with uncounted():
-        return standing_for(function, formula, parameters) or function
+    return standing_for(function, formula, parameters) or function
