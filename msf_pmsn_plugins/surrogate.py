@@ -380,7 +380,8 @@ def _is_step(surrogate: FireFunction) -> bool:
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             fire = _unwatched(surrogate)
-            if fire(u).requires_grad:  # of something else than u: it learns
+            # Of something else than u: it learns. Of another size: one that knows its channels fits one size alone.
+            if fire(u[1:]).requires_grad:
                 return False
             s, slope = fire(u), slope_of(fire, u)
             draws = not torch.equal(before, torch.get_rng_state())

@@ -217,6 +217,37 @@ def test_a_parameter_that_changes_between_calls_is_seen():
         assert_same(gradient(node), gradient(MSFNode.published(D=2, surrogate_function=fresh, step_mode="m")))
 
 
+@pytest.mark.parametrize("name", ["PiecewiseQuadratic", "ATan", "Sigmoid", "Erf"])
+def test_a_forward_that_somebody_puts_into_the_object_is_seen(name):
+    x = torch.linspace(-1, 2, 6).reshape(2, 3).requires_grad_()
+    node = MSFNode(D=2, surrogate_function=getattr(surrogate, name)(), step_mode="m")
+    other = MSFNode(D=2, surrogate_function=surrogate.ATan(alpha=5.0), step_mode="m")
+    node(x)
+    node.surrogate_function.forward = lambda u: surrogate.ATan(alpha=5.0)(u)
+    for backend in ("auto", "torch"):
+        node.backend = other.backend = backend
+        node.reset()
+        other.reset()
+        given, expected = (torch.autograd.grad(one(x).sum(), x)[0] for one in (node, other))
+        torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("channels", [7, 8])
+def test_a_surrogate_that_knows_its_channels_is_called_step_by_step(channels):
+    rate = torch.linspace(0.5, 2, channels)
+
+    def fire(u):
+        s = torch.sigmoid(rate * u)
+        return (u >= 0).to(u.dtype) + s - s.detach()
+
+    x = torch.randn(5, 3, channels, requires_grad=True)
+    given, expected = (
+        torch.autograd.grad(MSF(D=2, surrogate=fire, backend=backend)(x)[0].sum(), x)[0]
+        for backend in ("auto", "torch")
+    )
+    torch.testing.assert_close(given, expected)
+
+
 # In parts
 
 

@@ -41,7 +41,6 @@ def in_parts(*tensors: Tensor, by_step: bool = False) -> Iterator[tuple[Tensor, 
 
 def slopes_at(surrogate: FireFunction, m: Tensor, thresholds: Sequence[float | Tensor]) -> Iterable[Tensor]:
     """The slopes at ``m`` of the spikes over each threshold."""
-    over = [m - theta for theta in thresholds]
-    if m.numel() > FEW:
-        return (slope_of(surrogate, u) for u in over)
-    return slope_of(surrogate, torch.stack(over)).unbind()
+    if m.numel() > FEW:  # one after the other: memory does not grow with their number
+        return (slope_of(surrogate, m - theta) for theta in thresholds)
+    return slope_of(surrogate, torch.stack([m - theta for theta in thresholds])).unbind()

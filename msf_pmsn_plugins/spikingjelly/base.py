@@ -178,7 +178,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         exact = held.backend == "torch"  # kernels take slopes, and multiply them in their own order
         # A parameter that learns is none of these, and its object is needed itself.
         numbers = tuple([host.__dict__.get(name) for name in PARAMETERS])
-        seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), numbers
+        own = host.__dict__.get("forward")  # that somebody has put in
+        seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), own, numbers
         # Assigning makes the neuron forget what it found out about its calls.
         simple = NUMBERS.issuperset(map(type, numbers)) and not torch.compiler.is_compiling()
         if simple and self.__dict__.get("_translated") == (seen, held.surrogate):

@@ -79,7 +79,8 @@ def translate(function: Any, dtype: torch.dtype, detach_reset: bool, exact: bool
     the order of our op.
     """
     kind, alpha = type(function), getattr(function, "alpha", None)
-    if kind.__module__ != surrogate.__name__ or not function.spiking:
+    own = "forward" in function.__dict__  # somebody has put in another
+    if kind.__module__ != surrogate.__name__ or own or not function.spiking:
         return BySteps(function) if exact else function
     name = kind.__name__
     by_formula = FUNCTIONAL and dtype != torch.float64

@@ -336,10 +336,11 @@ def _slopes(
     total, first = torch.empty_like(kept), torch.empty_like(kept) if looks_at_first else None
     tensors = (kept, total) if first is None else (kept, total, first)
     for m, *made in in_parts(*tensors, by_step=parameters.threshold is not None):
-        slope, *others = slopes_at(surrogate, m, thresholds)
-        for part in made:
-            part.copy_(slope)
-        for slope in others:
+        slopes = iter(slopes_at(surrogate, m, thresholds))
+        made[-1].copy_(next(slopes))
+        if first is not None:
+            made[0].copy_(made[-1])
+        for slope in slopes:
             made[0].add_(slope)
     return Slopes(total, first)
 
