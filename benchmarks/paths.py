@@ -129,6 +129,7 @@ def paths(fast: bool = False) -> Iterator[Path]:
 
 def _paths() -> Iterator[Path]:
     import snntorch
+    from snntorch import surrogate as snntorch_surrogates
     from spikingjelly.activation_based import neuron
 
     from msf_pmsn_plugins import snntorch as ours
@@ -148,6 +149,16 @@ def _paths() -> Iterator[Path]:
                 shape,
                 lambda c, kind=kind: Loop(neurons[kind](c)),
                 lambda c: Loop(snntorch.Leaky(0.5)),
+                "Leaky",
+            )
+            fast_sigmoid = snntorch_surrogates.fast_sigmoid()  # as most of its tutorials have it
+            yield Path(
+                "snnTorch's loop",
+                "spike_grad=fast_sigmoid()",
+                kind,
+                shape,
+                lambda c, kind=kind, made=fast_sigmoid: Loop(neurons[kind](c, spike_grad=made)),
+                lambda c, made=fast_sigmoid: Loop(snntorch.Leaky(0.5, spike_grad=made)),
                 "Leaky",
             )
             yield Path(

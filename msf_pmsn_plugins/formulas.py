@@ -50,6 +50,11 @@ def _either(there: Tensor, value: float, other: float) -> Tensor:
     return there * value + (1 - there) * other
 
 
+def _rising(u: Tensor, slope: float) -> Tensor:
+    """``slope * |u| + 1`` in one operation."""
+    return torch.rsub(u.abs(), 1.0, alpha=-slope)
+
+
 def straight_through(u: Tensor) -> Tensor:
     return torch.ones_like(u)
 
@@ -89,7 +94,7 @@ def s2nn(u: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def q_pseudo_spike(u: Tensor, alpha: float) -> Tensor:
-    return (u.abs() * (2 / (alpha - 1)) + 1) ** -alpha
+    return _rising(u, 2 / (alpha - 1)) ** -alpha
 
 
 def leaky_k_relu(u: Tensor, leak: float, k: float) -> Tensor:
@@ -106,7 +111,7 @@ def log_tailed_relu(u: Tensor, alpha: float) -> Tensor:
 
 
 def fast_sigmoid(u: Tensor, slope: float) -> Tensor:
-    return (u.abs() * slope + 1) ** -2
+    return _rising(u, slope) ** -2
 
 
 def sparse_fast_sigmoid(u: Tensor, slope: float, B: float) -> Tensor:

@@ -352,8 +352,9 @@ def with_slope(s: Tensor, volts: Tensor, u: Tensor, surrogate: Surrogate | FireF
 def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
     """Whether ``surrogate`` is the step ``u >= 0`` with a slope that depends on ``u`` alone.
 
-    Then kernels may fire, and take its slopes from one call on all membranes. Not so: soft firing functions, slopes
-    that are drawn at random, and surrogates that learn. A callable is tried out, once for each object and mode.
+    Then kernels may fire, and take its slopes from calls on any membranes. Not so: soft firing functions, slopes that
+    are drawn at random or depend on other elements, and surrogates that learn. A callable is tried out, once for each
+    object and mode.
     """
     if isinstance(surrogate, (Surrogate, Custom)):
         return True
@@ -380,14 +381,18 @@ def _is_step(surrogate: FireFunction) -> bool:
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             fire = _unwatched(surrogate)
-            # Of something else than u: it learns. Of another size: one that knows its channels fits one size alone.
-            if fire(u[1:]).requires_grad:
+            if fire(u).requires_grad:  # of something else than u: it learns
                 return False
             s, slope = fire(u), slope_of(fire, u)
+            # What looks at the axes, or at other elements, gives others there.
+            apart = torch.cat([slope_of(fire, part.unsqueeze(1)).flatten() for part in u.split((3, 5))])
             draws = not torch.equal(before, torch.get_rng_state())
     except Exception:  # it takes other values than membranes; the loop of steps will say so
         return False
-    return not draws and slope.shape == u.shape and torch.equal(s.to(u.dtype), (u >= 0).to(u.dtype))
+    if draws or not slope.shape == apart.shape == u.shape:
+        return False
+    alike = torch.allclose(slope, apart, rtol=1e-5, equal_nan=True)
+    return alike and torch.equal(s.to(u.dtype), (u >= 0).to(u.dtype))
 
 
 def _unwatched(surrogate: FireFunction) -> FireFunction:

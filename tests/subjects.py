@@ -185,6 +185,10 @@ STREAMS = {
     ),
     "msf-threshold": lambda: MSF(D=2, v_threshold=torch.tensor([0.5, 1.0, 1.5]), learn_threshold=True),
     "msf-slopes": lambda: MSF(D=2, decay=0.3, surrogate=CUSTOM),
+    "msf-slopes-attached": lambda: MSF(D=3, decay=0.3, surrogate=CUSTOM, detach_reset=False),
+    "msf-slopes-delayed": lambda: MSF(
+        D=2, decay=0.3, reset_mode="soft", reset_delay=True, surrogate=Triangle.apply
+    ),
     "msf-loop": lambda: MSF(D=2, decay=0.3, surrogate=Learned()),
     "pmsn": lambda: build_pmsn(3),
     "pmsn-serial": lambda: build_pmsn(3, reset_mode="serial"),
@@ -193,6 +197,7 @@ STREAMS = {
     "pmsn-burst": lambda: build_pmsn(3, burst=True),
     "pmsn-fixed": lambda: build_pmsn(3, residual="fixed"),
     "pmsn-slopes": lambda: build_pmsn(3, surrogate=CUSTOM),
+    "pmsn-slopes-burst": lambda: build_pmsn(3, burst=True, surrogate=Triangle.apply),
     "pmsn-loop": lambda: build_pmsn(3, surrogate=Learned()),
     "parallel_if": lambda: ParallelIF(0.7),
 }

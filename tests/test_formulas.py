@@ -10,7 +10,7 @@ from msf_pmsn_plugins import formulas
 from msf_pmsn_plugins.formulas import TRIED, standing_for
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.neurons.slopes import FEW, ON_CPU, in_parts
-from msf_pmsn_plugins.surrogate import Custom, Surrogate, slope_of
+from msf_pmsn_plugins.surrogate import Custom, Surrogate, gives_slopes, slope_of
 from tolerances import assert_same
 
 pytest.importorskip("spikingjelly")
@@ -305,6 +305,35 @@ def test_slopes_made_in_parts_are_those_of_one_call(neuron, layout, monkeypatch)
     whole = gradients(1 << 30, 0)
     for on_cpu, few in itertools.product((1, 700, 1 << 30), (0, FEW)):
         assert_same(gradients(on_cpu, few), whole)
+
+
+OWN = {
+    "channels": lambda u: u * torch.tensor([1.0] * 7 + [5.0]),
+    "neighbours": lambda u: u * (1 + u.detach().abs().mean()),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("neuron", ["msf", "pmsn"])
+def test_a_callable_that_is_not_element_by_element_runs_step_by_step(neuron, own):
+    """Kernels would ask it about other elements together than the step does."""
+
+    def function(u):
+        through = OWN[own](u)
+        return (u >= 0).to(u.dtype) + (through - through.detach())
+
+    assert not gives_slopes(function)
+    make = {"msf": lambda s: MSF(D=2, surrogate=s), "pmsn": lambda s: PMSN(8, surrogate=s)}[neuron]
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 8, requires_grad=True)
+    module = make(function)
+    (g,) = torch.autograd.grad(module(x)[0].sum(), x)
+    state, spikes = module.initial_state(x[0]), []
+    for x_t in x:
+        s, state, _ = module.step(x_t, state)
+        spikes.append(s)
+    (expected,) = torch.autograd.grad(torch.stack(spikes).sum(), x)
+    assert_same(g, expected)
 
 
 def test_who_watches_sees_one_call_of_the_surrogate():

@@ -212,9 +212,9 @@ MUTANTS = [
     ),
     Mutant(
         "MSF: slopes at the first threshold for all",
-        OP,
-        "part = part + slope_of(surrogate, m - theta)",
-        "part = part + slope_of(surrogate, m - thresholds[0])",
+        "neurons/slopes.py",
+        "torch.stack([m - theta for theta in thresholds])",
+        "torch.stack([m - thresholds[0] for theta in thresholds])",
         MSF_GENERAL,
     ),
     Mutant(
@@ -227,7 +227,8 @@ MUTANTS = [
     Mutant(
         "MSF: a step with a slope is run as one without",
         "surrogate.py",
-        "return not draws and slope.shape == u.shape and",
+        "if draws or not slope.shape == apart.shape == u.shape:\n        return False\n"
+        "    alike = torch.allclose(slope, apart, rtol=1e-5, equal_nan=True)\n    return alike and",
         "return slope.shape == u.shape and",
         SOFT,
     ),
@@ -430,8 +431,8 @@ MUTANTS = [
     Mutant(
         "PMSN: slopes of a callable in units of the threshold",
         PMSN_OP,
-        "slopes = slope_of(surrogate, slope_argument(m_seq / settings.v_threshold, settings))",
-        "slopes = slope_of(surrogate, slope_argument(m_seq, settings))",
+        "slope_of(surrogate, slope_argument(m / settings.v_threshold, settings))",
+        "slope_of(surrogate, slope_argument(m, settings))",
         PMSN_GENERAL,
     ),
     Mutant(

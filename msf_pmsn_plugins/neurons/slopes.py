@@ -11,13 +11,13 @@ from ..surrogate import FireFunction, slope_of
 from .autograd import no_dispatch
 from .layout import memory_order, permuted
 
-__all__ = ["in_parts", "slopes_at"]
+__all__ = ["FEW", "in_parts", "slopes_at"]
 
 # Slopes that are made at once. What a surrogate computes between stays in the caches of a CPU; memory is bounded
 # elsewhere too, with parts that fill a device.
-ON_CPU, ELSEWHERE = 1 << 16, 1 << 22
+ON_CPU, ELSEWHERE = 1 << 17, 1 << 22
 # Membranes up to which the calls cost more than the computation.
-FEW = 1 << 12
+FEW = 1 << 14
 
 
 def in_parts(*tensors: Tensor, by_step: bool = False) -> Iterator[tuple[Tensor, ...]]:
@@ -41,6 +41,6 @@ def in_parts(*tensors: Tensor, by_step: bool = False) -> Iterator[tuple[Tensor, 
 
 def slopes_at(surrogate: FireFunction, m: Tensor, thresholds: Sequence[float | Tensor]) -> Iterable[Tensor]:
     """The slopes at ``m`` of the spikes over each threshold."""
-    if m.numel() > FEW:  # one after the other: memory does not grow with their number
+    if m.numel() > FEW or len(thresholds) == 1:  # one after the other: memory does not grow with their number
         return (slope_of(surrogate, m - theta) for theta in thresholds)
     return slope_of(surrogate, torch.stack([m - theta for theta in thresholds])).unbind()

@@ -21,11 +21,17 @@ from helpers import (
 from layouts import SHAPES, laid_out
 from msf_pmsn_plugins.neurons import MSF, Neuron
 from msf_pmsn_plugins.surrogate import gives_slopes
-from subjects import STREAMS, build_pmsn
+from subjects import CUSTOM, STREAMS, build_pmsn
 from tolerances import F32, assert_close, assert_same
 
 all_neurons = pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
-both_neurons = pytest.mark.parametrize("make", [MSF, lambda **kw: build_pmsn(3, **kw)], ids=["msf", "pmsn"])
+MAKERS = {
+    "msf": MSF,
+    "msf-slopes": lambda **kw: MSF(surrogate=CUSTOM, detach_reset=False, **kw),
+    "pmsn": lambda **kw: build_pmsn(3, **kw),
+    "pmsn-slopes": lambda **kw: build_pmsn(3, surrogate=CUSTOM, **kw),
+}
+both_neurons = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
 def way_of(neuron, backend):

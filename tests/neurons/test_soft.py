@@ -116,7 +116,7 @@ def test_a_callable_is_asked_once_for_all_membranes():
     s, _, _ = neuron.sequence(x)
     shapes.clear()  # it was tried out
     s.sum().backward()
-    assert shapes == [(6, 2, 3)] * 2  # once for each threshold
+    assert shapes == [(2, 6, 2, 3)]  # with all thresholds
 
 
 @pytest.mark.parametrize("mode", ["drawn", "learned", "soft"])

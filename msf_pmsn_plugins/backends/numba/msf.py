@@ -353,15 +353,16 @@ class MSFSingle:
         return s, kept, v_last
 
     def backward(
-        self, gs: Tensor | None, gm: Tensor | None, gv: Tensor | None, kept: Tensor, v: Tensor | None
+        self, grads: MSFGrads, kept: Tensor, v: Tensor | None, total: Tensor | None, first: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients to the input and the state."""
-        like = gs if gs is not None else gm if gm is not None else gv
-        gs, gm, gv = (None if g is None else g.resolve_neg().contiguous() for g in (gs, gm, gv))
-        gx, gv0 = (torch.empty(kept.shape, dtype=like.dtype) for _ in range(2))  # type: ignore[union-attr]
-        s_at, m_at, v_at = (0 if g is None else g.data_ptr() for g in (gs, gm, gv))
+        dtype = next(g.dtype for g in grads if g is not None)
+        plain = [None if g is None else g.resolve_neg().contiguous() for g in (*grads, total, first)]
+        gx, gv0 = (torch.empty(kept.shape, dtype=dtype) for _ in range(2))
+        s_at, m_at, v_at, total_at, first_at = (0 if g is None else g.data_ptr() for g in plain)
         before = v.data_ptr() if v is not None and self._delayed else 0
-        addresses = (s_at, m_at, v_at, 0, kept.data_ptr(), 0, 0, before, gx.data_ptr(), gv0.data_ptr())
+        slopes = total_at, first_at
+        addresses = (s_at, m_at, v_at, 0, kept.data_ptr(), *slopes, before, gx.data_ptr(), gv0.data_ptr())
         self._backward((*addresses, 0, 0, 0, 0, *self._numbers_back), None)
         return gx, gv0
 

@@ -222,17 +222,18 @@ class PMSNSingle:
         x: Tensor,
         state: PMSNState,
         weights: PMSNWeights,
-        state_grad: bool,
-        weights_grad: bool,
+        slopes: Tensor | None,
+        wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor | None, PMSNWeights]:
-        """Gradients to the input, the hidden state and the weights (None: not wanted)."""
-        gs, gm, gz = (
-            None if g is None else g.resolve_neg().contiguous() for g in (grads.s, grads.m, grads.z)
-        )
+        """Gradients to the input, the hidden state and the weights (None: not ``wanted``)."""
+        given = grads.s, grads.m, grads.z, slopes
+        gs, gm, gz, slopes = (None if g is None else g.resolve_neg().contiguous() for g in given)
+        state_grad, weights_grad = wanted
         (r, z), (e, w, d) = state, weights
         gx, gz0 = torch.empty_like(x), self._grads.new() if state_grad else None
         made = [torch.empty_like(part) for part in weights] if weights_grad else []
-        read = x.data_ptr(), 0, r.data_ptr(), z.data_ptr(), e.data_ptr(), w.data_ptr(), d.data_ptr()
+        slopes_at = 0 if slopes is None else slopes.data_ptr()
+        read = x.data_ptr(), slopes_at, r.data_ptr(), z.data_ptr(), e.data_ptr(), w.data_ptr(), d.data_ptr()
         at = [0 if g is None else g.data_ptr() for g in (gs, None, gm, gz)]
         into = gx.data_ptr(), 0 if gz0 is None else gz0.data_ptr()
         targets = [part.data_ptr() for part in made] or [0, 0, 0]

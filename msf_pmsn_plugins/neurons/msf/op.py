@@ -22,7 +22,7 @@ from ..autograd import (
     transformed,
 )
 from ..layout import GradientLayout, as_steps_of, laid_as, memory_order, permuted
-from ..slopes import in_parts, slopes_at
+from ..slopes import FEW, in_parts, slopes_at
 
 __all__ = ["msf"]
 
@@ -210,7 +210,7 @@ class Single:
     """Steps [N, *] of one shape, contiguous and without tensors of parameters, by a backend that has a way for them."""
 
     def __init__(self, call: Call, kernel: Any) -> None:
-        self.settings, self.backend, _surrogate = call
+        self.settings, self.backend, self.surrogate = call
         self.kernel = kernel
 
     def __deepcopy__(self, memo: Any) -> bool:
@@ -219,9 +219,9 @@ class Single:
     @classmethod
     def of(cls, x: Tensor, call: Call) -> Single | None:
         """For steps like ``x`` if the backend has it."""
-        settings, backend, surrogate = call
+        settings, backend, _surrogate = call
         kind = getattr(backends.load(backend, "msf"), "MSFSingle", None)
-        if kind is None or surrogate is not None or x.numel() == 0:
+        if kind is None or x.numel() == 0:
             return None
         return cls(call, kind(settings, tuple(x.shape), x.dtype))
 
@@ -237,15 +237,18 @@ class Single:
 
     def differentiate(self, grads: MSFGrads, kept: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gradients to the input and the state."""
-        if no_autograd() and no_dispatch(*grads, kept, v):
-            return self.kernel.backward(*grads, kept, v)
+        slopes: Slopes | tuple[None, None] = (None, None)
+        if self.surrogate is not None:
+            slopes = _slopes(kept.unsqueeze(0), MSFParameters(), self.settings, self.surrogate)
+        if no_autograd() and no_dispatch(*grads, kept, v, *slopes):
+            return self.kernel.backward(grads, kept, v, *slopes)
         if v is None:
             given = next(g for g in grads if g is not None)
             v = given.new_empty(()).expand(kept.shape)
         kept, sequences = kept.unsqueeze(0), [None if g is None else g.unsqueeze(0) for g in grads[:2]]
-        nothing = (None,) * 6
+        nothing = (None,) * 4
         gx, gv, *_ = _MSFBackward.apply(
-            *sequences, grads.v, kept, kept, v, *nothing, (self.settings, self.backend)
+            *sequences, grads.v, kept, kept, v, *nothing, *slopes, (self.settings, self.backend)
         )
         return gx.squeeze(0), gv
 
@@ -333,6 +336,9 @@ def _slopes(
     thresholds = MSFValues(settings, parameters).thresholds
     attached = RESETS[settings.reset_mode].looks_at_first and not settings.detach_reset
     looks_at_first = attached and len(thresholds) > 1
+    if kept.numel() <= FEW:
+        slope, *others = slopes_at(surrogate, kept, thresholds)
+        return Slopes(sum(others, slope), slope if looks_at_first else None)
     total, first = torch.empty_like(kept), torch.empty_like(kept) if looks_at_first else None
     tensors = (kept, total) if first is None else (kept, total, first)
     for m, *made in in_parts(*tensors, by_step=parameters.threshold is not None):

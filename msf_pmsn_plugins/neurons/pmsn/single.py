@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ...surrogate import slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights
 from ..autograd import no_autograd, no_dispatch, saved_tensors
 from .op import Call, _PMSNBackward
+from .step import slope_argument
 
 __all__ = ["Single"]
 
@@ -19,7 +21,7 @@ class Single:
     """Contiguous steps of one shape, whose lanes are [L, C]."""
 
     def __init__(self, call: Call, kernel: Any, lanes: tuple[int, int], modes: int) -> None:
-        self.settings, self.backend, _surrogate = call
+        self.settings, self.backend, self.surrogate = call
         self.kernel = kernel
         self.lanes = lanes
         self.modes = modes
@@ -31,10 +33,9 @@ class Single:
     @classmethod
     def of(cls, x: Tensor, lanes: tuple[int, int, int], modes: int, call: Call) -> Single | None:
         """For steps like ``x`` with lanes [L, C, K] if the backend has it."""
-        settings, backend, surrogate = call
+        settings, backend, _surrogate = call
         kind = getattr(backends.load(backend, "pmsn"), "PMSNSingle", None)
-        named = surrogate is None and settings.reset_mode != "cumulative"
-        if kind is None or not named or lanes[2] != 1 or x.numel() == 0:
+        if kind is None or settings.reset_mode == "cumulative" or lanes[2] != 1 or x.numel() == 0:
             return None
         return cls(call, kind(settings, x.shape, lanes[:2], modes, x.dtype), lanes[:2], modes)
 
@@ -60,19 +61,33 @@ class Single:
         s, r, z, m = self.kernel.forward(x, state, weights, membrane)
         return s, PMSNState(r, z), m
 
+    def slopes(self, m: Tensor | None) -> Tensor | None:
+        """At the membranes ``m``, of a surrogate without a name; None where the kernel knows it."""
+        if self.surrogate is None or m is None:
+            return None
+        return slope_of(self.surrogate, slope_argument(m / self.settings.v_threshold, self.settings))
+
     def differentiate(
-        self, grads: PMSNGrads, x: Tensor, state: PMSNState, weights: PMSNWeights, wanted: tuple[bool, bool]
+        self,
+        grads: PMSNGrads,
+        x: Tensor,
+        state: PMSNState,
+        weights: PMSNWeights,
+        m: Tensor | None,
+        wanted: tuple[bool, bool],
     ) -> tuple[Tensor | None, ...]:
         """Gradients to the input, the residual (none), the hidden state and the weights; ``wanted``: of those two."""
-        if no_autograd() and no_dispatch(*grads, x, *state, *weights):
-            gx, gz, made = self.kernel.backward(grads, x, state, weights, *wanted)
+        slopes = self.slopes(m)
+        if no_autograd() and no_dispatch(*grads, x, *state, *weights, slopes):
+            gx, gz, made = self.kernel.backward(grads, x, state, weights, slopes, wanted)
             return gx, None, gz, *made
         settings = self.settings.but(state_grad=wanted[0])
         gs, gm = (None if g is None else g.reshape(1, *self.lanes, 1) for g in (grads.s, grads.m))
         r, z = state.r.reshape(*self.lanes, 1), state.z.reshape(*self.lanes, 1, -1)
         gz = None if grads.z is None else grads.z.reshape(z.shape)
         x_seq = x.reshape(1, *self.lanes, 1)
-        tensors = (gs, None, gm, None, gz, x_seq, x_seq, r, z, *weights, None, None)
+        slopes = None if slopes is None else slopes.reshape(x_seq.shape)
+        tensors = (gs, None, gm, None, gz, x_seq, x_seq, r, z, *weights, None, slopes)
         gx, _gr, gz, *made = _PMSNBackward.apply(*tensors, (settings, self.backend))
         return gx.reshape(x.shape), None, gz.reshape(state.z.shape) if wanted[0] else None, *made
 
@@ -81,9 +96,10 @@ class _PMSNSingle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         x, r, z, e, w, d, single, membrane = inputs
-        s, r_last, z_last, m = single.kernel.forward(x, PMSNState(r, z), PMSNWeights(e, w, d), membrane)
+        keep = membrane or single.surrogate is not None
+        s, r_last, z_last, m = single.kernel.forward(x, PMSNState(r, z), PMSNWeights(e, w, d), keep)
         ctx.single = single
-        ctx.save_for_backward(x, r, z, e, w, d)
+        ctx.save_for_backward(x, r, z, e, w, d, None if single.surrogate is None else m)
         ctx.mark_non_differentiable(r_last)
         ctx.set_materialize_grads(False)
         return (s, r_last, z_last, m) if membrane else (s, r_last, z_last)
@@ -94,8 +110,8 @@ class _PMSNSingle(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if gs is None and gz is None and not any(g is not None for g in gm):
             return (None,) * 8
-        x, r, z, *weights = saved_tensors(ctx)
+        x, r, z, *weights, m = saved_tensors(ctx)
         grads = PMSNGrads(gs, None, gm[0] if gm else None, None, None if gz is None else gz.resolve_conj())
         wanted = ctx.needs_input_grad[2], any(ctx.needs_input_grad[3:6])
-        made = ctx.single.differentiate(grads, x, PMSNState(r, z), PMSNWeights(*weights), wanted)
+        made = ctx.single.differentiate(grads, x, PMSNState(r, z), PMSNWeights(*weights), m, wanted)
         return *made, None, None
