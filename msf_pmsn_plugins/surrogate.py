@@ -376,7 +376,7 @@ _tried: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 def _is_step(surrogate: FireFunction) -> bool:
-    u = torch.tensor([-8.0, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 8.0])
+    u = torch.tensor([-8.0, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 8.0], device="cpu")
     before = torch.get_rng_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():

@@ -18,11 +18,16 @@ PACKAGE = "msf_pmsn_plugins"
 SHARED = (
     f"{PACKAGE}/neurons/*.py",
     f"{PACKAGE}/surrogate.py",
+    f"{PACKAGE}/formulas.py",
+    f"{PACKAGE}/resets.py",
+    f"{PACKAGE}/tensors.py",
     f"{PACKAGE}/charges.py",
     f"{PACKAGE}/settings.py",
     f"{PACKAGE}/optim.py",
     f"{PACKAGE}/spikingjelly/*.py",
     f"{PACKAGE}/backends/numba/kernels/*.py",
+    f"{PACKAGE}/backends/numba/launch.py",
+    f"{PACKAGE}/backends/numba/memory.py",
 )
 MSF = (*SHARED, f"{PACKAGE}/neurons/msf/*.py", f"{PACKAGE}/backends/numba/msf.py")
 PMSN = (*SHARED, f"{PACKAGE}/neurons/pmsn/*.py", f"{PACKAGE}/backends/numba/pmsn.py")

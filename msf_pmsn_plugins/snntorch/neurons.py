@@ -178,7 +178,7 @@ class MSF(ShowsMSF, SnnTorchNeuron):
         """On torch by name a function of the host is given the gradients themselves; kernels take its slopes."""
         gradient, exact = self.spike_grad, self.neuron.backend == "torch"
         if isinstance(gradient, GradientOf) and gradient.by_steps != exact:
-            gradient.by_steps = exact
+            gradient.by_steps = exact and not gradient.overflows
 
     def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
         return None if self._by_hand else super()._again(x, state, membrane)

@@ -40,10 +40,13 @@ class GradientOf(nn.Module):
 
     by_steps = False  # whether it must itself be given each gradient: its own order of operations, to the bit
 
-    def __init__(self, function: FireFunction, standing: Surrogate | Custom | None = None) -> None:
+    def __init__(
+        self, function: FireFunction, standing: Surrogate | Custom | None = None, overflows: bool = False
+    ) -> None:
         super().__init__()
         self.function = function
         self.standing = standing
+        self.overflows = overflows  # the function, and not what stands for it
 
     @property
     def for_kernels(self) -> FireFunction:
@@ -51,6 +54,8 @@ class GradientOf(nn.Module):
         return self.standing or self
 
     def forward(self, u: Tensor) -> Tensor:
+        if self.overflows and self.standing is not None:
+            return self.standing(u)
         return _OwnForward.apply(self.function(u), u.detach())
 
 
@@ -76,8 +81,8 @@ def as_surrogate(spike_grad: SpikeGrad) -> SpikeGrad:
     if formula is None:
         return GradientOf(spike_grad)
     standing = standing_for(spike_grad, formula, inspect.getclosurevars(spike_grad).nonlocals)
-    # The host's own derivative is inf/inf far below the threshold.
-    return standing if formula is formulas.logistic and standing else GradientOf(spike_grad, standing)
+    # The host's own sigmoid is inf/inf far below the threshold.
+    return GradientOf(spike_grad, standing, overflows=formula is formulas.logistic)
 
 
 FORMULAS: dict[str, formulas.Formula | str] = {

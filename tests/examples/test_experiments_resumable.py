@@ -321,19 +321,20 @@ def trained(toy):
                 torch.manual_seed(seed)
                 net = torch.nn.Linear(2, 1)
                 optimizer = torch.optim.SGD(net.parameters(), rate if neuron == toy.concerned else 1.0)
-                schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+                schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, toy.factor)
                 training = resumable.Training(net, optimizer, schedule, torch.Generator())
 
                 def part():
                     net(torch.ones(1, 2)).sum().backward()
                     optimizer.step()
+                    schedule.step()
 
-                training.run(2, part, checkpoint)
+                training.run(toy.parts, part, checkpoint)
                 return {"seconds": training.seconds, "accuracy": float(net.bias.detach())}
 
             yield Job({"neuron": neuron, "seed": seed}, run)
 
-    toy.jobs, toy.concerned = jobs, "MSF"
+    toy.jobs, toy.concerned, toy.parts, toy.factor = jobs, "MSF", 2, 0.1
     return toy
 
 
@@ -371,6 +372,18 @@ def test_rows_hold_when_their_trainings_begin_to_the_same_bits(trained, monkeypa
     trained.calls.clear()
     measured(trained, seeds=2)
     assert trained.calls == []
+
+
+@pytest.mark.parametrize("change", ["length", "schedule"])
+def test_rows_of_a_training_that_goes_on_otherwise_are_not_continued(change, trained):
+    measured(trained, seeds=1)
+    trained.source.write_text("x =  1\n")
+    if change == "length":
+        trained.parts = 3
+    else:
+        trained.factor = 0.5
+    with pytest.raises(resumable.Other, match="the training of neuron LIF, seed 0 begins otherwise"):
+        measured(trained, seeds=1)
 
 
 @pytest.mark.parametrize("concerned", ["LIF", "MSF"])

@@ -13,6 +13,7 @@ from helpers import poisoned_empty
 from msf_pmsn_plugins.backends.numba import memory
 from msf_pmsn_plugins.backends.numba.msf import msf_backward, msf_forward
 from msf_pmsn_plugins.backends.numba.pmsn import pmsn_backward, pmsn_forward
+from msf_pmsn_plugins.neurons.layout import as_steps_of
 from msf_pmsn_plugins.settings import MSFSettings
 from msf_pmsn_plugins.tensors import MSFGrads, MSFParameters, PMSNGrads, PMSNState, PMSNWeights, Slopes
 from tolerances import F32, F64, assert_close, assert_same
@@ -59,8 +60,9 @@ def test_msf(keep, lengths, name):
     gx, gv, ours = msf_backward(other, view, kept_, other_v, parameters, lengths, None, settings)
     for got, want in zip((s_, kept_, last_, gx, gv), (s, kept, last, *expected[:2]), strict=True):
         assert_same(got, want)
-    for got, like in ((s_, view), (kept_, view), (last_, other_v), (gx, kept_), (gv, other_v)):
+    for got, like in ((s_, view), (kept_, view), (last_, other_v), (gv, other_v)):
         assert_layout(got, like)
+    assert gx.stride() == as_steps_of(torch.empty_like(view), other_gs).stride()
     for got, want in zip(ours, expected[2], strict=True):
         assert got is want is None or torch.equal(got, want)
 
@@ -90,8 +92,9 @@ def test_pmsn(soma, lengths, name):
         (*outputs_, *last_, gx, *g_state), (*outputs, *last, expected[0], *expected[1]), strict=True
     ):
         assert_same(got, want)
-    for got in (*outputs_, gx):
+    for got in outputs_:
         assert_layout(got, view)
+    assert gx.stride() == as_steps_of(torch.empty_like(view), other.s).stride()
     for got, want in zip(g_weights, expected[2], strict=True):  # summed in another order where rows are apart
         assert_close(got, want, "pmsn_adjoint")
 
