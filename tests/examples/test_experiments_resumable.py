@@ -276,7 +276,11 @@ def test_sources_that_change_meanwhile_leave_the_report_as_it_was(toy):
 
     def changing(options):
         for job in jobs(options):
-            run = lambda kept, job=job: (toy.source.write_text("x = 3\n"), job.run(kept))[1]  # noqa: E731
+
+            def run(kept, job=job):
+                toy.source.write_text("x = 3\n")
+                return job.run(kept)
+
             yield Job(job.labels, run, in_parts=False)
 
     toy.jobs = changing
