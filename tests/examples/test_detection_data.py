@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,6 +15,7 @@ for name in ("lightning", "torchvision", "pycocotools", "sklearn"):
 
 from recipes import RecipeError
 from recipes.data.coco import COCO
+from recipes.data.detection import require_inside
 from recipes.data.frames import EventArrays
 from recipes.data.prophesee import Prophesee, Windows, open_events, read_boxes
 from recipes.data.shapes import MovingShapes, PastedDigits
@@ -171,6 +173,35 @@ def test_cut_and_missing_images_are_found_before_training(copy):
 def test_images_without_boxes_are_named_and_stay(fixtures):
     with pytest.warns(UserWarning, match=r"1 of 10 train images have no boxes .*000000000001\.jpg"):
         start(COCO, fixtures("COCO"), **SMALL)
+
+
+def test_classes_without_a_box_in_training_are_named(copy):
+    root = copy("COCO")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*no box in training")
+        start(COCO, root, **SMALL)
+    edit(
+        root / "annotations" / "instances_train2017.json",
+        lambda c: [entry.update(category_id=3) for entry in c["annotations"] if entry["category_id"] == 90],
+    )
+    with pytest.warns(UserWarning, match="1 of 3 classes of COCO have no box in training .*: thing 90;"):
+        start(COCO, root, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ([5, 5, 4, 20], "is no rectangle: 5, 5 to 4, 20"),
+        ([5, 5, np.nan, 20], "is no rectangle: 5, 5 to nan, 20"),
+        ([-np.inf, 5, 6, 20], "is no rectangle: -inf, 5"),
+        ([64, 5, 70, 20], "outside of its 64 x 48 pixels: 64, 5"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(box, said):
+    good = [0, 0, 64, 48, 0]
+    require_inside(np.array([good], float), (48, 64), "it")
+    with pytest.raises(RecipeError, match=f"^it has a box (that )?{said}"):
+        require_inside(np.array([good, [*box, 0]], float), (48, 64), "it")
 
 
 # -- Prophesee
