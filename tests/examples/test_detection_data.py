@@ -2,6 +2,7 @@
 # ruff: noqa: E402
 
 import json
+import re
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import torch
 for name in ("lightning", "torchvision", "pycocotools", "sklearn"):
     pytest.importorskip(name)
 
+import detect
 from recipes import RecipeError
 from recipes.data.coco import COCO
 from recipes.data.detection import require_inside
@@ -22,6 +24,7 @@ from recipes.data.shapes import MovingShapes, PastedDigits
 from recipes.data.trees import AerialTrees
 
 from fixtures.boxes import GEN1, TOOLBOX, header, write_dat
+from fixtures.runs import FAST, ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = {"classes": 3, "height": 64, "width": 64, "verify": False}
@@ -141,21 +144,215 @@ def edit(path, change):
             lambda c: c["annotations"][0].update(bbox=[-30, 5, 10, 10]),
             "has a box outside of its 64 x 48 pixels: -30",
         ),
-        (lambda c: c["categories"].pop(), "instances_train2017.json"),
+        (
+            lambda c: c["annotations"][1].update(bbox=[40, 30, 60, 45]),
+            "reaches 36 pixels outside of its 64 x 56",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[5, 5, np.nan, 20]),
+            r"annotation 1 .* the bbox \[5, 5, nan, 20\]",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[np.inf, 5, 6, 20]),
+            r"annotation 1 .* the bbox \[inf, 5, 6, 20\]",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[25, 5, -20, 20]),
+            r"the bbox \[25, 5, -20, 20\]; x, y, width and",
+        ),
+        (lambda c: c["annotations"][0].update(bbox=[5, 5, 20]), r"annotation 1 .* has the bbox \[5, 5, 20\]"),
+        (lambda c: c["annotations"][0].update(bbox=None), "annotation 1 .* has the bbox None"),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            r"annotations\[0\] of .*instances_train2017.json has no 'bbox'",
+        ),
+        (
+            lambda c: c["annotations"][1].update(id=1),
+            r"annotations\[1\] of .* has the id 1, as one before it",
+        ),
+        (
+            lambda c: c["annotations"][0].update(image_id=77),
+            "annotation 1 of .* has image_id 77, which .* not list",
+        ),
+        (
+            lambda c: c["categories"].pop(),
+            "annotation 2 of .*instances_train2017.json has category_id 90, which",
+        ),
         (lambda c: c["categories"].append({"id": 91, "name": "more"}), "4 categories, data.classes is 3"),
+        (lambda c: c["categories"].append({"id": 3, "name": "more"}), r"categories\[3\] of .* has the id 3"),
+        (lambda c: c["categories"][1].pop("name"), r"categories\[1\] of .* has no 'name'"),
+        (
+            lambda c: c["categories"][1].update(name="other"),
+            "category 7 is other in .*train2017.json, thing 7 in .*val2",
+        ),
         (lambda c: c.update(annotations=[]), "no train image of COCO .* has a box"),
-        (lambda c: c["images"][0].update(height=40), "000000000000.jpg"),
+        (
+            lambda c: c["images"][0].update(height=51),
+            "0.jpg is 64 pixels wide and 48 high, .* says 64 and 51; correct",
+        ),
+        (
+            lambda c: c["images"][0].update(height="48"),
+            "image 10 of .* has height 48 and width 64; give its pixels",
+        ),
+        (lambda c: c["images"][0].pop("width"), r"images\[0\] of .* has no 'width'"),
+        (lambda c: c["images"].append(c["images"][0]), r"images\[10\] of .* has the id 10"),
+        (
+            lambda c: c["images"].append({**c["images"][0], "id": 99}),
+            "images 10 and 99 of .* are one file, 0+.jpg",
+        ),
         (lambda c: c.pop("images"), "no train images of COCO in .*instances_train2017.json"),
     ],
-    ids=["right of it", "left of it", "category", "one more", "no boxes", "size", "no images"],
+    ids=[
+        "right of it",
+        "left of it",
+        "corners",
+        "no number",
+        "infinite",
+        "negative",
+        "three",
+        "null",
+        "no bbox",
+        "annotation twice",
+        "no such image",
+        "category",
+        "one more",
+        "category twice",
+        "no name",
+        "other name",
+        "no boxes",
+        "size",
+        "size as text",
+        "no width",
+        "image twice",
+        "file twice",
+        "no images",
+    ],
 )
 def test_bad_annotations_end_in_one_line_that_names_the_file(copy, change, said):
     root = copy("COCO")
     edit(root / "annotations" / "instances_train2017.json", change)
     with pytest.raises(RecipeError, match=said) as caught:
+        start(COCO, root, **SMALL)
+    assert "train2017" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (
+            {3: "thing 7", 7: "thing 3", 90: "thing 90"},
+            "category 3 is thing 3 in .*train2017.json, thing 7 in .*val2017",
+        ),
+        (
+            {3: "thing 3", 7: "thing 7", 91: "thing 90"},
+            "category 90 is thing 90 in .*, missing in .*val2017.json; give",
+        ),
+    ],
+    ids=["swapped", "renumbered"],
+)
+def test_categories_of_another_number_in_the_test_are_refused(copy, ids, said):
+    root = copy("COCO")
+
+    def renumber(content):
+        content["categories"] = [{"id": k, "name": name} for k, name in ids.items()]
+        for entry in content["annotations"]:
+            entry["category_id"] = min(ids, key=lambda k: abs(k - entry["category_id"]))
+
+    edit(root / "annotations" / "instances_val2017.json", renumber)
+    with pytest.raises(RecipeError, match=said):
+        start(COCO, root, **SMALL)
+
+
+def test_sizes_are_compared_before_a_run_begins(fixtures, copy, tmp_path, command_line):
+    root = copy("COCO")
+    edit(root / "annotations" / "instances_val2017.json", lambda c: c["images"][2].update(width=63))
+    given = ["fit", f"--config={ROOT / 'examples' / 'configs' / 'detection' / 'coco_mhsanet50.yaml'}", *FAST]
+    given += [
+        "--model.network.init_args.width=0.0625",
+        "--model.network.init_args.classes=3",
+        "--data.classes=3",
+    ]
+    given += [f"--data.root={root}", "--data.verify=false", f"--out={tmp_path / 'out'}"]
+    given += ["--trainer.precision=32-true"]
+    with pytest.raises(SystemExit) as stop:
+        detect.main(given)
+    assert re.match(
+        r"error: \S*val2017/0+2.jpg is 64 pixels wide and 56 high, \S* says 63 and 56", stop.value.code
+    )
+    assert not list(tmp_path.glob("out/checkpoints/*"))
+
+
+def test_long_narrow_images_of_another_file_are_trained_on(copy):
+    from PIL import Image
+
+    root = copy("COCO")
+    Image.new("RGB", (400, 2), (200, 0, 0)).save(root / "train2017" / "000000000000.jpg")
+
+    def narrow(content):
+        content["images"][0].update(height=2, width=400)
+        content["annotations"] = [e for e in content["annotations"] if e["image_id"] != 10]
+        content["annotations"].append({"id": 99, "image_id": 10, "category_id": 3, "bbox": [0, 0, 400, 2]})
+
+    edit(root / "annotations" / "instances_train2017.json", narrow)
+    data = start(COCO, root, **SMALL, mosaic=1.0, mixup_boxes=1.0)
+    for position in range(len(data.samples["train"])):
+        assert data.samples["train"].plain(position).x.shape == (3, 64, 64)
+        assert torch.isfinite(data.samples["train"][(0, position)].labels).all()
+
+
+@pytest.mark.parametrize("box", [[8, 10, 0, 20], [8, 10, 32, 0.0], [70, 10, 0, 20]])
+def test_boxes_without_area_are_left_out_and_counted(copy, box):
+    root = copy("COCO")
+    path = root / "annotations" / "instances_train2017.json"
+    edit(path, lambda c: c["annotations"][3].update(bbox=box))
+    with pytest.warns(
+        UserWarning, match=r"1 boxes of .*train2017\.json have no width or no height .* annotation 4$"
+    ):
         data = start(COCO, root, **SMALL)
-        for position in range(len(data.samples["train"])):
-            data.samples["train"].plain(position)
+    source = data.samples["train"].source
+    assert sum(len(source.boxes(i)) for i in range(len(source))) == 9  # of 10, and a crowd
+
+
+def test_images_that_are_in_training_and_test_are_refused(copy):
+    root = copy("COCO")
+    with pytest.raises(RecipeError, match="data.train and data.test are both train2017; give"):
+        COCO(root=str(root), **SMALL, test="train2017")
+    start(COCO, root, **SMALL)
+    for file in ("train2017/000000000003.jpg", "train2017/000000000005.jpg"):
+        shutil.copy(root / file, root / "val2017" / f"of_{file[-5:]}")
+
+    def more(content):
+        sizes = {"of_3.jpg": (48, 58), "of_5.jpg": (56, 58)}
+        content["images"] += [
+            {"id": 90 + i, "file_name": name, "height": h, "width": w}
+            for i, (name, (h, w)) in enumerate(sizes.items())
+        ]
+
+    edit(root / "annotations" / "instances_val2017.json", more)
+    with pytest.raises(
+        RecipeError,
+        match=r"2 files of training are in the test too, the first is \S*/0+3.jpg, as \S*/of_3.jpg",
+    ):
+        start(COCO, root, **SMALL)
+
+
+def test_the_same_annotations_in_training_and_test_are_refused(copy):
+    root = copy("COCO")
+    shutil.copytree(root / "train2017", root / "other")
+    shutil.copy(root / "annotations/instances_train2017.json", root / "annotations/instances_other.json")
+    with pytest.raises(
+        RecipeError, match=r"11 files of training .*instances_other.json; take them out of one part"
+    ):
+        start(COCO, root, **SMALL, test="other")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"images": [],', "", '{"categories": [3]}', '{"images": 3}'])
+def test_files_of_another_type_are_named(copy, text):
+    root = copy("COCO")
+    (root / "annotations" / "instances_train2017.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"instances_train2017\.json") as caught:
+        start(COCO, root, **SMALL)
     assert "\n" not in str(caught.value)
 
 
