@@ -4,6 +4,7 @@
 import json
 import shutil
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from recipes.data.frames import EventArrays
 from recipes.data.prophesee import Prophesee, Windows, open_events, read_boxes
 from recipes.data.shapes import MovingShapes, PastedDigits
 from recipes.data.trees import AerialTrees
+from recipes.detection.boxes import Detections
+from recipes.detection.module import Detection
 
 from fixtures.boxes import GEN1, TOOLBOX, header, write_dat
 
@@ -335,6 +338,86 @@ def test_boxes_outside_of_the_sensor_are_left_out_with_a_warning(copy):
     assert len(data.samples["train"]) == 7
     lows = [data.samples["train"].boxes(i)[:, 0].min() for i in range(7)]
     assert min(lows) == 0  # cut to the sensor
+
+
+def label(root, *boxes, split=None):
+    """Give the first recording of a part these boxes, x, y, w, h and perhaps time and class, the others none."""
+    for name in (split,) if split else ("train", "val", "test"):
+        first, *others = sorted((root / name).glob("*_bbox.npy"))
+        rows = np.zeros(len(boxes), np.load(first).dtype)
+        names = rows.dtype.names
+        for row, (x, y, w, h, *more) in zip(rows, boxes, strict=True):
+            row["x"], row["y"], row["w"], row["h"] = x, y, w, h
+            row[names[0]], row["class_id"] = [*more, *(1_000_000, 0)[len(more) :]]
+        np.save(first, rows)
+        for path in others:
+            np.save(path, rows[:0])
+
+
+@pytest.mark.parametrize(("name", "sensor", "times"), [("Gen1", "gen1", 1), ("1Mpx", "1mpx", 2)])
+def test_boxes_are_cut_before_the_small_ones_are_left_out(copy, name, sensor, times):
+    """A label of which 3 columns are on the sensor counts nowhere, nor does a detection; a large rest counts."""
+    root = copy(name)
+    edges = {"gen1": (303, 239), "1mpx": (1279, 719)}[sensor]
+    right, bottom = edges[0] + 25 * times, edges[1] + 25 * times
+    boxes = [
+        (-52 * times, 100, 55 * times, 60 * times),
+        (100, edges[1] - 3 * times, 60 * times, 60 * times),
+        (right - 60 * times, bottom - 60 * times, 60 * times, 60 * times),
+        (100, 100, 50 * times, 50 * times),
+    ]
+    label(root, *boxes)
+    data = start(Prophesee, root, sensor=sensor)
+    edge = [at / times for at in edges]
+    expected = [
+        [edge[0] - 35, edge[1] - 35, *edge, 0],
+        [100 / times, 100 / times, 100 / times + 50, 100 / times + 50, 0],
+    ]
+    corners = torch.tensor([[x / times, y / times, (x + w) / times, (y + h) / times] for x, y, w, h in boxes])
+    found = Detections(corners, torch.ones(4), torch.ones(4), torch.zeros(4, dtype=torch.long))
+    module = SimpleNamespace(trainer=SimpleNamespace(datamodule=data))
+    for split in ("train", "val", "test"):
+        truth = data.samples[split].source.boxes(0)
+        assert truth.tolist() == expected
+        counted = Detection.counted(module, found)
+        assert counted["boxes"].tolist() == truth[:, :4].tolist()
+        assert len(counted["scores"]) == len(counted["labels"]) == 2
+
+
+def test_huge_boxes_are_left_out_of_training_by_what_is_on_the_sensor(copy):
+    root = copy("Gen1")
+    label(root, (-20, 10, 290, 60), (0, 80, 280, 60))
+    data = start(Prophesee, root)
+    assert data.samples["train"].source.boxes(0).tolist() == [[0, 10, 270, 70, 0]]
+    assert data.samples["test"].source.boxes(0).tolist() == [[0, 10, 270, 70, 0], [0, 80, 280, 140, 0]]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([], "no box counts of the 0 in .*: none is there"),
+        (
+            [(10, 10, 50, 50, 400_000, 0)],
+            r"the 1 in .*: 1 not later than 0\.5 s \(times are in microseconds\)",
+        ),
+        ([(10, 10, 50, 50, 1000 + i, 0) for i in range(3)], "the 3 in .*: 3 not later than 0"),
+        (
+            [(10, 10, 9, 50), (10, 10, 50, 50, 9, 1), (-90, 10, 50, 50)],
+            "the 3 in .*: 1 not later .*, 1 outside of the sensor .*, 1 with a diagonal below 30 or a side below 10",
+        ),
+        ([(0, 0, 300, 50)], "the 1 in .*train.*: 1 wider than nine tenths of the sensor"),
+    ],
+    ids=["none", "early", "milliseconds", "mixed", "wide"],
+)
+def test_a_part_in_which_no_box_counts_says_why(copy, tmp_path, boxes, said):
+    root = copy("Gen1")
+    label(root, *boxes, split="train")
+    for _ in range(2):
+        with pytest.raises(RecipeError, match=said) as caught:
+            start(Prophesee, root)
+        assert "0_1_bbox.npy and 1 more files" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert not list((root / "frames").glob("*"))
 
 
 def test_an_empty_recording_is_zeros(tmp_path):
