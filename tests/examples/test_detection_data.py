@@ -478,6 +478,32 @@ def test_photographs_are_cut_into_tiles(fixtures):
         path.write_text(kept)
 
 
+def test_another_number_of_recordings_than_the_folder_has_is_refused(tmp_path):
+    start(MovingShapes, tmp_path, recordings=2, download=True)
+    for given, part in ((8, "8 train recordings, .*train has 2"), (1, "1 train recordings, .*train has 2")):
+        with pytest.raises(
+            RecipeError, match=f"data.recordings {given} makes {part}; give the number"
+        ) as caught:
+            start(MovingShapes, tmp_path, recordings=given, download=True)
+        assert "\n" not in str(caught.value)
+    taken = start(MovingShapes, tmp_path, recordings=8, verify=False)
+    assert len(taken.samples["train"]) == 18
+    (tmp_path / "val" / "shapes000_td.dat").unlink()
+    (tmp_path / "val" / "shapes000_bbox.npy").unlink()
+    with pytest.raises(RecipeError, match=r"val has no \*_td\.dat files; .*--data\.download true makes them"):
+        start(MovingShapes, tmp_path, recordings=2)
+
+
+def test_made_sets_do_not_ask_for_a_publisher(tmp_path):
+    with pytest.raises(RecipeError, match="--data.download true makes them") as caught:
+        start(MovingShapes, tmp_path / "nowhere")
+    assert "publisher" not in str(caught.value)
+    for kind, name in ((PastedDigits, "scenes"), (MovingShapes, "recordings")):
+        for count in (0, -1):
+            with pytest.raises(RecipeError, match=f"data.{name} must be 1 or more, got {count}"):
+                kind(**{name: count})
+
+
 def test_each_tree_is_judged_once(copy):
     """300 = 128 + 128 + 44: at 260 lies the centre of a tree that a last tile from 172 to 300 would show again."""
     from PIL import Image
