@@ -555,6 +555,10 @@ def test_the_real_photographs_are_read():
     [
         ({"mosaic": 1.5}, "data.mosaic is a probability"),
         ({"height": 16}, "must be 32 or more"),
+        ({"scale": (0.0, 0.0)}, "data.scale .* 0 < least <= greatest, got 0.0, 0.0"),
+        ({"scale": (-1.0, -1.0)}, "data.scale .* got -1.0, -1.0"),
+        ({"scale": (2.0, 0.1)}, "data.scale .* got 2.0, 0.1"),
+        ({"scale": (0.1, float("nan"))}, "data.scale .* got 0.1, nan"),
         ({"mixup": 0.5}, "images with boxes take data.mixup_boxes"),
     ],
 )

@@ -83,6 +83,10 @@ class Detection(Task):
                 "model.last_epochs and model.multiscale must be 0 or more, model.scale_step 1 or more and model.least "
                 f"in [0, 1], got {last_epochs}, {multiscale}, {scale_step} and {least}"
             )
+        if not (0 <= threshold <= 1 and 0 <= overlap <= 1):
+            raise RecipeError(
+                f"model.threshold and model.overlap must lie in [0, 1], got {threshold} and {overlap}"
+            )
         self.last_epochs = last_epochs
         self.least = least
         self.multiscale = multiscale
