@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 for name in ("lightning", "torchvision", "pycocotools", "sklearn"):
     pytest.importorskip(name)
