@@ -307,6 +307,18 @@ def test_images_that_are_in_training_and_test_are_refused(copy):
         start(COCO, root, **SMALL)
 
 
+def test_what_was_trained_on_is_no_test(fixtures, tmp_path, command_line):
+    given = ["--model.network.class_path=fixtures.tiny.TinyDetector", "--model.network.init_args.classes=3"]
+    given += ["--data.class_path=recipes.data.coco.COCO", f"--data.init_args.root={fixtures('COCO')}"]
+    given += [f"--data.init_args.{name}={value}".lower() for name, value in SMALL.items()]
+    given += ["--model.warmup_epochs=0", "--model.last_epochs=0", *FAST, f"--out={tmp_path}"]
+    detect.main(["fit", *given, "--trainer.max_epochs=1"])
+    best = "--ckpt_path=best"
+    detect.main(["test", *given, best])
+    with pytest.raises(SystemExit, match="data.train train2017, now val2017: give the same settings"):
+        detect.main(["test", *given, best, "--data.train=val2017", "--data.test=train2017"])
+
+
 def test_the_same_annotations_in_training_and_test_are_refused(copy):
     root = copy("COCO")
     shutil.copytree(root / "train2017", root / "other")
