@@ -445,6 +445,121 @@ def test_what_is_wrong_is_said_before_the_run():
         nb.Model(none, "steps")
 
 
+class Looping(nn.Module):
+    """[T, N, 5] -> [T, N, 6]: a loop of its own over time, the states passed by hand or kept."""
+
+    def __init__(self, neuron):
+        super().__init__()
+        self.fc, self.act = nn.Linear(5, 6), neuron
+
+    def forward(self, x):
+        if self.act.init_hidden:
+            return torch.stack([self.act(self.fc(step)) for step in x])
+        out, states = [], ()
+        for step in x:
+            spikes, *states = self.act(self.fc(step), *states)
+            out.append(spikes)
+        return torch.stack(out)
+
+
+SINGLE_STEPS = {
+    "Leaky": lambda **how: snn.Leaky(beta=0.5, **how),
+    "Lapicque": lambda **how: snn.Lapicque(beta=0.5, **how),
+    "Synaptic": lambda **how: snn.Synaptic(alpha=0.5, beta=0.4, **how),
+    "Alpha": lambda **how: snn.Alpha(alpha=0.5, beta=0.4, **how),
+    "RLeaky": lambda **how: snn.RLeaky(beta=0.5, linear_features=6, **how),
+    "RSynaptic": lambda **how: snn.RSynaptic(alpha=0.5, beta=0.4, linear_features=6, **how),
+    "MSF": lambda **how: MSF(beta=0.5, D=4, **how),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE_STEPS)
+def test_single_steps_are_not_taken_for_a_sequence(name):
+    """A stock neuron that is given [T, N, *] at once would forget all between the steps."""
+    costs = {"RLeaky": 9, "RSynaptic": 9}
+    x = randn(4, 6, 5)
+    for twice in (False, True):
+        node = SINGLE_STEPS[name](init_hidden=True)
+        parts = [nn.Linear(5, 6), node, *[nn.Linear(6, 6), node] * twice]
+        words = r"does not fit 1.* takes single steps.*give run='steps'"
+        with pytest.raises(ValueError, match=words):
+            nb.Model(nn.Sequential(*parts), operations=costs)(x)
+    model = nb.Model(nn.Sequential(*parts[:2]), "steps", operations=costs)
+    assert model(x).shape == (4, 6, 6)
+    if name == "MSF":  # it says that it takes single steps: known before a batch
+        return
+    one = nb.Model(nn.Sequential(*parts[:2]), operations=costs)
+    assert one(x[:, :1]).shape == (4, 1, 6), "one step is one step"
+    for hidden in (True, False):
+        torch.manual_seed(0)
+        net = Looping(SINGLE_STEPS[name](init_hidden=hidden))
+        result = run(nb.Model(net, operations=costs), x, OURS)
+        assert result["NeuronOperations"]["Neuron Dense Ops"] == 6 * 6 * nb.operations(net.act, costs)
+
+
+def test_neurons_of_spikingjellys_old_layout_go_by_their_names():
+    class BaseNode(nn.Module):  # a copy, as old model files hold it
+        v_reset, decay_input = 0.0, True
+
+        def __init__(self):
+            super().__init__()
+            self.reset()
+
+        def reset(self):
+            self.v = 0.0
+
+    class LIFNode(BaseNode):
+        def forward(self, x):
+            self.v = self.v + (x - self.v) / 2
+            spikes = (self.v >= 1).float()
+            self.v = self.v * (1 - spikes)
+            return spikes
+
+    class MultiStepLIFNode(LIFNode):
+        def forward(self, x):
+            return torch.stack([super(MultiStepLIFNode, self).forward(step) for step in x])
+
+    x = randn(4, 6, 5)
+    assert nb.Model(nn.Sequential(MultiStepLIFNode()))(x).shape == x.shape
+    with pytest.raises(ValueError, match=r"does not fit 0 \(LIFNode\), .* called 1 time for 6 steps"):
+        nb.Model(nn.Sequential(LIFNode()))(x)
+
+
+def test_an_exception_leaves_no_hook_and_nothing_to_count():
+    class Failing(nn.Module):
+        def __init__(self, node):
+            super().__init__()
+            self.act, self.fails = node, False
+
+        def forward(self, x):
+            out = self.act(x)
+            if self.fails:
+                raise RuntimeError("boom")
+            return out
+
+    x = randn(4, 6, 5)
+    for node in (MSFNode(D=4, step_mode="m"), sj_neuron.LIFNode(step_mode="m")):
+        net = Failing(node)
+        model = nb.Model(net)
+        loader = DataLoader(TensorDataset(x, torch.zeros(4)), 4)
+        bench = Benchmark(model, loader, [], [], [[], [*OURS, workload.ActivationSparsity]])
+        expected = bench.run(quiet=True)
+        net.fails = True
+        with pytest.raises(RuntimeError, match="boom"):
+            bench.run(quiet=True)
+        assert not node._forward_hooks
+        assert not node._forward_pre_hooks
+        assert not getattr(node, "store_v_seq", False), "left as it was"
+        assert not state.read(net), "and at rest"
+        net.fails = False
+        assert bench.run(quiet=True) == expected, "the same benchmark watches again"
+        model(x)  # in between, of no benchmark's batches
+        assert bench.run(quiet=True) == expected
+        model.cleanup_hooks()
+        model(x)
+        assert not node._forward_hooks, "no benchmark, no hook"
+
+
 def test_metrics_of_membranes_want_our_model(capsys):
     net = Sequence(lambda c: MSFNode(step_mode="m"))
     model = TorchModel(net)
