@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 try:
     import gymnasium
+    import numpy as np
     import torch
     from recipes import RecipeError, neurons
     from recipes.policy import SpikingCore, SpikingPolicy, Streaming, spaces
@@ -31,7 +32,7 @@ try:
     from torch import Tensor, nn
     from torch.distributions import Categorical
     from torchrl.collectors import Collector
-    from torchrl.envs import Compose, GymEnv, InitTracker, RewardSum, SerialEnv, TransformedEnv
+    from torchrl.envs import Compose, GymWrapper, InitTracker, RewardSum, SerialEnv, TransformedEnv
     from torchrl.modules import set_recurrent_mode
     from torchrl.objectives.value.functional import generalized_advantage_estimate
 
@@ -81,9 +82,37 @@ TASKS = {
 }
 
 
-def make(name: str) -> GymEnv:
-    """One environment whose actions are numbers."""
-    return GymEnv(name, categorical_action_encoding=True)
+class Finite(gymnasium.Wrapper):
+    """An environment that is left as soon as it shows or rewards what is no finite number: none can be learned from."""
+
+    def reset(self, **how):
+        observation, info = self.env.reset(**how)
+        self._check("observation", observation)
+        return observation, info
+
+    def step(self, action):
+        observation, reward, *ended = self.env.step(action)
+        self._check("observation", observation)
+        self._check("reward", reward)
+        return observation, reward, *ended
+
+    def _check(self, what: str, value) -> None:
+        if not np.isfinite(value).all():
+            raise RecipeError(
+                f"{self.spec.id} gave the {what} {value}: these policies learn from finite numbers alone"
+            )
+
+
+def make(name: str) -> GymWrapper:
+    """One environment whose actions are numbers; raises RecipeError for what torchrl cannot take."""
+    try:
+        return GymWrapper(Finite(gymnasium.make(name)), categorical_action_encoding=True)
+    except gymnasium.error.Error as error:  # of a name that it does not know, and says so
+        raise RecipeError(str(error)) from error
+    except Exception as error:  # whatever an environment's own constructor raises
+        raise RecipeError(
+            f"{name} cannot be made: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def build(task: Task, neuron: neurons.Factory) -> SpikingCore:
@@ -161,7 +190,7 @@ def learn(core: SpikingCore, task: Task, seed: int) -> list[tuple[int, float]]:
 
 def play(core: SpikingCore, name: str, episodes: int, seed: int) -> tuple[list[float], list[float]]:
     """The returns of ``episodes`` with the best action at each step, and the µs that each decision took."""
-    act, env = Streaming(core), gymnasium.make(name)
+    act, env = Streaming(core), Finite(gymnasium.make(name))
     returns, times = [], []
     for episode in range(episodes):
         observation, _ = env.reset(seed=1000 * seed + episode)
@@ -264,7 +293,7 @@ def main():
                 print(f"{neuron}, seed {seed}: {mean(rows[-1]['returns']):.0f}", file=sys.stderr, flush=True)
                 if args.json:  # what is done is kept if the rest is not awaited
                     args.json.write_text(json.dumps(rows, indent=1))
-    except (RecipeError, gymnasium.error.Error) as error:
+    except RecipeError as error:
         raise SystemExit(f"--env: {error}" if args.env else str(error)) from error
     print(table(rows))
     if args.plot:
