@@ -26,6 +26,7 @@ try:
     import numpy as np
     import torch
     from recipes import RecipeError, neurons
+    from recipes.arguments import at_least_one, output, picture
     from recipes.policy import SpikingCore, SpikingPolicy, Streaming, spaces
     from tensordict import TensorDictBase
     from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential
@@ -258,7 +259,8 @@ def draw(rows: list[dict], path: Path) -> None:
     for row in rows:
         colour = f"C{list(NEURONS).index(row['neuron'])}"
         label = row["neuron"] if row["seed"] == 0 else None
-        axes.plot(*zip(*row["curve"], strict=True), color=colour, alpha=0.8, label=label)
+        frames, found = [frames for frames, _ in row["curve"]], [found for _, found in row["curve"]]
+        axes.plot(frames, found, color=colour, alpha=0.8, label=label)
     axes.set(xlabel="steps of the environment", ylabel="return of an episode", title=rows[0]["env"])
     axes.legend()
     figure.savefig(path, dpi=110)
@@ -269,20 +271,30 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--task", choices=tuple(TASKS), default="cartpole")
-    parser.add_argument("--env", help="another environment of gymnasium, learned like the task's")
+    parser.add_argument(
+        "--env",
+        help="another environment of gymnasium, learned with the task's settings, its factor on observations included; "
+        "no return counts as solved there",
+    )
     parser.add_argument("--neurons", nargs="+", choices=tuple(NEURONS), default=tuple(NEURONS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--frames", type=int, help="steps of the environment, instead of the task's")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="steps of the environment, instead of the task's; rounded up to whole updates, each of 1,024 steps",
+    )
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
-    parser.add_argument("--json", type=Path, help="write the raw numbers here")
-    parser.add_argument("--plot", type=Path, help="draw the learning curves here")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=output, help="write the raw numbers here")
+    parser.add_argument("--plot", type=picture, help="draw the learning curves here")
+    parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
     if args.seeds < 1 or (args.frames is not None and args.frames < 1):
         raise SystemExit(f"--seeds and --frames must be at least 1, got {args.seeds} and {args.frames}")
     torch.set_num_threads(args.threads)
     task = TASKS[args.task]
-    task = replace(task, env=args.env or task.env, frames=args.frames or task.frames)
+    if args.env and args.env != task.env:
+        task = replace(task, env=args.env, solved=float("inf"))
+    task = replace(task, frames=args.frames or task.frames)
     if args.fast:
         task = replace(task, frames=128, hidden=(8,), envs=2, steps=32, rows=2, epochs=1)
     rows = []

@@ -27,6 +27,7 @@ try:
     from neurobench.metrics.static import Footprint, ParameterCount
     from neurobench.metrics.workload import SMAPE, ActivationSparsity
     from recipes import neurons
+    from recipes.arguments import at_least_one, output
     from recipes.data.chaos import TEST, TRAIN, points
     from recipes.models import Forecaster
     from torch import Tensor, nn
@@ -171,9 +172,11 @@ def main():
     parser.add_argument("--series", type=int, default=30, help="how many of NeuroBench's 30")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
-    parser.add_argument("--json", type=Path, help="keep the raw numbers here, and take what is there already")
+    parser.add_argument(
+        "--json", type=output, help="keep the raw numbers here, and take what is there already"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no series after so many")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
     if args.series < 1 or args.epochs < 1:
         raise SystemExit(f"--series and --epochs must be at least 1, got {args.series} and {args.epochs}")

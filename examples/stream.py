@@ -26,6 +26,7 @@ try:
     import common
     import torch
     from recipes import neurons
+    from recipes.arguments import at_least_one, output
     from recipes.models import SequenceNet
     from recipes.trained import instantiate
     from spikingjelly.activation_based import functional
@@ -211,8 +212,8 @@ def main():
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
     parser.add_argument("--config", type=Path, help="a network of train.py: its configuration ...")
     parser.add_argument("--checkpoint", type=Path, help="... and its checkpoint")
-    parser.add_argument("--nir", type=Path, help="write the network here")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--nir", type=output, help="write the network here")
+    parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
     if (args.config is None) != (args.checkpoint is None):
         raise SystemExit("--config and --checkpoint belong together")

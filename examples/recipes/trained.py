@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .arguments import at_least_one, output
 from .data.base import Data
 
 __all__ = ["add_arguments", "instantiate"]
@@ -17,8 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The options of a command that takes a run of train.py and gives figures."""
     parser.add_argument("--config", type=Path, required=True, help="config.yaml of a run of train.py ...")
     parser.add_argument("--checkpoint", type=Path, required=True, help="... and a checkpoint of it")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=output, help="write the figures here")
+    parser.add_argument("--threads", type=at_least_one, default=1)
 
 
 def instantiate(config: Path, checkpoint: Path) -> tuple[nn.Module, Data]:
