@@ -288,6 +288,7 @@ def main():
     parser.add_argument("--plot", type=picture, help="draw the learning curves here")
     parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
+    args.neurons = tuple(dict.fromkeys(args.neurons))  # a name given twice is one row
     if args.seeds < 1 or (args.frames is not None and args.frames < 1):
         raise SystemExit(f"--seeds and --frames must be at least 1, got {args.seeds} and {args.frames}")
     torch.set_num_threads(args.threads)

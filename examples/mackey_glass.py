@@ -124,7 +124,7 @@ def run(neuron: str, number: int, epochs: int, fast: bool) -> dict:
 def table(rows: list[dict]) -> str:
     """The means over the series of each neuron."""
     lines = [
-        "| neuron | series | sMAPE, mean (range) | one step, RMSE | parameters | MACs | ACs | sparsity | operations |",
+        "| neuron | series | sMAPE, mean (range) | training RMSE | parameters | MACs | ACs | sparsity | operations |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for neuron in dict.fromkeys(row["neuron"] for row in rows):
@@ -178,6 +178,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no series after so many")
     parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
+    args.neurons = tuple(dict.fromkeys(args.neurons))  # a name given twice is one row
     if args.series < 1 or args.epochs < 1:
         raise SystemExit(f"--series and --epochs must be at least 1, got {args.series} and {args.epochs}")
     torch.set_num_threads(args.threads)

@@ -391,6 +391,14 @@ def test_an_environment_that_cannot_be_made_is_named(monkeypatch):
     assert "Toy-v0 cannot be made: TypeError: " in ending(monkeypatch, "--env", "Toy-v0")
 
 
+def test_a_neuron_named_twice_is_trained_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["control.py", "--fast", "--neurons", "MSF", "MSF"])
+    control.main()
+    printed = capsys.readouterr()
+    assert printed.err.count("MSF, seed 0") == 1
+    assert printed.out.count("| MSF |") == 1
+
+
 def test_the_page_prints_what_stands_in_it(capsys, monkeypatch):
     page = (ROOT / "docs" / "control.md").read_text()
     monkeypatch.chdir(ROOT)
