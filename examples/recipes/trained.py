@@ -14,6 +14,7 @@ from . import RecipeError
 from .arguments import at_least_one, output
 from .data.base import Data
 from .data.files import one_line, reading
+from .settings import named, require_same
 
 __all__ = ["add_arguments", "draw", "instantiate"]
 
@@ -32,7 +33,12 @@ def instantiate(config: Path, checkpoint: Path) -> tuple[nn.Module, Data]:
     Raises:
         RecipeError: files that are no such two, or not of one run.
     """
-    made, weights = _made(config), _weights(checkpoint)
+    made, settings = _made(config)
+    held = _read(checkpoint)
+    if held.get("settings") is not None:
+        require_same(held["settings"], settings, "test", made.data.division)
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)}
     try:
         made.network.load_state_dict(weights)
     except RuntimeError as error:
@@ -45,7 +51,8 @@ def instantiate(config: Path, checkpoint: Path) -> tuple[nn.Module, Data]:
     return made.network, made.data
 
 
-def _made(config: Path) -> Any:
+def _made(config: Path) -> tuple[Any, dict[str, str]]:
+    """Network and data of a configuration, and their settings by name."""
     from jsonargparse import ArgumentError
     from jsonargparse import ArgumentParser as TypedParser
     from yaml import safe_load
@@ -64,12 +71,14 @@ def _made(config: Path) -> Any:
     try:
         parsed = parser.parse_object(chosen)
         build = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        return build(parsed)
+        made = build(parsed)
     except (ArgumentError, ValueError, TypeError) as error:  # of a constructor: it says what it expects
         raise RecipeError(f"{config}: {one_line(error)}") from error
+    full = parsed.as_dict()
+    return made, {**named(full["network"], "model.network"), **named(full["data"], "data")}
 
 
-def _weights(checkpoint: Path) -> dict[str, Tensor]:
+def _read(checkpoint: Path) -> dict[str, Any]:
     with reading(checkpoint):
         try:
             held = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -77,10 +86,10 @@ def _weights(checkpoint: Path) -> dict[str, Tensor]:
             raise
         except Exception as error:  # its reader raises all kinds
             raise RecipeError(f"{checkpoint} is no whole checkpoint of train.py") from error
-    prefix, weights = "network.", held.get("state_dict") if isinstance(held, dict) else None
-    if not isinstance(weights, dict) or not any(name.startswith(prefix) for name in weights):
+    weights = held.get("state_dict") if isinstance(held, dict) else None
+    if not isinstance(weights, dict) or not any(name.startswith("network.") for name in weights):
         raise RecipeError(f"{checkpoint} is no checkpoint of train.py: it holds no state_dict of a network")
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    return held
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> Any:

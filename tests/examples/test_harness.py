@@ -4,10 +4,12 @@
 import json
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 for name in ("neurobench", "lightning", "torchmetrics", "spikingjelly", "tonic", "torchvision", "timm"):
     pytest.importorskip(name, reason=f"{name} is not installed")
@@ -48,7 +50,9 @@ def test_classes_are_told_as_the_trainer_tells_them(task, tmp_path, fixtures, mo
     config, checkpoint = trained(task, tmp_path, fixtures)
     command(monkeypatch, config, checkpoint, "--json", tmp_path / "found.json", "--samples", 6)
     found, printed = json.loads((tmp_path / "found.json").read_text()), capsys.readouterr().out
-    net, data = instantiate(config, checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net, data = instantiate(config, checkpoint)  # of the run itself, nothing is to be said
     data.setup("test")
     draw(data, 6)
     right, net = 0, net.eval()
@@ -111,7 +115,7 @@ def test_the_samples_are_drawn_from_the_whole_part(order):
 
 def test_files_that_are_no_run_of_the_trainer_are_one_line(tmp_path, fixtures, monkeypatch):
     config, checkpoint = trained("shd", tmp_path / "a", fixtures)
-    _, other = trained("mackey_glass", tmp_path / "b", fixtures)
+    other_config, other = trained("mackey_glass", tmp_path / "b", fixtures)
 
     def ending(config, checkpoint):
         found = []
@@ -125,11 +129,19 @@ def test_files_that_are_no_run_of_the_trainer_are_one_line(tmp_path, fixtures, m
         assert "\n" not in found[0]
         return found[0]
 
-    weights = (
-        "holds the weights of another network than .*a/logs.* tensors differ in name or size, .* give both"
-    )
-    assert re.match(rf"error: {other} {weights}", ending(config, other))
+    found = ending(config, other)
+    assert "of a run with model.network Forecaster, now SHDNet: give the same settings" in found
     text, wrong, broken = config.read_text(), tmp_path / "wrong.yaml", tmp_path / "x.ckpt"
+    # another neuron has weights of the same names and sizes: the run's settings tell it
+    settings = yaml.safe_load(other_config.read_text())
+    settings["model"]["network"]["init_args"]["neuron"] = {"class_path": "recipes.neurons.LIF"}
+    wrong.write_text(yaml.safe_dump(settings))
+    assert "of a run with model.network.neuron MSF, now LIF: give the same settings" in ending(wrong, other)
+    # where a checkpoint knows no settings, its tensors are compared
+    torch.save({"state_dict": torch.load(other, weights_only=True)["state_dict"]}, broken)
+    weights = r"holds the weights of another network than .*a/logs.*: \d+ tensors differ in name or size, .* give both"
+    assert re.match(rf"error: {broken} {weights} of one run", ending(config, broken))
+    wrong.unlink()
     assert f"error: {wrong} is missing" in ending(wrong, checkpoint)
     for said in ("model", "model: {network: 3}", "- 1", "3", "a: 1"):
         wrong.write_text(said)
