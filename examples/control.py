@@ -23,15 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 try:
     import gymnasium
+    import numpy as np
     import torch
     from recipes import RecipeError, neurons
+    from recipes.arguments import at_least_one, output, picture
     from recipes.policy import SpikingCore, SpikingPolicy, Streaming, spaces
     from tensordict import TensorDictBase
     from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential
     from torch import Tensor, nn
     from torch.distributions import Categorical
     from torchrl.collectors import Collector
-    from torchrl.envs import Compose, GymEnv, InitTracker, RewardSum, SerialEnv, TransformedEnv
+    from torchrl.envs import Compose, GymWrapper, InitTracker, RewardSum, SerialEnv, TransformedEnv
     from torchrl.modules import set_recurrent_mode
     from torchrl.objectives.value.functional import generalized_advantage_estimate
 
@@ -81,9 +83,37 @@ TASKS = {
 }
 
 
-def make(name: str) -> GymEnv:
-    """One environment whose actions are numbers."""
-    return GymEnv(name, categorical_action_encoding=True)
+class Finite(gymnasium.Wrapper):
+    """An environment that is left as soon as it shows or rewards what is no finite number: none can be learned from."""
+
+    def reset(self, **how):
+        observation, info = self.env.reset(**how)
+        self._check("observation", observation)
+        return observation, info
+
+    def step(self, action):
+        observation, reward, *ended = self.env.step(action)
+        self._check("observation", observation)
+        self._check("reward", reward)
+        return observation, reward, *ended
+
+    def _check(self, what: str, value) -> None:
+        if not np.isfinite(value).all():
+            raise RecipeError(
+                f"{self.spec.id} gave the {what} {value}: these policies learn from finite numbers alone"
+            )
+
+
+def make(name: str) -> GymWrapper:
+    """One environment whose actions are numbers; raises RecipeError for what torchrl cannot take."""
+    try:
+        return GymWrapper(Finite(gymnasium.make(name)), categorical_action_encoding=True)
+    except gymnasium.error.Error as error:  # of a name that it does not know, and says so
+        raise RecipeError(str(error)) from error
+    except Exception as error:  # whatever an environment's own constructor raises
+        raise RecipeError(
+            f"{name} cannot be made: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def build(task: Task, neuron: neurons.Factory) -> SpikingCore:
@@ -161,7 +191,7 @@ def learn(core: SpikingCore, task: Task, seed: int) -> list[tuple[int, float]]:
 
 def play(core: SpikingCore, name: str, episodes: int, seed: int) -> tuple[list[float], list[float]]:
     """The returns of ``episodes`` with the best action at each step, and the µs that each decision took."""
-    act, env = Streaming(core), gymnasium.make(name)
+    act, env = Streaming(core), Finite(gymnasium.make(name))
     returns, times = [], []
     for episode in range(episodes):
         observation, _ = env.reset(seed=1000 * seed + episode)
@@ -229,7 +259,8 @@ def draw(rows: list[dict], path: Path) -> None:
     for row in rows:
         colour = f"C{list(NEURONS).index(row['neuron'])}"
         label = row["neuron"] if row["seed"] == 0 else None
-        axes.plot(*zip(*row["curve"], strict=True), color=colour, alpha=0.8, label=label)
+        frames, found = [frames for frames, _ in row["curve"]], [found for _, found in row["curve"]]
+        axes.plot(frames, found, color=colour, alpha=0.8, label=label)
     axes.set(xlabel="steps of the environment", ylabel="return of an episode", title=rows[0]["env"])
     axes.legend()
     figure.savefig(path, dpi=110)
@@ -240,20 +271,31 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--task", choices=tuple(TASKS), default="cartpole")
-    parser.add_argument("--env", help="another environment of gymnasium, learned like the task's")
+    parser.add_argument(
+        "--env",
+        help="another environment of gymnasium, learned with the task's settings, its factor on observations included; "
+        "no return counts as solved there",
+    )
     parser.add_argument("--neurons", nargs="+", choices=tuple(NEURONS), default=tuple(NEURONS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--frames", type=int, help="steps of the environment, instead of the task's")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="steps of the environment, instead of the task's; rounded up to whole updates, each of 1,024 steps",
+    )
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
-    parser.add_argument("--json", type=Path, help="write the raw numbers here")
-    parser.add_argument("--plot", type=Path, help="draw the learning curves here")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=output, help="write the raw numbers here")
+    parser.add_argument("--plot", type=picture, help="draw the learning curves here")
+    parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
+    args.neurons = tuple(dict.fromkeys(args.neurons))  # a name given twice is one row
     if args.seeds < 1 or (args.frames is not None and args.frames < 1):
         raise SystemExit(f"--seeds and --frames must be at least 1, got {args.seeds} and {args.frames}")
     torch.set_num_threads(args.threads)
     task = TASKS[args.task]
-    task = replace(task, env=args.env or task.env, frames=args.frames or task.frames)
+    if args.env and args.env != task.env:
+        task = replace(task, env=args.env, solved=float("inf"))
+    task = replace(task, frames=args.frames or task.frames)
     if args.fast:
         task = replace(task, frames=128, hidden=(8,), envs=2, steps=32, rows=2, epochs=1)
     rows = []
@@ -264,7 +306,7 @@ def main():
                 print(f"{neuron}, seed {seed}: {mean(rows[-1]['returns']):.0f}", file=sys.stderr, flush=True)
                 if args.json:  # what is done is kept if the rest is not awaited
                     args.json.write_text(json.dumps(rows, indent=1))
-    except (RecipeError, gymnasium.error.Error) as error:
+    except RecipeError as error:
         raise SystemExit(f"--env: {error}" if args.env else str(error)) from error
     print(table(rows))
     if args.plot:

@@ -22,8 +22,9 @@ try:
     from neurobench.metrics.workload import R2, ActivationSparsity, ClassificationAccuracy
     from recipes import RecipeError
     from recipes.data.base import Data
+    from recipes.data.detection import DetectionData
     from recipes.data.reaching import PrimateReaching
-    from recipes.trained import add_arguments, instantiate
+    from recipes.trained import add_arguments, draw, instantiate
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -62,8 +63,12 @@ def reaching(net: nn.Module, data: PrimateReaching, steps: int | None) -> dict:
 
 
 def figures(config: Path, checkpoint: Path, samples: int | None = None) -> dict:
-    """NeuroBench's figures of a run of train.py; of the first ``samples`` of its test part, or steps."""
+    """NeuroBench's figures of a run of train.py; of ``samples`` drawn from its test part, or of the first steps."""
     net, data = instantiate(config, checkpoint)
+    if isinstance(data, DetectionData):
+        raise RecipeError(
+            "harness.py knows no measure for detectors; `python examples/detect.py test` gives their AP"
+        )
     data.setup("test")
     if isinstance(data, PrimateReaching):
         return reaching(net, data, samples)
@@ -71,7 +76,8 @@ def figures(config: Path, checkpoint: Path, samples: int | None = None) -> dict:
         raise RecipeError(
             f"harness.py knows no measure for {type(data).__name__}; mackey_glass.py has that of Mackey-Glass"
         )
-    data.samples["test"].indices = data.samples["test"].indices[:samples]
+    if samples is not None:
+        draw(data, samples)
     return classes(net, data)
 
 
@@ -90,7 +96,9 @@ def main():
     )
     add_arguments(parser)
     parser.add_argument(
-        "--samples", type=int, help="of the test part, instead of all; in primate reaching, steps"
+        "--samples",
+        type=int,
+        help="so many drawn from the test part, always the same; in primate reaching, its first steps",
     )
     args = parser.parse_args()
     if args.samples is not None and args.samples < 1:

@@ -27,6 +27,7 @@ try:
     from neurobench.metrics.static import Footprint, ParameterCount
     from neurobench.metrics.workload import SMAPE, ActivationSparsity
     from recipes import neurons
+    from recipes.arguments import at_least_one, output
     from recipes.data.chaos import TEST, TRAIN, points
     from recipes.models import Forecaster
     from torch import Tensor, nn
@@ -123,7 +124,7 @@ def run(neuron: str, number: int, epochs: int, fast: bool) -> dict:
 def table(rows: list[dict]) -> str:
     """The means over the series of each neuron."""
     lines = [
-        "| neuron | series | sMAPE, mean (range) | one step, RMSE | parameters | MACs | ACs | sparsity | operations |",
+        "| neuron | series | sMAPE, mean (range) | training RMSE | parameters | MACs | ACs | sparsity | operations |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for neuron in dict.fromkeys(row["neuron"] for row in rows):
@@ -171,10 +172,13 @@ def main():
     parser.add_argument("--series", type=int, default=30, help="how many of NeuroBench's 30")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
-    parser.add_argument("--json", type=Path, help="keep the raw numbers here, and take what is there already")
+    parser.add_argument(
+        "--json", type=output, help="keep the raw numbers here, and take what is there already"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no series after so many")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
+    args.neurons = tuple(dict.fromkeys(args.neurons))  # a name given twice is one row
     if args.series < 1 or args.epochs < 1:
         raise SystemExit(f"--series and --epochs must be at least 1, got {args.series} and {args.epochs}")
     torch.set_num_threads(args.threads)

@@ -25,9 +25,10 @@ sys.path[:0] = [str(HERE), str(HERE / "experiments")]
 try:
     import common
     import torch
-    from recipes import neurons
+    from recipes import RecipeError, neurons
+    from recipes.arguments import at_least_one, output
     from recipes.models import SequenceNet
-    from recipes.trained import instantiate
+    from recipes.trained import draw, instantiate
     from spikingjelly.activation_based import functional
     from torch import Tensor, nn
     from torch.nn.utils.fusion import fuse_linear_bn_eval
@@ -162,11 +163,16 @@ def trained(task: str, neuron: str, fast: bool) -> tuple[SequenceNet, Tensor, Te
 
 
 def from_run(config: Path, checkpoint: Path, enough: int = 256) -> tuple[SequenceNet, Tensor, Tensor]:
-    """What train.py trained, and the first test batches of its data: ``enough`` samples or all."""
+    """What train.py trained, and ``enough`` samples of its test data, drawn, or all."""
     model, data = instantiate(config, checkpoint)
     if not isinstance(model, SequenceNet):
         raise SystemExit(f"stream.py runs a SequenceNet step by step, {config} has a {type(model).__name__}")
+    if model.pool > 1:
+        raise SystemExit(
+            f"stream.py has no form for a network that averages over channels, {config} has {model.pool=}"
+        )
     data.setup("test")
+    draw(data, enough)
     xs, ys = [], []
     for batch in data.test_dataloader():
         x, y, *lengths = data.arrange(batch)
@@ -174,8 +180,6 @@ def from_run(config: Path, checkpoint: Path, enough: int = 256) -> tuple[Sequenc
             raise SystemExit("stream.py takes samples of one length")
         xs.append(x)
         ys.append(y)
-        if sum(map(len, ys)) >= enough:
-            break
     return model, torch.cat(xs, 1), torch.cat(ys)
 
 
@@ -211,14 +215,17 @@ def main():
     parser.add_argument("--fast", action="store_true", help="toy size: the figures mean nothing")
     parser.add_argument("--config", type=Path, help="a network of train.py: its configuration ...")
     parser.add_argument("--checkpoint", type=Path, help="... and its checkpoint")
-    parser.add_argument("--nir", type=Path, help="write the network here")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--nir", type=output, help="write the network here")
+    parser.add_argument("--threads", type=at_least_one, default=1)
     args = parser.parse_args()
     if (args.config is None) != (args.checkpoint is None):
         raise SystemExit("--config and --checkpoint belong together")
     torch.set_num_threads(args.threads)
     if args.config:
-        model, x, y = from_run(args.config, args.checkpoint)
+        try:
+            model, x, y = from_run(args.config, args.checkpoint)
+        except RecipeError as error:
+            raise SystemExit(f"error: {error}") from error
     else:
         with torch.enable_grad():
             model, x, y = trained(args.task, args.neuron, args.fast)

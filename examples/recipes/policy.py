@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Categorical, Unbounded
-from torchrl.envs import EnvBase, TensorDictPrimer
+from torchrl.envs import GymWrapper, TensorDictPrimer
 from torchrl.modules import recurrent_mode
 
 from msf_pmsn_plugins.neurons.nodes import held_by
@@ -27,24 +28,29 @@ __all__ = ["SpikingCore", "SpikingPolicy", "Streaming", "spaces"]
 State = tuple[Tensor, ...]
 
 
-def spaces(env: EnvBase, name: str) -> tuple[int, int]:
+def spaces(env: GymWrapper, name: str) -> tuple[int, int]:
     """Number of observed values, and of actions, of an environment ``name`` that a policy here can act in.
+
+    gymnasium's own spaces are asked: torchrl's specs leave out where actions begin, and hide a Dict or Tuple of one.
 
     Raises:
         RecipeError: an observation that is no vector, or actions that are no choice of one.
     """
-    action, keys = env.full_action_spec["action"], list(env.observation_spec.keys(True, True))
-    if not isinstance(action, Categorical):
+    act, see = env.action_space, env.observation_space
+    if not isinstance(act, Discrete) or act.start != 0:
         raise RecipeError(
-            f"{name} has the action space {type(action).__name__}{list(action.shape)}; these policies choose one of n "
-            "actions: take an environment with a Discrete action space, and categorical_action_encoding=True"
+            f"{name} has the action space {act}; these policies choose one of n actions, counted from 0: take an "
+            "environment with such a Discrete action space"
         )
-    seen = env.observation_spec["observation"] if "observation" in keys else None
-    if seen is None or seen.ndim - len(env.batch_size) != 1 or not seen.dtype.is_floating_point:
+    if type(env.full_action_spec["action"]) is not Categorical:
         raise RecipeError(
-            f"{name} observes {sorted(map(str, keys))}; these policies take one vector of real numbers, 'observation'"
+            f"the actions of {name} must be numbers: give categorical_action_encoding=True to GymEnv"
         )
-    return seen.shape[-1], action.space.n
+    if not isinstance(see, Box) or len(see.shape) != 1 or see.dtype.kind != "f":
+        raise RecipeError(
+            f"{name} observes {see}; these policies take one vector of real numbers, a Box of one axis"
+        )
+    return see.shape[0], int(act.n)
 
 
 class SpikingCore(nn.Module):
@@ -145,7 +151,7 @@ class SpikingPolicy(TensorDictModuleBase):
         else:
             steps = td.reshape(-1)
             states = self._start(steps)
-            logits, value, after = self.core.step(steps["observation"], states)
+            logits, value, after = self.core.step(self._observed(steps), states)
             for keys, state in zip(self.keys, after, strict=True):
                 for key, part in zip(keys, state, strict=True):
                     part = _as_real(part)
@@ -154,11 +160,15 @@ class SpikingPolicy(TensorDictModuleBase):
         td.set("state_value", value.reshape(*td.shape, 1))
         return td
 
+    def _observed(self, td: TensorDictBase) -> Tensor:
+        """What the environment shows, in the dtype of the core."""
+        return td["observation"].to(self.core.value.weight.dtype)
+
     def _start(self, steps: TensorDictBase) -> list[State]:
         """The states before single steps [N]: those that they hold, and rest at the first of an episode."""
         first = steps["is_init"].reshape(-1)
         states = []
-        for keys, rest in zip(self.keys, self.core.rest(steps["observation"]), strict=True):
+        for keys, rest in zip(self.keys, self.core.rest(self._observed(steps)), strict=True):
             held = (_like(steps[key], part) for key, part in zip(keys, rest, strict=True))
             states.append(
                 tuple(
@@ -170,7 +180,7 @@ class SpikingPolicy(TensorDictModuleBase):
 
     def _rows(self, rows: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Logits and values [N, T, ..] of ``rows`` [N, T], by one sequence for all of their episodes."""
-        x, n, steps = rows["observation"], *rows.shape
+        x, n, steps = self._observed(rows), *rows.shape
         starts = rows["is_init"].reshape(n, steps).clone()
         starts[:, 0] = True
         begin = starts.flatten().nonzero().squeeze(1)  # of each piece of an episode, in n * T
@@ -208,6 +218,6 @@ class Streaming:
     @torch.inference_mode()
     def __call__(self, observation: Any) -> int:
         """The best action for one observation [features]."""
-        x = torch.as_tensor(observation, dtype=torch.get_default_dtype()).unsqueeze(0)
+        x = torch.as_tensor(observation, dtype=self.core.value.weight.dtype).unsqueeze(0)
         logits, _, self.states = self.core.step(x, self.states)
         return int(logits.argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,10 +43,24 @@ RUNS: dict[str, Run] = {"sequence": _sequence, "steps": _steps, "whole": _whole}
 """
 
 
+def _says_steps(module: Any) -> bool:
+    """Whether a neuron says if one call takes one step or all."""
+    return hasattr(module, "step_mode") or hasattr(module, "sequence") or held_by(module) is module
+
+
+def _takes_one_step(module: nn.Module) -> bool:
+    """Whether a neuron that says nothing takes one step: snnTorch's, and those of SpikingJelly's old layout."""
+    if not is_neuron(module) or _says_steps(module):
+        return False
+    old = hasattr(module, "v") and not any(c.__name__.startswith("MultiStep") for c in type(module).__mro__)
+    return old or hasattr(module, "mem")
+
+
 class Model(NeuroBenchModel):
     """A network of neurons of ours, SpikingJelly's or snnTorch's, as NeuroBench's ``Benchmark`` takes it.
 
-    Every batch starts from rest, and leaves the net at rest.
+    Every batch starts from rest, and leaves the net at rest. What an exception in a batch had let the metrics see is
+    forgotten.
 
     Args:
         net: any module, put into evaluation mode.
@@ -55,7 +70,8 @@ class Model(NeuroBenchModel):
         operations: how many operations an update of further neurons takes, by class name, as in :data:`OPERATIONS`.
 
     Raises:
-        ValueError: an unknown ``run`` or path, neurons in the other step mode, a neuron of unknown cost.
+        ValueError: an unknown ``run`` or path, neurons in the other step mode, a neuron of unknown cost; with a batch,
+            under ``run="sequence"``: a single-step neuron without a step mode that was not called for each step.
     """
 
     def __init__(
@@ -80,6 +96,10 @@ class Model(NeuroBenchModel):
         self.real = {layers[path] for path in real}
         if run in ("sequence", "steps"):
             self._check_modes(run == "sequence")
+        found = self.activation_layers() if run == "sequence" else []
+        self._stepped = {
+            each["layer"]: each["layer_name"] for each in found if _takes_one_step(each["layer"])
+        }
         self._hosts = sorted(set(filter(None, map(self._host, net.modules()))))
         self._benchmarks = 0
 
@@ -97,13 +117,13 @@ class Model(NeuroBenchModel):
     def _check_modes(self, sequence: bool) -> None:
         for layer in self.activation_layers():
             module = layer["layer"]
-            modal = hasattr(module, "step_mode") or hasattr(module, "sequence") or held_by(module) is module
-            if modal and is_neuron(module) and takes_sequences(module) is not sequence:
+            if _says_steps(module) and is_neuron(module) and takes_sequences(module) is not sequence:
                 given, other = ("sequence", "steps") if sequence else ("steps", "sequence")
                 raise ValueError(
                     f"run={given!r} does not fit {layer['layer_name'] or 'the net'}, which takes "
                     f"{'single steps' if sequence else 'whole sequences'}: give run={other!r}, or set its step_mode"
-                    " (SpikingJelly) or sequence (snnTorch)"
+                    " (SpikingJelly) or sequence (snnTorch); a net with a loop of its own takes run='whole', or a"
+                    " function"
                 )
 
     @staticmethod
@@ -118,11 +138,30 @@ class Model(NeuroBenchModel):
     def __call__(self, batch: Tensor) -> Tensor:
         """Predictions for ``batch`` [N, T, *], as ``run`` gives them."""
         self.reset()
+        self._watch()
+        calls: Counter[nn.Module] = Counter()
+        counting = [m.register_forward_pre_hook(lambda m, _: calls.update([m])) for m in self._stepped]
         try:
             with torch.no_grad():
-                return self.run(self.net, batch)
+                out = self.run(self.net, batch)
+            self._check_calls(calls, batch)
+            return out
+        except BaseException:
+            super().cleanup_hooks()  # the benchmark that is still there may be run again: the next call watches anew
+            raise
         finally:
+            for hook in counting:
+                hook.remove()
             self.reset()
+
+    def _check_calls(self, calls: Counter[nn.Module], batch: Tensor) -> None:
+        for neuron, times in calls.items():
+            if times < batch.shape[1]:
+                raise ValueError(
+                    f"run='sequence' does not fit {self._stepped[neuron] or 'the net'} ({type(neuron).__name__}), "
+                    f"which takes single steps and was called {times} time{'s' * (times > 1)} for {batch.shape[1]} "
+                    "steps, so it has no memory: give run='steps', or a net (or a function as run) that loops over time"
+                )
 
     def __net__(self) -> nn.Module:
         return self.net
@@ -149,7 +188,12 @@ class Model(NeuroBenchModel):
     def register_hooks(self) -> None:
         """Watch the layers; several benchmarks of one model share what they see."""
         self._benchmarks += 1
-        if self._benchmarks == 1:
+        self._watch()
+
+    def _watch(self) -> None:
+        """Begin to watch where a benchmark wants it and nobody does."""
+        self.reset_hooks()  # what was seen outside of a benchmark's batches is no part of its figures
+        if self._benchmarks and not (self.activation_hooks or self.connection_hooks):
             self.activation_hooks.extend(
                 Watch(layer["layer"], layer["layer_name"], self.costs.get(layer["layer"], 0.0))
                 for layer in self.activation_layers()

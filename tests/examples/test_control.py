@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ for needed in ("torchrl", "gymnasium", "spikingjelly"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
 
 import control
+import gymnasium
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Text, Tuple
 from recipes import RecipeError, neurons
 from recipes.policy import SpikingCore, SpikingPolicy, Streaming, spaces
 from tensordict import TensorDict
@@ -182,8 +185,11 @@ def test_streaming_decides_as_the_sequence_does(name):
 
 def test_other_spaces_are_refused():
     for name, words in (
-        ("Pendulum-v1", r"Pendulum-v1 has the action space BoundedContinuous\[1\]; .* Discrete action space"),
-        ("FrozenLake-v1", r"FrozenLake-v1 observes \['observation'\]; .* one vector of real numbers"),
+        (
+            "Pendulum-v1",
+            r"Pendulum-v1 has the action space Box\(-2.*\); .* counted from 0: .* Discrete action space",
+        ),
+        ("FrozenLake-v1", r"FrozenLake-v1 observes Discrete\(16\); .* one vector of real numbers"),
     ):
         env = control.make(name)
         with pytest.raises(RecipeError, match=words):
@@ -271,6 +277,126 @@ def test_what_is_wrong_is_one_line(given, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["control.py", *given])
     with pytest.raises(SystemExit, match=words):
         control.main()
+
+
+VECTOR, CHOICE = Box(-1.0, 1.0, (3,), np.float32), Discrete(2)
+
+
+def toy(monkeypatch, see=VECTOR, act=CHOICE, observation=None, reward=1.0, length=10):
+    """The name of an environment of these spaces; whatever is given to it must be one of its actions."""
+
+    class Toy(gymnasium.Env):
+        observation_space, action_space = see, act
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return see.sample(), {}
+
+        def step(self, action):
+            assert act.contains(np.int64(action)), f"{action} is not in {act}"
+            self.steps += 1
+            shown = see.sample() if observation is None else np.full(3, observation, np.float32)
+            return shown, reward, self.steps >= length, False, {}
+
+    spec = gymnasium.envs.registration.EnvSpec("Toy-v0", entry_point=Toy)
+    monkeypatch.setitem(gymnasium.registry, "Toy-v0", spec)
+    return "Toy-v0"
+
+
+def ending(monkeypatch, *given):
+    """The line that the command ends in; before training, or after."""
+    monkeypatch.setattr(sys, "argv", ["control.py", "--fast", "--neurons", "MSF", "--seeds", "1", *given])
+    with pytest.raises(SystemExit) as ended:
+        control.main()
+    assert "\n" not in str(ended.value)
+    return str(ended.value)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        Discrete(2, start=5),
+        MultiBinary(2),
+        MultiDiscrete([2]),
+        MultiDiscrete([2, 3]),
+        Tuple((Discrete(2), Discrete(2))),
+        Tuple((Discrete(2),)),
+        Dict({"a": Discrete(2)}),
+        Dict({"action": Discrete(2)}),
+        Box(-1.0, 1.0, (1,), np.float32),
+        Text(4),
+    ],
+    ids=str,
+)
+def test_another_choice_than_one_of_n_ends_in_a_line_before_training(act, monkeypatch):
+    monkeypatch.setattr(control, "learn", lambda *_: pytest.fail("it trains"))
+    found = ending(monkeypatch, "--env", toy(monkeypatch, act=act))
+    assert found.startswith(
+        f"--env: Toy-v0 has the action space {act}; these policies choose one of n actions"
+    )
+
+
+@pytest.mark.parametrize(
+    "see",
+    [
+        Dict({"observation": VECTOR}),
+        Dict({"observation": VECTOR, "goal": VECTOR}),
+        Dict({"a": VECTOR}),
+        Tuple((VECTOR,)),
+        Box(0, 255, (8, 8, 3), np.uint8),
+        Box(0, 255, (3,), np.uint8),
+        Box(-1.0, 1.0, (), np.float32),
+        MultiBinary(3),
+        Text(4),
+    ],
+    ids=str,
+)
+def test_another_observation_than_a_vector_ends_in_a_line_before_training(see, monkeypatch):
+    monkeypatch.setattr(control, "learn", lambda *_: pytest.fail("it trains"))
+    found = ending(monkeypatch, "--env", toy(monkeypatch, see))
+    assert found.startswith(f"--env: Toy-v0 observes {see}; these policies take one vector of real numbers")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_observations_of_another_precision_are_learned_from(dtype, monkeypatch, capsys):
+    name = toy(monkeypatch, Box(-1.0, 1.0, (3,), dtype))
+    monkeypatch.setattr(sys, "argv", ["control.py", "--fast", "--neurons", "MSF", "PMSN", "--env", name])
+    control.main()
+    assert "| PMSN |" in capsys.readouterr().out
+    core = core_of("MSF", torch.float64)
+    act = Streaming(core)
+    assert act(np.ones(4, dtype)) in (0, 1), "a core of double takes them too"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_finite_number_is_named_when_it_appears(value, monkeypatch):
+    name = toy(monkeypatch, observation=value)
+    assert ending(monkeypatch, "--env", name).startswith(
+        f"--env: Toy-v0 gave the observation [{value} {value}"
+    )
+    name = toy(monkeypatch, reward=value)
+    assert ending(monkeypatch, "--env", name).startswith(f"--env: Toy-v0 gave the reward {value}: ")
+    with pytest.raises(RecipeError, match="Toy-v0 gave the reward"):
+        control.play(SpikingCore(3, [4], 2, neurons.MSF()), name, 1, 0)
+
+
+def test_an_environment_that_cannot_be_made_is_named(monkeypatch):
+    found = ending(monkeypatch, "--env", "nomodule:Foo-v0")
+    assert found.startswith("--env: nomodule:Foo-v0 cannot be made: ModuleNotFoundError: ")
+    found = ending(monkeypatch, "--env", toy(monkeypatch, Graph(VECTOR, None)))
+    assert found.startswith("--env: Toy-v0 cannot be made: KeyError: ")
+    spec = gymnasium.envs.registration.EnvSpec("Toy-v0", entry_point=lambda size: None)
+    monkeypatch.setitem(gymnasium.registry, "Toy-v0", spec)
+    assert "Toy-v0 cannot be made: TypeError: " in ending(monkeypatch, "--env", "Toy-v0")
+
+
+def test_a_neuron_named_twice_is_trained_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["control.py", "--fast", "--neurons", "MSF", "MSF"])
+    control.main()
+    printed = capsys.readouterr()
+    assert printed.err.count("MSF, seed 0") == 1
+    assert printed.out.count("| MSF |") == 1
 
 
 def test_the_page_prints_what_stands_in_it(capsys, monkeypatch):

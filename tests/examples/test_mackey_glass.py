@@ -154,6 +154,12 @@ def test_a_command_that_was_ended_goes_on(tmp_path, monkeypatch, capsys):
     assert "not done" not in printed
     assert printed.index("| PMSN | 3 |") < printed.index("| LIF | 3 | 11.0 (10.0 to 12.0)")
     assert "| a constant, the mean of the training points | 3 | 21.0 (20.0 to 22.0) |" in printed
+    (tmp_path / "rows.json").unlink()
+    ran.clear()
+    printed = command("--neurons", "LIF", "LIF", "--series", "1")
+    assert ran == [("LIF", 0)], "a name given twice is one row"
+    assert "| LIF | 1 | 10.0 (10.0 to 10.0) | 0.1000 |" in printed
+    assert "| training RMSE |" in printed, "it is the loss of the last epoch"
     with pytest.raises(
         SystemExit, match=r"rows\.json has rows of 100 epochs on 750 points; give another file"
     ):

@@ -192,8 +192,23 @@ def test_a_run_of_the_trainer_can_be_streamed(tmp_path, monkeypatch):
     loaded, x, y = stream.from_run(config, tmp_path / "best.ckpt")
     assert x.shape == (7, 30, 2)
     assert len(y) == 30
+    _, few, labels = stream.from_run(config, tmp_path / "best.ckpt", 5)
+    assert few.shape == (7, 5, 2)
+    places = [int((x == one.unsqueeze(1)).flatten(2).all(2).all(0).nonzero()) for one in few.unbind(1)]
+    assert torch.equal(labels, y[places])
+    assert places != list(range(5)), "drawn, not the first ones"
     for own, theirs in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(own, theirs)
+
+
+def test_a_network_without_a_form_of_linear_layers_is_said(tmp_path, monkeypatch):
+    config = tmp_path / "config.yaml"
+    pooled = SequenceNet(2, [8, 8], 3, neurons.PMSN(), pool=2)
+    monkeypatch.setattr(stream, "instantiate", lambda *_: (pooled, None))
+    given = ["stream.py", "--config", str(config), "--checkpoint", "best.ckpt"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit, match=r"averages over channels, .*config\.yaml has model\.pool=2"):
+        stream.main()
 
 
 def test_the_example_runs_at_toy_size(tmp_path, monkeypatch, capsys):
