@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -329,6 +330,62 @@ def roots_of(path):
     shutil.rmtree(path)
     write_sleep(path)
     return path
+
+
+def write_run(root, notes):
+    """Person 1's run 4, with these annotations."""
+    path = root / "S001" / "S001R04.edf"
+    draw = np.random.default_rng(5)
+    signals = [(name, "uV", 160) for name in MONTAGE.split()]
+    write_edf(path, signals, [draw.normal(0, 30, 40 * 160) for _ in signals], notes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ([(i * 1.0, 1.0, f"T{i % 3}") for i in range(6)], "the trial T1 at 1 s lasts 1 s"),
+        ([(4.2, 2.5, "T1"), (8.3, 4.1, "T2")], "the trial T1 at 4.2 s lasts 2.5 s"),
+        ([(i * 2.0, 4.1, f"T{i % 3}") for i in range(6)], "the trial T1 at 2 s lasts 2 s"),
+        ([(4.2, 4.1, "T1"), (4.2, 4.1, "T2")], "the trial T1 at 4.2 s lasts 0 s"),
+        ([(0.0, 40.0, "T0")], "no trial whose first 3 s lie in its 40 s"),
+        ([(38.0, 4.1, "T1")], "no trial whose first 3 s lie in its 40 s"),
+    ],
+    ids=["1 s", "2.5 s", "overlapping", "two at once", "none", "none within"],
+)
+def test_trials_shorter_than_their_windows_and_runs_without_trials(notes, said, tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    path = write_run(tmp_path, notes)
+    message = refused("mmidb", tmp_path, classes=2)
+    assert str(path) in message
+    assert said in message
+
+
+def test_a_trial_of_three_seconds_is_whole_and_one_past_the_end_is_named(tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    notes = [(0.3, 3.0, "T0"), (3.3, 3.0, "T1"), (6.3, 3.0, "T2")]
+    write_run(tmp_path, [*notes, (37.0, 3.0, "T1")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
+    assert windows.targets[:3].tolist() == [0, 1, 0]
+    write_run(tmp_path, [*notes, (37.5, 3.0, "T2")])
+    with pytest.warns(UserWarning, match=r"S001R04.edf has 40 s, left out are .*: T2 at 37.5 s$"):
+        windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
+    assert windows.targets[:2].tolist() == [0, 1]
+    assert sum(trial.startswith("S001 run 4 ") for trial in windows.trials) == 2
+
+
+def test_a_recording_that_lies_in_two_folders(tmp_path):
+    """With another signal each, so that only the names tell."""
+    for name, folder in (("mmidb", "S001"),):
+        root = tmp_path / name
+        SETS[name][2](root)
+        first = sorted((root / folder).iterdir())[0]
+        shutil.copytree(root / folder, root / folder / "old" / folder)
+        second = root / folder / "old" / folder / first.name
+        message = refused(name, root)
+        assert f"{min(first, second)} and {max(first, second)} are one recording by their names" in message
 
 
 def test_hypnograms(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from .base import Data
 from .files import Fault, reading
 from .loaders import Part
 
-__all__ = ["Recording", "Signals", "divide", "read_edf"]
+__all__ = ["Recording", "Signals", "divide", "named", "read_edf", "standard"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,23 @@ class Recording:
     x: np.ndarray
     targets: np.ndarray
     trials: list[str]
+
+
+def named(paths: Iterable[Path], pattern: str, form: str) -> dict[tuple[str, ...], Path]:
+    """The files by the groups of ``pattern`` in their names; ``form`` is the pattern for an error message.
+
+    Raises:
+        Fault: a name that does not match, two files that are the same recording.
+    """
+    found: dict[tuple[str, ...], Path] = {}
+    for path in paths:
+        match = re.fullmatch(pattern, path.name)
+        if match is None:
+            raise Fault(f"{path} is not named {form}")
+        other = found.setdefault(match.groups(), path)
+        if other is not path:
+            raise Fault(f"{other} and {path} are one recording by their names; keep one of them")
+    return found
 
 
 def divide(units: Iterable[str], fold: int, folds: int, val_fraction: float) -> dict[str, set[str]]:
