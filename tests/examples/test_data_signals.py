@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,15 @@ from recipes.data.sleep import SleepEDF  # noqa: E402
 
 from fixtures import damage  # noqa: E402
 from fixtures.damage import DAMAGES, Damaged, prepared  # noqa: E402
-from fixtures.signals import write_deap, write_edf, write_mmidb, write_night, write_sleep  # noqa: E402
+from fixtures.signals import (  # noqa: E402
+    SLEEP,
+    START,
+    write_deap,
+    write_edf,
+    write_mmidb,
+    write_night,
+    write_sleep,
+)
 
 # name: data module, its settings, what writes it, its files, shape of a batch of 2, classes
 SETS = {
@@ -378,14 +387,14 @@ def test_a_trial_of_three_seconds_is_whole_and_one_past_the_end_is_named(tmp_pat
 
 def test_a_recording_that_lies_in_two_folders(tmp_path):
     """With another signal each, so that only the names tell."""
-    for name, folder in (("mmidb", "S001"),):
+    for name, folder in (("mmidb", "S001"), ("sleep", "sleep-cassette")):
         root = tmp_path / name
         SETS[name][2](root)
-        first = sorted((root / folder).iterdir())[0]
+        first = min((root / folder).iterdir())
         shutil.copytree(root / folder, root / folder / "old" / folder)
         second = root / folder / "old" / folder / first.name
         message = refused(name, root)
-        assert f"{min(first, second)} and {max(first, second)} are one recording by their names" in message
+        assert f"{first} and {second} are one recording by their names" in message
 
 
 def test_hypnograms(tmp_path):
@@ -403,6 +412,116 @@ def test_hypnograms(tmp_path):
     assert "has the stage 'Sleep stage X', which is none of" in refused("sleep", tmp_path, folds=3)
     write_edf(path, (), (), [(0.0, 300.0, "Sleep stage W")])
     assert f"{path} has no sleep within the signal" in refused("sleep", tmp_path, folds=3)
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ([(0.0, 30.0, "W"), (30.0, 60.0, "2"), (60.0, 60.0, "R")], "'Sleep stage R' begins at 60 s, before 90 s"),
+        ([(0.0, 60.0, "?"), (30.0, 60.0, "2")], "'Sleep stage 2' begins at 30 s, before 60 s"),
+        ([(30.0, 60.0, "2"), (0.0, 60.0, "W")], "'Sleep stage 2' begins at 30 s, before 60 s"),
+        ([(0.0, 60.0, "2"), (0.0, 60.0, "2")], "'Sleep stage 2' begins at 0 s, before 60 s"),
+        ([(0.0, 45.0, "W"), (45.0, 75.0, "2")], "'Sleep stage W' at 0 s lasts 45 s, no multiple of 30 s"),
+        ([(0.0, 60.0, "W"), (60.0, 0.0, "2")], "'Sleep stage 2' at 60 s lasts 0 s, no multiple of 30 s"),
+    ],
+    ids=["overlapping", "over the unknown", "unsorted", "twice", "halves", "of no length"],
+)  # fmt: skip
+def test_stages_that_overlap_or_end_within_a_window(notes, said, tmp_path):
+    write_sleep(tmp_path, people=3)
+    path = tmp_path / "sleep-cassette" / "SC4011EC-Hypnogram.edf"
+    write_edf(path, (), (), [(onset, length, f"Sleep stage {text}") for onset, length, text in notes])
+    assert f"{path}: {said}" in refused("sleep", tmp_path, folds=3)
+
+
+def test_hypnograms_as_the_published_ones_are_read(tmp_path):
+    """The last, unknown stage runs far past the signal and ends nowhere in particular; order does not matter."""
+    write_sleep(tmp_path, people=3)
+    path = tmp_path / "sleep-cassette" / "SC4001EC-Hypnogram.edf"
+    stages = [
+        (0.0, 90.0, "W"),
+        (90.0, 60.0, "1"),
+        (150.0, 30.0, "4"),
+        (210.0, 120.0, "R"),
+        (330.0, 6905.0, "?"),
+    ]
+    write_edf(path, (), (), [(onset, length, f"Sleep stage {text}") for onset, length, text in stages[::-1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        windows = ready("sleep", tmp_path, folds=3).samples["test"].source.source
+    night = [i for i, trial in enumerate(windows.trials) if trial.startswith("00 night 1")]
+    assert windows.targets[night].tolist() == [0, 0, 0, 1, 1, 3, 4, 4, 4, 4]
+
+
+def test_a_hypnogram_of_another_night_or_patient(tmp_path):
+    folder = tmp_path / "sleep-cassette"
+    for person in range(3):
+        for night in (1, 2):
+            write_night(folder, person, night, start=START + timedelta(days=30 * person + night))
+    ready("sleep", tmp_path, folds=3)
+    path = folder / "SC4011EC-Hypnogram.edf"
+    for other, began in (("SC4001EC", "1989-04-25"), ("SC4012EC", "1989-05-26")):
+        shutil.copy(folder / f"{other}-Hypnogram.edf", path)
+        said = f"{folder / 'SC4011E0-PSG.edf'} begins at 1989-05-25 16:13:00, {path} at {began} 16:13:00"
+        assert said in refused("sleep", tmp_path, folds=3)
+    start = START + timedelta(days=31)
+    notes = [(0.0, 120.0, "Sleep stage 1"), (120.0, 120.0, "Sleep stage R")]
+    write_edf(path, (), (), notes, start + timedelta(seconds=1))
+    assert "16:13:01; they are not of one night" in refused("sleep", tmp_path, folds=3)
+    write_edf(path, (), (), notes, start, patient="Female_33yr")
+    ready("sleep", tmp_path, folds=3)  # the signal's header is anonymous
+    psg = folder / "SC4011E0-PSG.edf"
+    samples = [np.random.default_rng(9).normal(0, 30, 540 * hz) for _, _, hz in SLEEP]
+    write_edf(psg, SLEEP, samples, start=start, patient="Male_40yr")
+    with pytest.warns(
+        UserWarning, match=r"SC4011E0-PSG.edf is of patient 'X X X Male_40yr', .*'X X X Female_33yr'$"
+    ):
+        ready("sleep", tmp_path, folds=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("SC4001E0-PSG.edf", "SC4xx1E0-PSG.edf"),
+        ("SC4001E0-PSG.edf", "ST7001E0-PSG.edf"),
+        ("SC4001E0-PSG.edf", "SC4001EC-PSG.edf"),
+        ("SC4001E0-PSG.edf", "sc4001e0.edf"),
+        ("SC4001EC-Hypnogram.edf", "SC4001-Hypnogram.edf"),
+        ("SC4001EC-Hypnogram.edf", "x.edf"),
+    ],
+)
+@pytest.mark.parametrize("people", [20, 78])
+def test_names_of_sleep(name, other, people, tmp_path):
+    write_sleep(tmp_path, people=3)
+    folder = tmp_path / "sleep-cassette"
+    (folder / name).rename(folder / other)
+    message = refused("sleep", tmp_path, folds=3, people=people)
+    assert f"{folder / other} is not named SC4<person><night>E0-PSG.edf or SC4<person>" in message
+
+
+def test_windows_without_a_signal(tmp_path):
+    """An electrode that fell off: in some windows it is told, in most of them refused."""
+    write_sleep(tmp_path, people=3)
+    path = tmp_path / "sleep-cassette" / "SC4011E0-PSG.edf"
+    samples = [np.random.default_rng(9).normal(0, 30, 540 * hz) for _, _, hz in SLEEP]
+    samples[1][12000:] = samples[1][0]  # Pz-Oz is not used
+    samples[0][42000:] = samples[0][0]
+    write_edf(path, SLEEP, samples)
+    with pytest.warns(
+        UserWarning, match=f"{path} is flat in channel 0 in 4 of 16 windows, first in night 1 window 12"
+    ):
+        ready("sleep", tmp_path, folds=3)
+    samples[0][12000:] = samples[0][0]
+    write_edf(path, SLEEP, samples)
+    message = refused("sleep", tmp_path, folds=3)
+    assert f"{path} is flat in channel 0 in 12 of 16 windows, first in night 1 window 4" in message
+
+
+def test_parts_within_a_person_are_what_the_protocol_says(roots):
+    data = ready("sleep", roots / "sleep", protocol="within", person="01")
+    said = "fold 0 of 4 by single windows, neighbours in different parts, of 01, 5 classes"
+    assert data.about == f"SleepEDF: {said}"
+    data = ready("deap", roots / "deap", protocol="within", person="s01", folds=3)
+    assert data.about == "DEAP: fold 0 of 3 by trials of s01, 2 classes"
 
 
 def test_settings(roots):

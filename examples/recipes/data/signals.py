@@ -6,11 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from .. import RecipeError
@@ -108,6 +110,8 @@ class Signals(Data):
     layout = "NCL"
     names: tuple[str, ...]
     """Of the classes."""
+    unit = "trials"
+    """What "within" divides."""
 
     def __init__(
         self,
@@ -128,8 +132,8 @@ class Signals(Data):
 
     @property
     def about(self) -> str:
-        """The protocol in one line, for the output."""
-        what = "people" if self.protocol == "cross" else f"trials of {self.person}"
+        """The protocol in one line, for the head of a run."""
+        what = "people" if self.protocol == "cross" else f"{self.unit} of {self.person}"
         return f"{type(self).__name__}: fold {self.fold} of {self.folds} by {what}, {len(self.names)} classes"
 
     def recordings(self) -> list[Recording]:
@@ -189,9 +193,7 @@ def _require_sound(recordings: list[Recording]) -> None:
     for each in recordings:
         if not np.isfinite(each.x).all():
             raise Fault(f"{each.path} has values that are no numbers (NaN or infinite)")
-        if len(each.x) and (each.x.std((0, 2)) == 0).any():
-            channel = int(np.flatnonzero(each.x.std((0, 2)) == 0)[0])
-            raise Fault(f"{each.path} is flat in channel {channel}")
+        _require_lively(each)
         if each.x.shape[1:] != recordings[0].x.shape[1:]:
             raise Fault(
                 f"{each.path} has windows of {list(each.x.shape[1:])} channels and samples, {recordings[0].path} of "
@@ -201,6 +203,20 @@ def _require_sound(recordings: list[Recording]) -> None:
         other = seen.setdefault(digest, each)
         if other is not each and len(each.x):
             raise Fault(f"{each.path} holds the same signal as {other.path}; remove the copy")
+
+
+def _require_lively(recording: Recording) -> None:
+    """A channel that is flat in a few windows is named, one that is flat in most of them is refused."""
+    flat = recording.x.max(2) == recording.x.min(2)
+    count, windows = flat.sum(0).max(initial=0), len(flat)
+    if count == 0:
+        return
+    channel = int(flat.sum(0).argmax())
+    first = recording.trials[int(flat[:, channel].argmax())]
+    said = f"{recording.path} is flat in channel {channel} in {count} of {windows} windows, first in {first}"
+    if count > windows / 2:
+        raise Fault(said)
+    rank_zero_warn(f"{said}; they are kept")
 
 
 def standard(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -218,6 +234,9 @@ class EDF:
 
     x: np.ndarray
     notes: list[tuple[float, float, str]]
+    start: datetime
+    patient: str
+    """Of the header; empty where it is anonymous."""
 
 
 def read_edf(path: Path, channels: Iterable[str] | None, rate: int) -> EDF:
@@ -252,7 +271,11 @@ def read_edf(path: Path, channels: Iterable[str] | None, rate: int) -> EDF:
                     raise Fault(f"{path} has {channel} at {found:g} Hz, {rate} Hz are needed")
                 signals.append(file.readSignal(index))
             notes = [(float(a), float(b), str(c)) for a, b, c in zip(*file.readAnnotations(), strict=True)]
-        return EDF(np.stack(signals) if signals else np.empty((0, 0)), notes)
+            start = file.getStartdatetime()
+        with path.open("rb") as file:
+            patient = " ".join(file.read(88)[8:].decode("latin-1").split())
+        x = np.stack(signals) if signals else np.empty((0, 0))
+        return EDF(x, notes, start, "" if set(patient) <= set("X ") else patient)
 
 
 def _require_whole_edf(path: Path) -> None:
