@@ -291,6 +291,15 @@ def test_values_that_are_no_numbers_and_flat_channels(tmp_path):
     for change, said in (
         (lambda c: c["data"].__setitem__((0, 3, 500), np.nan), "values that are no numbers"),
         (lambda c: c["data"].__setitem__((slice(None), 3), 1.0), "is flat in channel 3"),
+        (
+            lambda c: c["data"].__setitem__((2, 3, 500), 1e300),
+            "has the value 1e+300 in trial 2, channel 3, sample 500; EEG in microvolts lies within 1e+06",
+        ),
+        (
+            lambda c: c["data"].__setitem__((2, 31, 8063), -1.5e6),
+            "has the value -1.5e+06 in trial 2, channel 31",
+        ),
+        (lambda c: c["data"].__setitem__((0, 3, 500), np.inf), "has the value inf in trial 0, channel 3"),
         (lambda c: c["labels"].__setitem__((0, 0), 11.0), "four ratings from 1 to 9"),
         (lambda c: c["labels"].__setitem__((0, 0), np.nan), "four ratings from 1 to 9"),
         (lambda c: c.__setitem__("labels", c["labels"][:3]), "4 rows of four ratings"),
@@ -303,9 +312,13 @@ def test_values_that_are_no_numbers_and_flat_channels(tmp_path):
         content = pickle.loads(good)
         change(content)
         path.write_bytes(pickle.dumps(content, 2))
-        message = refused("deap", tmp_path, folds=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            message = refused("deap", tmp_path, folds=3)
         assert str(path) in message
         assert said in message
+    path.write_bytes(pickle.dumps({"data": np.zeros((0, 40, 8064)), "labels": np.zeros((0, 4))}, 4))
+    assert "its data are [0, 40, 8064], not trials" in refused("deap", tmp_path, folds=3)
 
 
 def test_a_pickle_that_holds_more_than_arrays(tmp_path):
@@ -387,14 +400,18 @@ def test_a_trial_of_three_seconds_is_whole_and_one_past_the_end_is_named(tmp_pat
 
 def test_a_recording_that_lies_in_two_folders(tmp_path):
     """With another signal each, so that only the names tell."""
-    for name, folder in (("mmidb", "S001"), ("sleep", "sleep-cassette")):
+    for name, folder in (
+        ("mmidb", "S001"),
+        ("sleep", "sleep-cassette"),
+        ("deap", "data_preprocessed_python"),
+    ):
         root = tmp_path / name
         SETS[name][2](root)
         first = min((root / folder).iterdir())
         shutil.copytree(root / folder, root / folder / "old" / folder)
-        second = root / folder / "old" / folder / first.name
+        both = sorted([first, root / folder / "old" / folder / first.name])
         message = refused(name, root)
-        assert f"{first} and {second} are one recording by their names" in message
+        assert f"{both[0]} and {both[1]} are one recording by their names" in message
 
 
 def test_hypnograms(tmp_path):
@@ -496,6 +513,22 @@ def test_names_of_sleep(name, other, people, tmp_path):
     (folder / name).rename(folder / other)
     message = refused("sleep", tmp_path, folds=3, people=people)
     assert f"{folder / other} is not named SC4<person><night>E0-PSG.edf or SC4<person>" in message
+
+
+@pytest.mark.parametrize("other", ["S01.dat", "s01 (1).dat", "s1a.dat", "p01.dat"])
+def test_names_of_deap(other, tmp_path):
+    write_deap(tmp_path, people=4, trials=4)
+    folder = tmp_path / "data_preprocessed_python"
+    (folder / "s01.dat").rename(folder / other)
+    assert f"{folder / other} is not named s<person>.dat" in refused("deap", tmp_path, folds=3)
+
+
+@pytest.mark.parametrize("other", ["s001R04.edf", "S001R4.edf", "S001R04 (1).edf", "S1R04.edf"])
+def test_names_of_mmidb(other, tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    path = tmp_path / "S001" / other
+    path.with_name("S001R04.edf").rename(path)
+    assert f"{path} is not named S<person>R<run>.edf" in refused("mmidb", tmp_path, classes=2)
 
 
 def test_windows_without_a_signal(tmp_path):
