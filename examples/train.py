@@ -31,6 +31,7 @@ try:
     from recipes.data.files import one_line
     from recipes.module import Task
     from recipes.resume import Last, RandomNumbers, Stopped
+    from recipes.settings import named
 except ImportError as error:
     sys.exit(f'{error}\nThe recipes need more packages: pip install "msf-pmsn-plugins[examples]"')
 
@@ -116,6 +117,11 @@ class Trainer(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError) as error:  # of a constructor: it says what it expects
             raise RecipeError(one_line(error)) from error
+        config = self.config[self.subcommand].as_dict()
+        self.model.settings = {
+            **named(config["model"]["network"], "model.network"),
+            **named(config["data"], "data"),
+        }
 
     def instantiate_trainer(self, **settings):
         out = Path(self._get(self.config, "out"))

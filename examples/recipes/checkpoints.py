@@ -53,6 +53,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         if not Path(path).is_file():
+            if Path(path).with_name(LAST).is_file():
+                raise RecipeError(f"no checkpoint {path}: the run has not validated yet; give its {LAST}")
             raise RecipeError(f"no checkpoint {path}; a run keeps them in <out>/checkpoints/")
         try:
             return torch.load(path, map_location or "cpu", weights_only=weights_only is not False)

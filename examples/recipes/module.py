@@ -22,6 +22,7 @@ from . import RecipeError
 from .checkpoints import require_space
 from .neurons import reset
 from .processes import of_all_processes
+from .settings import require_same
 
 __all__ = ["Task", "cosine", "loss_of"]
 
@@ -139,6 +140,8 @@ class Task(LightningModule):
         self.cooldown_epochs = cooldown_epochs
         self.schedule_epochs = schedule_epochs
         self.label_smoothing = label_smoothing
+        self.settings: dict[str, str] | None = None
+        """Of network and data, as :func:`recipes.settings.named` gives them; None where no configuration made them."""
         self._check_settings()
         self.metrics = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
 
@@ -245,8 +248,12 @@ class Task(LightningModule):
             if name.startswith("train")
         }
         checkpoint["metrics"] = of_all_processes(mine)
+        checkpoint["settings"] = self.settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        was = checkpoint.get("settings")
+        if was is not None and self.settings is not None:
+            require_same(was, self.settings, self.trainer.state.fn, self.trainer.datamodule.division)
         saved = checkpoint.get("metrics", [])
         if self.trainer.state.fn != "fit" or len(saved) != self.trainer.world_size:
             return
@@ -353,13 +360,13 @@ class Task(LightningModule):
     def header(self) -> str:
         """What is trained, in one line."""
         trainer, data = self.trainer, self.trainer.datamodule
-        neuron = getattr(self.network, "neuron", None)
+        neuron = (self.settings or {}).get("model.network.neuron")
         ends = f"max_epochs {trainer.max_epochs}" + (
             f", max_steps {trainer.max_steps}" if trainer.max_steps >= 0 else ""
         )
         return (
             f"{type(self.network).__name__}{f' of {neuron}' if neuron else ''}, "
-            f"{sum(p.numel() for p in self.parameters()):,} parameters; {type(data).__name__}, "
+            f"{sum(p.numel() for p in self.parameters()):,} parameters; {data.about}, "
             f"{len(data.samples['train']):,} samples in batches of {data.batch_size}; {ends}; "
             f"{trainer.precision} on {trainer.world_size} {self.device.type}; {trainer.default_root_dir}"
         )

@@ -61,7 +61,6 @@ class Last(Checkpoint):
             "due": self.due,
             "ended": epochs.started > 0 and epochs.processed == epochs.started,
             "data": {
-                "data": type(trainer.datamodule).__name__,
                 "samples": len(trainer.datamodule.samples["train"]),
                 "batch_size": trainer.datamodule.batch_size,
                 "seed": trainer.datamodule.seed,
@@ -187,10 +186,10 @@ class Last(Checkpoint):
         was, now = place["data"], fresh["place"]["data"]
         changed = [f"{name} {was[name]}, now {now[name]}" for name in was if was[name] != now[name]]
         middle = place["batches"] > 0 and not place["ended"]
-        if changed and (middle or was["data"] != now["data"]):
+        if changed and middle:
             raise RecipeError(
-                f"the checkpoint is of a run with {'; '.join(changed)}"
-                f"{', in mid-epoch' if middle else ''}: give the same settings, or another --out without --ckpt_path"
+                f"the checkpoint is of a run with {'; '.join(changed)}, in mid-epoch: give the same settings, or "
+                "another --out without --ckpt_path"
             )
         return not changed
 

@@ -12,8 +12,9 @@ for name in ("lightning", "tonic", "h5py"):
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
+from recipes import RecipeError  # noqa: E402
 from recipes.data.events import CIFAR10DVS, DVSGesture, SpikingHeidelberg  # noqa: E402
-from recipes.data.frames import Binning, EventArrays  # noqa: E402
+from recipes.data.frames import Binning, EventArrays, Frames, Separate  # noqa: E402
 
 from fixtures.damage import prepared, refused  # noqa: E402
 from fixtures.events import write_aedat4, write_cifar10dvs, write_dvsgesture, write_shd  # noqa: E402
@@ -53,6 +54,14 @@ def test_no_event_is_lost(by, count):
 def test_frames_by_count_follow_time_also_where_the_file_does_not():
     frames = Binning(2, (4,), "count")(events([30, 10, 40, 20], [3, 1, 0, 2]))
     assert frames.tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
+
+
+def test_a_part_without_recordings_is_refused_before_a_folder_is_made(tmp_path):
+    empty = Separate("Waves", [], [], lambda path: events([]))
+    for _ in range(2):
+        with pytest.raises(RecipeError, match="there are no train recordings of Waves"):
+            Frames(empty, "train", Binning(1, (2,)), [tmp_path])
+        assert not list(tmp_path.iterdir())
 
 
 def test_counts_are_as_large_as_they_are():

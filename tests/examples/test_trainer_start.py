@@ -206,7 +206,7 @@ def test_what_is_no_checkpoint_of_this_run_is_one_line(tmp_path):
     for given, message in (
         ([f"--ckpt_path={damaged}"], "damaged.ckpt is not a whole checkpoint"),
         ([f"--ckpt_path={foreign}"], "it is of another trainer"),
-        ([f"--ckpt_path={path}", f"{NET}width=9"], "the checkpoint does not fit TinyNet"),
+        ([f"--ckpt_path={path}", f"{NET}width=9"], r"is of a run with model\.network\.width 8, now 9"),
         (
             [f"--ckpt_path={path}", FINDER % ("BatchSizeFinder", "max_trials", 1)],
             "leave out --ckpt_path or the finder",

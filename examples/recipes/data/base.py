@@ -75,6 +75,8 @@ class Data(LightningDataModule):
     """Number of classes, None for regression."""
     tree: str
     """The files under ``root``, for error messages."""
+    division: tuple[str, ...] = ("val_fraction",)
+    """The settings that say which samples are in which part."""
     # a rank may be left without validation samples
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -123,6 +125,11 @@ class Data(LightningDataModule):
         self._prepared: dict[str, Any] | RecipeError | None = None
 
     # -- what a data set says about itself
+
+    @property
+    def about(self) -> str:
+        """Its name, and how it is divided where a setting says that."""
+        return type(self).__name__
 
     def fetch(self) -> None:
         """Download what is missing, each folder by :func:`whole`."""

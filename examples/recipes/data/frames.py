@@ -182,7 +182,7 @@ class Frames(Dataset):
         workers: processes that make frames.
 
     Raises:
-        RecipeError: a recording that cannot be read or is empty, too little space, a full disk, a damaged cache.
+        RecipeError: no recordings, one that cannot be read or is empty, too little space, a full disk, a damaged cache.
     """
 
     def __init__(
@@ -194,6 +194,8 @@ class Frames(Dataset):
         verify: bool = True,
         workers: int = 0,
     ):
+        if len(source) == 0:
+            raise Fault(f"there are no {split} recordings of {source.kind}")
         self.targets = source.targets
         self.source = source
         self.shape = (binning.steps, *binning.shape)

@@ -6,7 +6,8 @@ A recording is ``NAME_td.dat``, its events, and ``NAME_bbox.npy``, its boxes.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ RECORD = np.dtype([("t", "<u4"), ("word", "<u4")])
 FIELDS = ("t", "x", "y", "w", "h", "class_id", "class_confidence")
 OLD = {"ts": "t", "confidence": "class_confidence"}
 """Names that the boxes of Gen1 have."""
+OUTSIDE = "outside of the sensor or without a size"
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,16 @@ class LabelledTimes(Recordings):
         return EventArrays(t, (word >> 28 & 1, word >> 14 & 0x3FFF, word & 0x3FFF))
 
 
+def no_box_counts(files: list[Path], left_out: Counter[str]) -> RecipeError:
+    """Of all these files; how many boxes were left out, and why."""
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    return RecipeError(
+        f"no box counts of the {left_out.total()} in {files[0]}{more}: {counts or 'none is there'}; put the "
+        "publisher's boxes there"
+    )
+
+
 class EventScenes:
     """Frames before labelled times, and the boxes there."""
 
@@ -207,7 +219,8 @@ class EventScenes:
 class Prophesee(DetectionData):
     """Gen1, or 1 Mpx at half size: the events before every labelled time, [N, 3, H, W], or frames [T, N, 2, H, W].
 
-    Boxes are cut to the sensor; labels and detections count as in the literature, see :data:`Sensor.keep`.
+    Boxes are cut to the sensor; of what is left of them, labels and detections count as in the literature, see
+    :data:`Sensor.keep`.
 
     Args:
         sensor: "gen1" or "1mpx".
@@ -245,7 +258,8 @@ class Prophesee(DetectionData):
         self.channels = 3 if steps is None else 2
         self.classes = len(self.sensor.names)
         self.names = self.sensor.names
-        self.keep = self.sensor.keep.scaled(1 / shrink)
+        edge = self.sensor.width - 1, self.sensor.height - 1
+        self.keep = replace(self.sensor.keep, edge=edge).scaled(1 / shrink)
         if self.augmentation.colour:
             raise RecipeError("data.colour changes the colours of images, events have none; give 0")
 
@@ -276,7 +290,7 @@ class Prophesee(DetectionData):
         for path in find(folder, BOXES):
             if path not in partners.values():
                 raise Fault(f"{path} has no events beside it, {path.name[: -len(BOXES)]}{EVENTS}")
-        moments, boxes, outside = [], [], 0
+        moments, boxes, left_out = [], [], Counter[str]()
         for recording, (path, labels) in enumerate(partners.items()):
             open_events(path)  # cut files are found before anything is made of others
             rows = read_boxes(labels)
@@ -285,14 +299,18 @@ class Prophesee(DetectionData):
                     f"{labels} has a box of class {rows['class_id'].max()}, this camera has classes 0 to "
                     f"{self.sensor.labelled - 1}"
                 )
-            rows = self.counted(rows, train=split == "train")
-            inside = self.inside(rows)
-            outside += int((~inside).sum())
-            for time, part in self.at_times(rows[inside], every=split == "test"):
+            corners = self.corners(rows)
+            kept = np.ones(len(rows), bool)
+            for reason, wrong in self.uncounted(rows, corners, train=split == "train").items():
+                left_out[reason] += int((kept & wrong).sum())
+                kept &= ~wrong
+            for time, part in self.at_times(rows["t"][kept], corners[kept], every=split == "test"):
                 moments.append((recording, time))
-                boxes.append(self.corners(part))
-        if outside:
-            rank_zero_warn(f"{outside} boxes of {folder} lie outside of the sensor and are left out")
+                boxes.append(part)
+        if not moments:
+            raise no_box_counts(list(partners.values()), left_out)
+        if left_out[OUTSIDE]:
+            rank_zero_warn(f"{left_out[OUTSIDE]} boxes of {folder} lie {OUTSIDE} and are left out")
         times = LabelledTimes(
             f"{type(self).__name__}-{len(self.sensor.names)}", files, moments, self.duration
         )
@@ -310,23 +328,29 @@ class Prophesee(DetectionData):
             Frames(times, part, binning, self.places(), self.verify, self.num_workers), boxes, times
         )
 
-    def counted(self, rows: np.ndarray, train: bool) -> np.ndarray:
-        """The boxes that count; those wider than nine tenths of the sensor are left out of training."""
-        rows = self.sensor.keep(rows[rows["class_id"] < len(self.sensor.names)])
-        return rows[rows["w"] <= 0.9 * self.sensor.width] if train else rows
+    def uncounted(self, rows: np.ndarray, corners: np.ndarray, train: bool) -> dict[str, np.ndarray]:
+        """Why boxes do not count, and which; those wider than nine tenths of the sensor only in training."""
+        sensor, keep = self.sensor, self.sensor.keep
+        width, height = (corners[:, 2:4] - corners[:, :2]).T
+        reasons = {
+            f"of none of the classes {', '.join(self.names)}": rows["class_id"] >= len(self.names),
+            f"not later than {keep.skip / 1e6:g} s (times are in microseconds)": rows["t"] <= keep.skip,
+            OUTSIDE: np.minimum(width, height) <= 0,
+            f"with a diagonal below {keep.diagonal:g} or a side below {keep.side:g} pixels on the sensor": (
+                ~self.keep.large(width, height)
+            ),
+        }
+        if train:
+            wide = width > 0.9 * sensor.width / sensor.shrink
+            reasons["wider than nine tenths of the sensor, which are not trained on"] = wide
+        return reasons
 
-    def inside(self, rows: np.ndarray) -> np.ndarray:
-        """Which boxes have a part on the sensor."""
-        x, y = rows["x"], rows["y"]
-        low = (x + rows["w"] > 0) & (y + rows["h"] > 0)
-        return low & (x < self.sensor.width - 1) & (y < self.sensor.height - 1)
-
-    def at_times(self, rows: np.ndarray, every: bool) -> list[tuple[int, np.ndarray]]:
+    def at_times(self, times: np.ndarray, boxes: np.ndarray, every: bool) -> list[tuple[int, np.ndarray]]:
         """The labelled times and their boxes."""
-        rows = rows[np.argsort(rows["t"], kind="stable")]
-        times, starts = np.unique(rows["t"], return_index=True)
+        order = np.argsort(times, kind="stable")
+        found, starts = np.unique(times[order], return_index=True)
         kept: list[tuple[int, np.ndarray]] = []
-        for time, part in zip(times.tolist(), np.split(rows, starts[1:]), strict=False):
+        for time, part in zip(found.tolist(), np.split(boxes[order], starts[1:]), strict=False):
             if every or not kept or time - kept[-1][0] >= self.interval:
                 kept.append((time, part))
         return kept
@@ -335,6 +359,5 @@ class Prophesee(DetectionData):
         """Boxes [n, 5] in pixels of the frames, cut to them."""
         low = np.stack([rows["x"], rows["y"]], 1).astype(float)
         high = low + np.stack([rows["w"], rows["h"]], 1)
-        limit = (self.sensor.width - 1, self.sensor.height - 1)
-        parts = [low.clip(0, limit), high.clip(0, limit)]
-        return np.concatenate([*(part / self.sensor.shrink for part in parts), rows["class_id"][:, None]], 1)
+        cut = self.keep.cut(np.concatenate([low, high], 1) / self.sensor.shrink)
+        return np.concatenate([cut, rows["class_id"][:, None]], 1)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .. import RecipeError
 from .drawing import BORDER, Drawing
 
 __all__ = [
@@ -184,6 +185,13 @@ class Augmentation:
     mixup_scale: tuple[float, float] = (0.5, 1.5)
     gains: tuple[float, float, float] = (5.0, 30.0, 30.0)
     rows: int = 120
+
+    def __post_init__(self):
+        for name, (least, greatest) in {"scale": self.scale, "mixup_scale": self.mixup_scale}.items():
+            if not 0 < least <= greatest < math.inf:
+                raise RecipeError(
+                    f"data.{name} is the least and the greatest, 0 < least <= greatest, got {least}, {greatest}"
+                )
 
     def without_mixing(self) -> Augmentation:
         """For the last epochs: neither mosaic nor mixup, and 50 rows at most."""

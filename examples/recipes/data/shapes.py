@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import RecipeError
 from ..detection.prophesee import BoxFilter
 from .detection import DetectionData
-from .files import whole
+from .files import find, whole
 from .prophesee import BOXES, EVENTS, Prophesee, Sensor
 from .scenes import Scene
 
@@ -77,6 +78,8 @@ class PastedDigits(DetectionData):
 
     def __init__(self, scenes: int = 2000, height: int = CANVAS, width: int = CANVAS, **common: Any):
         super().__init__(height=height, width=width, **common)
+        if scenes < 1:
+            raise RecipeError(f"data.scenes must be 1 or more, got {scenes}")
         self.scenes = scenes
 
     def fetch(self):
@@ -169,23 +172,43 @@ class MovingShapes(Prophesee):
     ``download``, frames of events before a label every 100 ms.
 
     Args:
-        recordings: of training; a fifth of it are validated, and as many tested.
+        recordings: of training; a fifth of it are validated, and as many tested. A folder that holds another number
+            is refused, unless ``verify`` is False.
     """
 
-    tree = f"{{train,val,test}}/*{EVENTS} and *{BOXES}, which --data.download true makes"
+    tree = f"{{train,val,test}}/*{EVENTS} and, for each, *{BOXES}"
 
     def __init__(self, recordings: int = 40, **common: Any):
-        self.recordings = recordings
         super().__init__(**common)
+        if recordings < 1:
+            raise RecipeError(f"data.recordings must be 1 or more, got {recordings}")
+        self.recordings = recordings
+
+    @property
+    def remedy(self):
+        return "give another --data.root, or remove train, val and test there, and --data.download true makes them"
 
     def camera(self, name: str) -> Sensor:
         return Sensor(CANVAS, CANVAS, ("disc", "square"), BoxFilter(0, 10, 5), labelled=2)
 
+    def count(self, split: str) -> int:
+        """Recordings of a part."""
+        return self.recordings if split == "train" else max(1, self.recordings // 5)
+
+    def open(self, split):
+        folder = self.root / split
+        there = len(find(folder, EVENTS))
+        if self.verify and there and there != self.count(split):
+            raise RecipeError(
+                f"data.recordings {self.recordings} makes {self.count(split)} {split} recordings, {folder} has "
+                f"{there}; give the number that made them, or {self.remedy}"
+            )
+        return super().open(split)
+
     def fetch(self):
         for k, split in enumerate(("train", "val", "test")):
-            count = self.recordings if split == "train" else max(1, self.recordings // 5)
 
-            def build(folder: Path, k: int = k, count: int = count) -> None:
+            def build(folder: Path, k: int = k, count: int = self.count(split)) -> None:
                 for i in range(count):
                     write_recording(folder / f"shapes{i:03d}", seed=100_000 * k + i)
 

@@ -108,6 +108,7 @@ class Signals(Data):
     """
 
     layout = "NCL"
+    division = ("protocol", "fold", "folds", "person", "people", "val_fraction")
     names: tuple[str, ...]
     """Of the classes."""
     unit = "trials"

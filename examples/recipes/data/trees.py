@@ -15,6 +15,7 @@ from PIL import Image
 
 from .. import RecipeError
 from .detection import DetectionData, require_inside
+from .drawing import BORDER
 from .files import Fault, reading
 from .scenes import Scene, within
 
@@ -40,9 +41,14 @@ def read_voc(path: Path) -> np.ndarray:
 
 
 class Tiles:
-    """Squares of some photographs and the boxes whose centre lies in them, cut to them; the last ones overlap."""
+    """Squares of some photographs and the boxes whose centre lies in them, cut to them.
 
-    def __init__(self, paths: list[Path], size: int):
+    Args:
+        overlap: the last square of a row or column ends with the photograph and overlaps the one before, so that some
+            trees are in both; else it goes beyond, grey there, and every tree is in one.
+    """
+
+    def __init__(self, paths: list[Path], size: int, overlap: bool):
         self.paths = paths
         self.size = size
         self.tiles = []
@@ -54,8 +60,9 @@ class Tiles:
                 raise Fault(f"{image_path} is smaller than a tile of {size} pixels; give a smaller data.tile")
             boxes = read_voc(path)
             require_inside(boxes, image.shape[:2], str(path))
-            for y in starts(image.shape[0], size):
-                for x in starts(image.shape[1], size):
+            boxes[:, :4] = within(boxes[:, :4], *image.shape[:2])
+            for y in starts(image.shape[0], size, overlap):
+                for x in starts(image.shape[1], size, overlap):
                     self.tiles.append((path, (x, y), self.cut(image, boxes, x, y)))
 
     def cut(self, image: np.ndarray, boxes: np.ndarray, x: int, y: int) -> Scene:
@@ -63,7 +70,9 @@ class Tiles:
         centre = (moved[:, :2] + moved[:, 2:4]) / 2
         mine = moved[((centre >= 0) & (centre < self.size)).all(1)]
         mine[:, :4] = within(mine[:, :4], self.size, self.size)
-        return Scene(image[y : y + self.size, x : x + self.size], mine)
+        part = image[y : y + self.size, x : x + self.size]
+        below, right = self.size - part.shape[0], self.size - part.shape[1]
+        return Scene(np.pad(part, ((0, below), (0, right), (0, 0)), constant_values=BORDER), mine)
 
     def __len__(self):
         return len(self.tiles)
@@ -82,13 +91,15 @@ class Tiles:
         return self.tiles[index][2]
 
 
-def starts(length: int, size: int) -> list[int]:
+def starts(length: int, size: int, overlap: bool) -> list[int]:
     """Where tiles begin that cover ``length``."""
-    return sorted({*range(0, length - size, size), length - size})
+    return [*range(0, length - size, size), length - size] if overlap else [*range(0, length, size)]
 
 
 class AerialTrees(DetectionData):
     """Trees in aerial photographs, in square tiles: [N, 3, height, width], one class.
+
+    Validated and tested is each tree once, in the tile that holds its centre, cut to it; training tiles may overlap.
 
     Args:
         tile: pixels of a side.
@@ -125,4 +136,5 @@ class AerialTrees(DetectionData):
         return "install deepforest anew: pip install --no-deps --force-reinstall deepforest"
 
     def open(self, split):
-        return Tiles([self.root / f"{name}.xml" for name in PARTS[split]], self.tile)
+        paths = [self.root / f"{name}.xml" for name in PARTS[split]]
+        return Tiles(paths, self.tile, overlap=split == "train")

@@ -83,6 +83,10 @@ class Detection(Task):
                 "model.last_epochs and model.multiscale must be 0 or more, model.scale_step 1 or more and model.least "
                 f"in [0, 1], got {last_epochs}, {multiscale}, {scale_step} and {least}"
             )
+        if not (0 <= threshold <= 1 and 0 <= overlap <= 1):
+            raise RecipeError(
+                f"model.threshold and model.overlap must lie in [0, 1], got {threshold} and {overlap}"
+            )
         self.last_epochs = last_epochs
         self.least = least
         self.multiscale = multiscale
@@ -200,12 +204,13 @@ class Detection(Task):
         self.metrics[f"{stage}_map"].update([self.counted(one) for one in scaled], truths(batch))
 
     def counted(self, found: Detections) -> dict[str, Tensor]:
-        """What torchmetrics takes, without the boxes that count nowhere."""
+        """What torchmetrics takes; boxes are cut, and some count nowhere, as those of the labels."""
         keep = self.trainer.datamodule.keep
         boxes, scores, labels = found.boxes, found.scores, found.labels
         if keep is not None:
-            width, height = (boxes[:, 2:] - boxes[:, :2]).cpu().numpy().T
-            large = torch.from_numpy(keep.large(width, height)).to(boxes.device)
+            corners = keep.cut(boxes.cpu().numpy())
+            large = torch.from_numpy(keep.large(*(corners[:, 2:] - corners[:, :2]).T)).to(boxes.device)
+            boxes = torch.from_numpy(corners).to(boxes.device)
             boxes, scores, labels = boxes[large], scores[large], labels[large]
         return {"boxes": boxes, "scores": scores, "labels": labels}
 

@@ -6,6 +6,7 @@ and class_confidence, as :func:`recipes.data.prophesee.read_boxes` gives them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,11 +28,18 @@ class BoxFilter:
     """Boxes count, labelled or detected, after ``skip`` microseconds of a recording and if they are large enough.
 
     Prophesee's own script takes ``skip=100_000``, and the sides 20 for Gen1 and 10 for 1 Mpx; papers take those here.
+    Its boxes are as they were given; those of papers are cut to the sensor before (:meth:`cut`), whose greatest x and y
+    ``edge`` are.
     """
 
     skip: int
     diagonal: float
     side: float
+    edge: tuple[float, float] = (math.inf, math.inf)
+
+    def cut(self, corners: np.ndarray) -> np.ndarray:
+        """Boxes [n, 4], x1, y1, x2, y2, without what lies outside of the sensor."""
+        return corners.clip(0, np.array(self.edge * 2, corners.dtype))
 
     def large(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
         """Which boxes of these sizes count."""
@@ -42,7 +50,8 @@ class BoxFilter:
 
     def scaled(self, factor: float) -> BoxFilter:
         """For frames ``factor`` times as large as the sensor."""
-        return BoxFilter(self.skip, self.diagonal * factor, self.side * factor)
+        x, y = self.edge
+        return BoxFilter(self.skip, self.diagonal * factor, self.side * factor, (x * factor, y * factor))
 
 
 GEN1 = BoxFilter(500_000, 30, 10)
