@@ -4,7 +4,9 @@ Any setting of a configuration can be given on the command line: `--data.root ~/
 docs/train.md.
 """
 
+import argparse
 import logging
+import pkgutil
 import signal
 import sys
 import warnings
@@ -14,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 try:
+    import yaml
     from lightning.pytorch.callbacks import (
         BatchSizeFinder,
         LearningRateFinder,
@@ -28,6 +31,7 @@ try:
     from recipes import RecipeError
     from recipes.checkpoints import Best, WholeCheckpoints, claimed, refuse_to_overwrite
     from recipes.data.base import Data
+    from recipes.data.detection import DetectionData
     from recipes.data.files import one_line
     from recipes.module import Task
     from recipes.resume import Last, RandomNumbers, Stopped
@@ -71,12 +75,39 @@ class Bar(RichProgressBar):
         return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
 
 
+def data_of(path):
+    """The class of data that a configuration names; None where that cannot be told, which the parser will explain."""
+    try:
+        kind = pkgutil.resolve_name(yaml.safe_load(Path(path).read_text())["data"]["class_path"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, yaml.YAMLError):
+        return None
+    return kind if isinstance(kind, type) else None
+
+
 class Trainer(LightningCLI):
     """The command line: network and loss under ``model``, a data set under ``data``, Lightning's own ``trainer``."""
 
     def __init__(self, held: ExitStack, *args, **settings):
         self.held = held
         super().__init__(*args, **settings)
+
+    @staticmethod
+    def subcommands():
+        """All but predict: no data set here has samples without labels."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def parse_arguments(self, parser, args):
+        given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        given.add_argument("-c", "--config", action="append", nargs="?", default=[])
+        for path in filter(None, given.parse_known_args(args)[0].config):
+            kind = data_of(path)
+            boxes = kind is not None and issubclass(kind, DetectionData)
+            if kind is not None and boxes != issubclass(self.datamodule_class, DetectionData):
+                raise RecipeError(
+                    f"{path} names {kind.__name__}, data {'with' if boxes else 'without'} boxes: use examples/"
+                    f"{'detect' if boxes else 'train'}.py"
+                )
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser):
         parser.usage = USAGE

@@ -1,5 +1,6 @@
 """For the tests of the recipes."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,3 +23,14 @@ def fixtures(tmp_path_factory):
 def command_line(monkeypatch):
     """pytest's own arguments are not for the command line of the recipes."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+@pytest.fixture
+def copy(fixtures, tmp_path):
+    """A fixture that a test may damage."""
+
+    def get(name):
+        shutil.copytree(fixtures(name), tmp_path / name)
+        return tmp_path / name
+
+    return get

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from recipes import RecipeError  # noqa: E402
 from recipes.data.events import CIFAR10DVS, DVSGesture, SpikingHeidelberg  # noqa: E402
-from recipes.data.files import Fault, identify, unpickle, whole  # noqa: E402
+from recipes.data.files import Fault, identify, twins, unpickle, whole  # noqa: E402
 from recipes.data.images import CIFAR, ImageNet, SequentialMNIST  # noqa: E402
 from recipes.data.sines import Sines  # noqa: E402
 
@@ -240,6 +240,17 @@ def test_files_are_told_apart(full, tmp_path):
     shutil.copy2(path, tmp_path / "copy")
     assert identify([tmp_path / "copy"], full) != known
     assert path.stat().st_ino == facts.st_ino
+
+
+def test_files_of_equal_content_are_found_under_any_name(tmp_path):
+    one, two, copy, link, other = (tmp_path / name for name in ("one", "two", "copy", "link", "other"))
+    for path, content in ((one, b"abc"), (two, b"abd"), (copy, b"abc"), (other, b"abcd")):
+        path.write_bytes(content)
+    link.symlink_to(two)
+    assert twins([one, two], [other]) == []
+    assert twins([one, two, other], [copy, link]) == [(one, copy), (two, link)]
+    with pytest.raises(Fault, match="gone is missing"):
+        twins([one], [tmp_path / "gone"])
 
 
 def test_frames_lie_where_the_user_says(tmp_path):

@@ -131,6 +131,20 @@ def test_scenes_without_boxes_pass():
         assert np.isfinite(item.labels).all()
 
 
+@pytest.mark.parametrize("drawing", DRAWINGS)
+@pytest.mark.parametrize("mixed", [0.0, 1.0], ids=["plain", "mosaic"])
+@pytest.mark.parametrize("shape", [(2, 400, 3), (400, 2, 3)], ids=["wide", "tall"])
+def test_long_narrow_images_keep_a_pixel_of_their_shorter_side(drawing, mixed, shape):
+    image = np.full(shape, 200, np.uint8)
+    scene = Scene(image, np.array([[0.0, 0.0, shape[1], shape[0], 1]]))
+    small, ratio = letterboxed(image, 64, 64, DRAWINGS[drawing])
+    assert ratio == 64 / 400
+    assert (small == 200).all(2).sum() == 64
+    augmentation = Augmentation(64, 64, mosaic=mixed, mixup=mixed)
+    random.seed(0)
+    assert augmentation(Stored([scene] * 2), 0, DRAWINGS[drawing]).image.shape == (64, 64, 3)
+
+
 def test_drawings_travel_to_workers():
     for drawing in DRAWINGS.values():
         assert type(pickle.loads(pickle.dumps(drawing))) is type(drawing)

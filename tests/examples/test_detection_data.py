@@ -1,8 +1,6 @@
-"""Data with boxes: COCO, Gen1 and 1 Mpx in their own files, small sets that are made, and what is wrong with them."""
+"""Data with boxes: Gen1 and 1 Mpx in their own files, small sets that are made, and what is wrong with them."""
 # ruff: noqa: E402
 
-import json
-import shutil
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -14,7 +12,7 @@ for name in ("lightning", "torchvision", "pycocotools", "sklearn"):
     pytest.importorskip(name)
 
 from recipes import RecipeError
-from recipes.data.coco import COCO
+from recipes.data.detection import require_inside
 from recipes.data.frames import EventArrays
 from recipes.data.prophesee import Prophesee, Windows, open_events, read_boxes
 from recipes.data.shapes import MovingShapes, PastedDigits
@@ -22,158 +20,25 @@ from recipes.data.trees import AerialTrees
 from recipes.detection.boxes import Detections
 from recipes.detection.module import Detection
 
-from fixtures.boxes import GEN1, TOOLBOX, header, write_dat
+from fixtures.boxes import GEN1, TOOLBOX, header, ready, start, write_dat
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = {"classes": 3, "height": 64, "width": 64, "verify": False}
-
-
-def ready(data):
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def start(kind, root, **settings):
-    return ready(kind(root=str(root), **settings))
-
-
-@pytest.fixture
-def copy(fixtures, tmp_path):
-    """A fixture that a test may damage."""
-
-    def get(name):
-        shutil.copytree(fixtures(name), tmp_path / name)
-        return tmp_path / name
-
-    return get
-
-
-# -- COCO
-
-
-def test_coco_is_read_with_boxes_cut_to_the_image_and_crowds_apart(fixtures):
-    data = start(COCO, fixtures("COCO"), **SMALL, val_fraction=0.2)
-    assert {split: len(part) for split, part in data.samples.items()} == {"train": 7, "val": 3, "test": 4}
-    assert data.names == ("thing 3", "thing 7", "thing 90")
-    source = data.samples["test"].source
-    scene = source[0]
-    assert scene.image.shape == (48, 64, 3)
-    assert scene.image.dtype == np.uint8
-    assert scene.boxes.tolist() == [[8, 10, 40, 30, 0], [40, 30, 64, 48, 1]]
-    assert source[2].crowd.tolist() == [[0, 0, 20, 9, 0]]
-    first = data.samples["test"][0]
-    assert first.x.shape == (3, 64, 64)
-    assert first.ratio == 1
-    assert first.truth[0].tolist() == [8, 10, 40, 30, 0, 0]
-    batch = data.collate([data.samples["test"][i] for i in range(4)])
-    assert batch.truth.shape == (4, 2, 6)
-    assert (batch.truth[1, :, 4] == -1).all()  # no boxes
-
-
-def test_colours_are_blue_green_red(fixtures, copy):
-    from PIL import Image
-
-    root = copy("COCO")
-    for path in (root / "val2017").glob("*.jpg"):
-        with Image.open(path) as image:
-            size = image.size
-        Image.new("RGB", size, (200, 0, 0)).save(path, quality=95)
-    data = start(COCO, root, **SMALL)
-    blue, green, red = data.samples["test"][0].x[:, 5, 5].tolist()
-    assert red > 190
-    assert max(blue, green) < 10
-    assert data.picture(data.samples["test"][0].x)[0].max() > 190
-
-
-@pytest.mark.parametrize("drawing", ["torchvision", "opencv"])
-def test_training_items_are_a_function_of_seed_epoch_and_scene(fixtures, drawing):
-    pytest.importorskip("cv2") if drawing == "opencv" else None
-    settings = {**SMALL, "mosaic": 1.0, "mixup_boxes": 1.0, "colour": 1.0, "drawing": drawing}
-    one, two = (start(COCO, fixtures("COCO"), **settings).samples["train"] for _ in range(2))
-    first, again, later = one[(0, 1)], two[(0, 1)], one[(1, 1)]
-    assert torch.equal(first.x, again.x)
-    assert torch.equal(first.labels, again.labels)
-    assert not torch.equal(first.x, later.x)
-    assert first.labels.shape == (120, 5)
-    one.plain_from = 1
-    plain = one[(1, 1)]
-    assert plain.labels.shape == (50, 5)
-    assert torch.equal(one[(0, 1)].x, first.x)
-
-
-def test_workers_read_the_same_batches(fixtures):
-    batches = []
-    for workers in (0, 2):
-        data = start(COCO, fixtures("COCO"), **SMALL, mosaic=1.0, batch_size=3, num_workers=workers)
-        batches.append(list(data.train_dataloader()))
-    assert len(batches[0]) == len(batches[1]) == 3
-    for one, two in zip(*batches, strict=True):
-        assert torch.equal(one.x, two.x)
-        assert torch.equal(one.labels, two.labels)
-
-
-def test_mixed_scenes_are_of_the_training_part_alone(fixtures):
-    data = start(COCO, fixtures("COCO"), **SMALL, mosaic=1.0, mixup_boxes=1.0, val_fraction=0.3)
-    train = data.samples["train"]
-    read = []
-    train.read = lambda index: (read.append(index), train.source[index])[1]
-    for position in range(len(train)):
-        for epoch in range(3):
-            train[(epoch, position)]
-    assert set(read) <= set(train.indices.tolist())
-    assert not set(read) & set(data.samples["val"].indices.tolist())
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("box", "said"),
     [
-        (
-            lambda c: c["annotations"][0].update(bbox=[100, 5, 10, 10]),
-            "has a box outside of its 64 x 48 pixels: 100",
-        ),
-        (
-            lambda c: c["annotations"][0].update(bbox=[-30, 5, 10, 10]),
-            "has a box outside of its 64 x 48 pixels: -30",
-        ),
-        (lambda c: c["categories"].pop(), "instances_train2017.json"),
-        (lambda c: c["categories"].append({"id": 91, "name": "more"}), "4 categories, data.classes is 3"),
-        (lambda c: c.update(annotations=[]), "no train image of COCO .* has a box"),
-        (lambda c: c["images"][0].update(height=40), "000000000000.jpg"),
-        (lambda c: c.pop("images"), "no train images of COCO in .*instances_train2017.json"),
+        ([5, 5, 4, 20], "is no rectangle: 5, 5 to 4, 20"),
+        ([5, 5, np.nan, 20], "is no rectangle: 5, 5 to nan, 20"),
+        ([-np.inf, 5, 6, 20], "is no rectangle: -inf, 5"),
+        ([64, 5, 70, 20], "outside of its 64 x 48 pixels: 64, 5"),
     ],
-    ids=["right of it", "left of it", "category", "one more", "no boxes", "size", "no images"],
 )
-def test_bad_annotations_end_in_one_line_that_names_the_file(copy, change, said):
-    root = copy("COCO")
-    edit(root / "annotations" / "instances_train2017.json", change)
-    with pytest.raises(RecipeError, match=said) as caught:
-        data = start(COCO, root, **SMALL)
-        for position in range(len(data.samples["train"])):
-            data.samples["train"].plain(position)
-    assert "\n" not in str(caught.value)
-
-
-def test_cut_and_missing_images_are_found_before_training(copy):
-    root = copy("COCO")
-    path = sorted((root / "train2017").glob("*.jpg"))[3]
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(RecipeError, match=path.name):
-        start(COCO, root, **SMALL)
-    path.unlink()
-    with pytest.raises(RecipeError, match=f"{path.name} is missing"):
-        start(COCO, root, **SMALL)
-
-
-def test_images_without_boxes_are_named_and_stay(fixtures):
-    with pytest.warns(UserWarning, match=r"1 of 10 train images have no boxes .*000000000001\.jpg"):
-        start(COCO, fixtures("COCO"), **SMALL)
+def test_boxes_that_are_none_are_refused(box, said):
+    good = [0, 0, 64, 48, 0]
+    require_inside(np.array([good], float), (48, 64), "it")
+    with pytest.raises(RecipeError, match=f"^it has a box (that )?{said}"):
+        require_inside(np.array([good, [*box, 0]], float), (48, 64), "it")
 
 
 # -- Prophesee

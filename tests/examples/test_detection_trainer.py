@@ -3,6 +3,7 @@
 
 import csv
 import math
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ for name in ("lightning", "torchmetrics", "spikingjelly", "torchvision", "pycoco
     pytest.importorskip(name)
 
 import detect as command
+import train
 from lightning.pytorch import Callback, Trainer
 from recipes.data.coco import COCO
 from recipes.data.detection import Batch
@@ -127,6 +129,47 @@ def test_configurations_build_the_published_networks(task, classes, count, capsy
         net = instantiate_class((), network)
     assert net.classes == classes
     assert sum(p.numel() for p in net.parameters()) == count
+
+
+@pytest.mark.parametrize("flag", ["--config", "-c"])
+@pytest.mark.parametrize("task", SMALL)
+def test_configurations_with_boxes_name_their_command(task, flag, capfd):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["fit", flag, str(CONFIGS / f"{task}.yaml")])
+    assert re.fullmatch(
+        rf"error: \S*{task}.yaml names \w+, data with boxes: use examples/detect.py", stop.value.code
+    )
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("task", ["smnist", "shd", "sine"])
+def test_configurations_without_boxes_name_theirs(task):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["fit", f"--config={CONFIGS.parent / task}.yaml"])
+    assert re.fullmatch(
+        rf"error: \S*{task}.yaml names \w+, data without boxes: use examples/train.py", stop.value.code
+    )
+
+
+@pytest.mark.parametrize("content", ["data: [", "", "data: 3", "data: {class_path: no.such.Data}", None])
+def test_a_configuration_that_names_no_data_is_for_the_parser_to_explain(content, tmp_path, capfd):
+    path = tmp_path / "one.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        command.main(["fit", f"--config={path}"])
+    assert stop.value.code == 2
+    assert "error: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("main", [train.main, command.main], ids=["train", "detect"])
+def test_nothing_is_predicted(main, capfd):
+    with pytest.raises(SystemExit):
+        main(["predict"])
+    assert "invalid choice: 'predict' (choose from 'fit', 'validate', 'test')" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "predict" not in capfd.readouterr().out
 
 
 # -- a stopped run

@@ -195,7 +195,20 @@ class DetectionData(Data):
         seed = self.seed if train else None
         if train and self.augmentation.colour and self.channels != 3:
             raise RecipeError(f"data.colour changes BGR images, these have {self.channels} channels; give 0")
+        if train:
+            self._name_unseen(source, indices)
         return DetectionSamples(source, indices, self.augmentation, self.drawing, self.steps, seed)
+
+    def _name_unseen(self, source: Any, indices: np.ndarray) -> None:
+        """Say which classes have no box among the training images ``indices``."""
+        seen = np.unique(np.concatenate([source.boxes(int(i))[:, 4] for i in indices]))
+        unseen = np.setdiff1d(np.arange(self.classes), seen)
+        if len(unseen):
+            names = ", ".join(self.names[k] if self.names else f"class {k}" for k in unseen[:4])
+            rank_zero_warn(
+                f"{len(unseen)} of {self.classes} classes of {type(self).__name__} have no box in training and will "
+                f"not be found: {names}{', ..' if len(unseen) > 4 else ''}; label some, or take the classes out"
+            )
 
     def arrange(self, batch):
         return batch._replace(x=batch.x.transpose(0, 1)) if self.layout.startswith("T") else batch
@@ -238,10 +251,14 @@ def require_inside(boxes: np.ndarray, shape: tuple[int, int], name: str) -> None
     """Raise RecipeError for a box [n, 5] that is no rectangle or has no part in an image of this height and width."""
     height, width = shape
     low, high = boxes[:, :2], boxes[:, 2:4]
-    good = np.isfinite(boxes).all(1) & (low < (width, height)).all(1) & (high > 0).all(1)
-    if not good.all():
-        x1, y1, x2, y2 = boxes[~good][0, :4]
-        raise RecipeError(
-            f"{name} has a box outside of its {width} x {height} pixels: {x1:g}, {y1:g} to {x2:g}, {y2:g}; correct it "
-            "or take it out"
-        )
+    shaped = np.isfinite(boxes).all(1) & (low <= high).all(1)
+    inside = (low < (width, height)).all(1) & (high > 0).all(1)
+    for good, fault in (
+        (shaped, "a box that is no rectangle"),
+        (inside, f"a box outside of its {width} x {height} pixels"),
+    ):
+        if not good.all():
+            x1, y1, x2, y2 = boxes[~good][0, :4]
+            raise RecipeError(
+                f"{name} has {fault}: {x1:g}, {y1:g} to {x2:g}, {y2:g}; correct it or take it out"
+            )

@@ -8,7 +8,8 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,18 @@ except ImportError:  # Windows: leftovers of killed processes stay
 
 from .. import RecipeError
 
-__all__ = ["Fault", "Locked", "find", "identify", "one_line", "places", "reading", "unpickle", "whole"]
+__all__ = [
+    "Fault",
+    "Locked",
+    "find",
+    "identify",
+    "one_line",
+    "places",
+    "reading",
+    "twins",
+    "unpickle",
+    "whole",
+]
 
 EDGE = 65_536
 """Bytes at either end of a file that tell it from another of the same name, size and time."""
@@ -121,10 +133,15 @@ def unpickle(path: Path) -> Any:
 # -- which file is it
 
 
-def _identify(path: Path, full: bool) -> str:
+def _digest(path: Path) -> str:
     with reading(path), path.open("rb") as file:
-        if full:
-            return f"{path.resolve()} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identify(path: Path, full: bool) -> str:
+    if full:
+        return f"{path.resolve()} {_digest(path)}"
+    with reading(path), path.open("rb") as file:
         facts = path.stat()
         ends = file.read(EDGE)
         file.seek(max(0, facts.st_size - EDGE))
@@ -144,6 +161,27 @@ def identify(files: Sequence[Path], full: bool) -> list[str]:
     """
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda path: _identify(Path(path), full), files))
+
+
+def twins(some: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of files, one of ``some`` and one of ``others``, of the same content; only those of equal size are read.
+
+    Raises:
+        Fault: a file that cannot be read.
+    """
+    sizes: tuple[dict[int, list[Path]], ...] = (defaultdict(list), defaultdict(list))
+    for part, paths in zip(sizes, (some, others), strict=True):
+        for path in paths:
+            with reading(path):
+                part[path.stat().st_size].append(path)
+    alike = [
+        [path for size in part if size in other for path in part[size]]
+        for part, other in (sizes, sizes[::-1])
+    ]
+    with ThreadPoolExecutor() as pool:
+        digests = [list(pool.map(_digest, paths)) for paths in alike]
+    first = dict(zip(digests[0], alike[0], strict=True))
+    return [(first[key], path) for key, path in zip(digests[1], alike[1], strict=True) if key in first]
 
 
 # -- where files are made

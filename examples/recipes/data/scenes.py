@@ -113,7 +113,9 @@ def flipped(scene: Scene) -> Scene:
 def enlarged(image: np.ndarray, height: int, width: int, drawing: Drawing) -> tuple[np.ndarray, float]:
     """``image`` as large as it fits into [height, width], and how many times as large that is."""
     ratio = min(height / image.shape[0], width / image.shape[1])
-    return drawing.resize(image, int(image.shape[0] * ratio), int(image.shape[1] * ratio)), ratio
+    # a long, narrow image keeps a pixel of its shorter side
+    low, across = (max(1, int(size * ratio)) for size in image.shape[:2])
+    return drawing.resize(image, low, across), ratio
 
 
 def letterboxed(image: np.ndarray, height: int, width: int, drawing: Drawing) -> tuple[np.ndarray, float]:
