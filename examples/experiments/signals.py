@@ -85,11 +85,28 @@ def numbers(channels, where):
     return values
 
 
+def both(train, test):
+    """What :func:`read` gives for both files; raises Fault where they do not belong together."""
+    (x, y), (x_test, y_test) = read(train), read(test)
+    if x_test.shape[1:] != x.shape[1:]:
+        raise Fault(
+            f"{test} has {x_test.shape[1:]} channels and samples, {train} has {x.shape[1:]}; they must agree"
+        )
+    classes, classes_test = sorted(set(y.tolist())), sorted(set(y_test.tolist()))
+    if len(classes) != 2 or not set(classes_test) <= set(classes):
+        raise Fault(f"{train} has the classes {classes}, {test} {classes_test}; both need the same two")
+    for path, values in ((train, x), (test, x_test)):
+        flat = np.flatnonzero(values.max((0, 2)) == values.min((0, 2)))
+        if len(flat):
+            raise Fault(f"{path} is flat in channel {flat[0]}: the same value in every series")
+    return (x, y), (x_test, y_test)
+
+
 @cache
 def data(root, name):
     """Standardised by the training set, each channel for itself: [N, channels, samples]."""
     try:
-        (x, y), (x_test, y_test) = (read(root / name / f"{name}_{part}.ts") for part in ("TRAIN", "TEST"))
+        (x, y), (x_test, y_test) = both(*(root / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST")))
     except Fault as error:
         raise common.Unavailable(f"{error}. {HELP}") from error
     mean, std = x.mean((0, 2), keepdims=True), x.std((0, 2), keepdims=True)

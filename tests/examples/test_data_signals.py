@@ -3,7 +3,9 @@
 import pickle
 import shutil
 import sys
+import warnings
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,15 @@ from recipes.data.sleep import SleepEDF  # noqa: E402
 
 from fixtures import damage  # noqa: E402
 from fixtures.damage import DAMAGES, Damaged, prepared  # noqa: E402
-from fixtures.signals import write_deap, write_edf, write_mmidb, write_night, write_sleep  # noqa: E402
+from fixtures.signals import (  # noqa: E402
+    SLEEP,
+    START,
+    write_deap,
+    write_edf,
+    write_mmidb,
+    write_night,
+    write_sleep,
+)
 
 # name: data module, its settings, what writes it, its files, shape of a batch of 2, classes
 SETS = {
@@ -241,6 +251,8 @@ def test_every_damage_of_every_signal_file(name, damage, roots):
                 assert "does not exist for 3 people" in refused(name, roots / name)
             elif damage == "missing" and path.name.endswith("PSG.edf"):
                 assert len(ready(name, roots / name).samples["test"])
+            elif damage == "missing" and name == "sleep":
+                assert f"{path.name[:6]}E0-PSG.edf has 0 hypnograms beside it" in refused(name, roots / name)
             else:
                 assert path.name in refused(name, roots / name)
 
@@ -281,6 +293,15 @@ def test_values_that_are_no_numbers_and_flat_channels(tmp_path):
     for change, said in (
         (lambda c: c["data"].__setitem__((0, 3, 500), np.nan), "values that are no numbers"),
         (lambda c: c["data"].__setitem__((slice(None), 3), 1.0), "is flat in channel 3"),
+        (
+            lambda c: c["data"].__setitem__((2, 3, 500), 1e300),
+            "has the value 1e+300 in trial 2, channel 3, sample 500; EEG in microvolts lies within 1e+06",
+        ),
+        (
+            lambda c: c["data"].__setitem__((2, 31, 8063), -1.5e6),
+            "has the value -1.5e+06 in trial 2, channel 31",
+        ),
+        (lambda c: c["data"].__setitem__((0, 3, 500), np.inf), "has the value inf in trial 0, channel 3"),
         (lambda c: c["labels"].__setitem__((0, 0), 11.0), "four ratings from 1 to 9"),
         (lambda c: c["labels"].__setitem__((0, 0), np.nan), "four ratings from 1 to 9"),
         (lambda c: c.__setitem__("labels", c["labels"][:3]), "4 rows of four ratings"),
@@ -293,9 +314,13 @@ def test_values_that_are_no_numbers_and_flat_channels(tmp_path):
         content = pickle.loads(good)
         change(content)
         path.write_bytes(pickle.dumps(content, 2))
-        message = refused("deap", tmp_path, folds=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            message = refused("deap", tmp_path, folds=3)
         assert str(path) in message
         assert said in message
+    path.write_bytes(pickle.dumps({"data": np.zeros((0, 40, 8064)), "labels": np.zeros((0, 4))}, 4))
+    assert "its data are [0, 40, 8064], not trials" in refused("deap", tmp_path, folds=3)
 
 
 def test_a_pickle_that_holds_more_than_arrays(tmp_path):
@@ -331,6 +356,66 @@ def roots_of(path):
     return path
 
 
+def write_run(root, notes):
+    """Person 1's run 4, with these annotations."""
+    path = root / "S001" / "S001R04.edf"
+    draw = np.random.default_rng(5)
+    signals = [(name, "uV", 160) for name in MONTAGE.split()]
+    write_edf(path, signals, [draw.normal(0, 30, 40 * 160) for _ in signals], notes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ([(i * 1.0, 1.0, f"T{i % 3}") for i in range(6)], "the trial T1 at 1 s lasts 1 s"),
+        ([(4.2, 2.5, "T1"), (8.3, 4.1, "T2")], "the trial T1 at 4.2 s lasts 2.5 s"),
+        ([(i * 2.0, 4.1, f"T{i % 3}") for i in range(6)], "the trial T1 at 2 s lasts 2 s"),
+        ([(4.2, 4.1, "T1"), (4.2, 4.1, "T2")], "the trial T1 at 4.2 s lasts 0 s"),
+        ([(0.0, 40.0, "T0")], "no trial whose first 3 s lie in its 40 s"),
+        ([(38.0, 4.1, "T1")], "no trial whose first 3 s lie in its 40 s"),
+    ],
+    ids=["1 s", "2.5 s", "overlapping", "two at once", "none", "none within"],
+)
+def test_trials_shorter_than_their_windows_and_runs_without_trials(notes, said, tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    path = write_run(tmp_path, notes)
+    message = refused("mmidb", tmp_path, classes=2)
+    assert str(path) in message
+    assert said in message
+
+
+def test_a_trial_of_three_seconds_is_whole_and_one_past_the_end_is_named(tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    notes = [(0.3, 3.0, "T0"), (3.3, 3.0, "T1"), (6.3, 3.0, "T2")]
+    write_run(tmp_path, [*notes, (37.0, 3.0, "T1")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
+    assert windows.targets[:3].tolist() == [0, 1, 0]
+    write_run(tmp_path, [*notes, (37.5, 3.0, "T2")])
+    with pytest.warns(UserWarning, match=r"S001R04.edf has 40 s, left out are .*: T2 at 37.5 s$"):
+        windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
+    assert windows.targets[:2].tolist() == [0, 1]
+    assert sum(trial.startswith("S001 run 4 ") for trial in windows.trials) == 2
+
+
+def test_a_recording_that_lies_in_two_folders(tmp_path):
+    """With another signal each, so that only the names tell."""
+    for name, folder in (
+        ("mmidb", "S001"),
+        ("sleep", "sleep-cassette"),
+        ("deap", "data_preprocessed_python"),
+    ):
+        root = tmp_path / name
+        SETS[name][2](root)
+        first = min((root / folder).iterdir())
+        shutil.copytree(root / folder, root / folder / "old" / folder)
+        both = sorted([first, root / folder / "old" / folder / first.name])
+        message = refused(name, root)
+        assert f"{both[0]} and {both[1]} are one recording by their names" in message
+
+
 def test_hypnograms(tmp_path):
     folder = tmp_path / "sleep-cassette"
     write_sleep(tmp_path, people=3)
@@ -346,6 +431,132 @@ def test_hypnograms(tmp_path):
     assert "has the stage 'Sleep stage X', which is none of" in refused("sleep", tmp_path, folds=3)
     write_edf(path, (), (), [(0.0, 300.0, "Sleep stage W")])
     assert f"{path} has no sleep within the signal" in refused("sleep", tmp_path, folds=3)
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ([(0.0, 30.0, "W"), (30.0, 60.0, "2"), (60.0, 60.0, "R")], "'Sleep stage R' begins at 60 s, before 90 s"),
+        ([(0.0, 60.0, "?"), (30.0, 60.0, "2")], "'Sleep stage 2' begins at 30 s, before 60 s"),
+        ([(30.0, 60.0, "2"), (0.0, 60.0, "W")], "'Sleep stage 2' begins at 30 s, before 60 s"),
+        ([(0.0, 60.0, "2"), (0.0, 60.0, "2")], "'Sleep stage 2' begins at 0 s, before 60 s"),
+        ([(0.0, 45.0, "W"), (45.0, 75.0, "2")], "'Sleep stage W' at 0 s lasts 45 s, no multiple of 30 s"),
+        ([(0.0, 60.0, "W"), (60.0, 0.0, "2")], "'Sleep stage 2' at 60 s lasts 0 s, no multiple of 30 s"),
+    ],
+    ids=["overlapping", "over the unknown", "unsorted", "twice", "halves", "of no length"],
+)  # fmt: skip
+def test_stages_that_overlap_or_end_within_a_window(notes, said, tmp_path):
+    write_sleep(tmp_path, people=3)
+    path = tmp_path / "sleep-cassette" / "SC4011EC-Hypnogram.edf"
+    write_edf(path, (), (), [(onset, length, f"Sleep stage {text}") for onset, length, text in notes])
+    assert f"{path}: {said}" in refused("sleep", tmp_path, folds=3)
+
+
+def test_hypnograms_as_the_published_ones_are_read(tmp_path):
+    """The last, unknown stage runs far past the signal and ends nowhere in particular; order does not matter."""
+    write_sleep(tmp_path, people=3)
+    path = tmp_path / "sleep-cassette" / "SC4001EC-Hypnogram.edf"
+    stages = [
+        (0.0, 90.0, "W"),
+        (90.0, 60.0, "1"),
+        (150.0, 30.0, "4"),
+        (210.0, 120.0, "R"),
+        (330.0, 6905.0, "?"),
+    ]
+    write_edf(path, (), (), [(onset, length, f"Sleep stage {text}") for onset, length, text in stages[::-1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        windows = ready("sleep", tmp_path, folds=3).samples["test"].source.source
+    night = [i for i, trial in enumerate(windows.trials) if trial.startswith("00 night 1")]
+    assert windows.targets[night].tolist() == [0, 0, 0, 1, 1, 3, 4, 4, 4, 4]
+
+
+def test_a_hypnogram_of_another_night_or_patient(tmp_path):
+    folder = tmp_path / "sleep-cassette"
+    for person in range(3):
+        for night in (1, 2):
+            write_night(folder, person, night, start=START + timedelta(days=30 * person + night))
+    ready("sleep", tmp_path, folds=3)
+    path = folder / "SC4011EC-Hypnogram.edf"
+    for other, began in (("SC4001EC", "1989-04-25"), ("SC4012EC", "1989-05-26")):
+        shutil.copy(folder / f"{other}-Hypnogram.edf", path)
+        said = f"{folder / 'SC4011E0-PSG.edf'} begins at 1989-05-25 16:13:00, {path} at {began} 16:13:00"
+        assert said in refused("sleep", tmp_path, folds=3)
+    start = START + timedelta(days=31)
+    notes = [(0.0, 120.0, "Sleep stage 1"), (120.0, 120.0, "Sleep stage R")]
+    write_edf(path, (), (), notes, start + timedelta(seconds=1))
+    assert "16:13:01; they are not of one night" in refused("sleep", tmp_path, folds=3)
+    write_edf(path, (), (), notes, start, patient="Female_33yr")
+    ready("sleep", tmp_path, folds=3)  # the signal's header is anonymous
+    psg = folder / "SC4011E0-PSG.edf"
+    samples = [np.random.default_rng(9).normal(0, 30, 540 * hz) for _, _, hz in SLEEP]
+    write_edf(psg, SLEEP, samples, start=start, patient="Male_40yr")
+    with pytest.warns(
+        UserWarning, match=r"SC4011E0-PSG.edf is of patient 'X X X Male_40yr', .*'X X X Female_33yr'$"
+    ):
+        ready("sleep", tmp_path, folds=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("SC4001E0-PSG.edf", "SC4xx1E0-PSG.edf"),
+        ("SC4001E0-PSG.edf", "ST7001E0-PSG.edf"),
+        ("SC4001E0-PSG.edf", "SC4001EC-PSG.edf"),
+        ("SC4001E0-PSG.edf", "sc4001e0.edf"),
+        ("SC4001EC-Hypnogram.edf", "SC4001-Hypnogram.edf"),
+        ("SC4001EC-Hypnogram.edf", "x.edf"),
+    ],
+)
+@pytest.mark.parametrize("people", [20, 78])
+def test_names_of_sleep(name, other, people, tmp_path):
+    write_sleep(tmp_path, people=3)
+    folder = tmp_path / "sleep-cassette"
+    (folder / name).rename(folder / other)
+    message = refused("sleep", tmp_path, folds=3, people=people)
+    assert f"{folder / other} is not named SC4<person><night>E0-PSG.edf or SC4<person>" in message
+
+
+@pytest.mark.parametrize("other", ["S01.dat", "s01 (1).dat", "s1a.dat", "p01.dat"])
+def test_names_of_deap(other, tmp_path):
+    write_deap(tmp_path, people=4, trials=4)
+    folder = tmp_path / "data_preprocessed_python"
+    (folder / "s01.dat").rename(folder / other)
+    assert f"{folder / other} is not named s<person>.dat" in refused("deap", tmp_path, folds=3)
+
+
+@pytest.mark.parametrize("other", ["s001R04.edf", "S001R4.edf", "S001R04 (1).edf", "S1R04.edf"])
+def test_names_of_mmidb(other, tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    path = tmp_path / "S001" / other
+    path.with_name("S001R04.edf").rename(path)
+    assert f"{path} is not named S<person>R<run>.edf" in refused("mmidb", tmp_path, classes=2)
+
+
+def test_windows_without_a_signal(tmp_path):
+    """An electrode that fell off: in some windows it is told, in most of them refused."""
+    write_sleep(tmp_path, people=3)
+    path = tmp_path / "sleep-cassette" / "SC4011E0-PSG.edf"
+    samples = [np.random.default_rng(9).normal(0, 30, 540 * hz) for _, _, hz in SLEEP]
+    samples[1][12000:] = samples[1][0]  # Pz-Oz is not used
+    samples[0][42000:] = samples[0][0]
+    write_edf(path, SLEEP, samples)
+    with pytest.warns(
+        UserWarning, match=f"{path} is flat in channel 0 in 4 of 16 windows, first in night 1 window 12"
+    ):
+        ready("sleep", tmp_path, folds=3)
+    samples[0][12000:] = samples[0][0]
+    write_edf(path, SLEEP, samples)
+    message = refused("sleep", tmp_path, folds=3)
+    assert f"{path} is flat in channel 0 in 12 of 16 windows, first in night 1 window 4" in message
+
+
+def test_parts_within_a_person_are_what_the_protocol_says(roots):
+    data = ready("sleep", roots / "sleep", protocol="within", person="01")
+    said = "fold 0 of 4 by single windows, neighbours in different parts, of 01, 5 classes"
+    assert data.about == f"SleepEDF: {said}"
+    data = ready("deap", roots / "deap", protocol="within", person="s01", folds=3)
+    assert data.about == "DEAP: fold 0 of 3 by trials of s01, 2 classes"
 
 
 def test_settings(roots):

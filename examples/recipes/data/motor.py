@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from .. import RecipeError
 from .files import Fault, find
-from .signals import Recording, Signals, read_edf, standard
+from .signals import EDF, Recording, Signals, named, read_edf, standard
 
 __all__ = ["EEGMMIDB"]
 
@@ -52,40 +53,31 @@ class EEGMMIDB(Signals):
     def recordings(self):
         runs = FISTS + (REST if self.classes > 2 else ()) + (BOTH if self.classes > 3 else ())
         people: dict[int, dict[int, Path]] = {}
-        for path in find(self.root, ".edf"):
-            name = path.stem
-            if len(name) != 7 or name[0] != "S" or name[4] != "R" or not (name[1:4] + name[5:]).isdigit():
-                raise Fault(f"{path} is not named S<person>R<run>.edf")
-            person, run = int(name[1:4]), int(name[5:])
+        files = named(
+            find(self.root, ".edf"), r"S(\d{3})R(\d\d)(?i:\.edf)", "S<person>R<run>.edf, as S001R04.edf"
+        )
+        for name, path in files.items():
+            person, run = map(int, name)
             if run in runs and person not in LEFT_OUT:
                 people.setdefault(person, {})[run] = path
         if self.verify and len(people) != 105:
             raise Fault(f"EEGMMIDB has 105 people without the four, {len(people)} are in {self.root}")
         read = []
-        for person, files in people.items():
-            absent = [run for run in runs if run not in files]
+        for person, own in people.items():
+            absent = [run for run in runs if run not in own]
             if absent:
                 raise Fault(f"{self.root}/S{person:03d}/S{person:03d}R{absent[0]:02d}.edf is missing")
             taken = dict.fromkeys(range(self.classes), 0)
-            read += [self._run(files[run], run, f"S{person:03d}", taken) for run in runs]
+            read += [self._run(own[run], run, f"S{person:03d}", taken) for run in runs]
         return [each for each in read if len(each.x)]
 
     def _run(self, path: Path, run: int, person: str, taken: dict[int, int]) -> Recording:
         """The windows of a run; ``taken`` counts those of each class that this person has already."""
         edf, size = read_edf(path, MONTAGE.split(), RATE), RATE * SECONDS
         signal = standard(edf.x, (1,))
-        if run in REST:
-            cues = [(start, 2) for start in range(0, signal.shape[1] - size + 1, size)]
-        else:
-            cues = []
-            for onset, _, text in edf.notes:
-                if text not in ("T0", "T1", "T2"):
-                    raise Fault(f"{path} has the annotation {text!r}, which is none of T0, T1, T2")
-                if (run, text) in CUES:
-                    cues.append((round(onset * RATE), CUES[run, text]))
         windows = []
-        for start, label in cues:
-            if label < self.classes and taken[label] < TRIALS and start + size <= signal.shape[1]:
+        for start, label in _trials(path, run, edf):
+            if taken[label] < TRIALS:
                 taken[label] += 1
                 windows.append((start, label))
         return Recording(
@@ -97,3 +89,33 @@ class EEGMMIDB(Signals):
             np.array([label for _, label in windows], np.int64),
             [f"run {run} trial {start}" for start, _ in windows],
         )
+
+
+def _trials(path: Path, run: int, edf: EDF) -> list[tuple[int, int]]:
+    """First sample and label of every trial of a run; one that reaches out of the recording is left out and named."""
+    size, length = RATE * SECONDS, edf.x.shape[1]
+    trials = [(start, 2) for start in range(0, length - size + 1, size)] if run in REST else []
+    outside, notes = [], sorted(edf.notes)
+    for (onset, duration, text), following in zip(notes, [*notes[1:], None], strict=True):
+        if text not in ("T0", "T1", "T2"):
+            raise Fault(f"{path} has the annotation {text!r}, which is none of T0, T1, T2")
+        if (run, text) not in CUES:
+            continue
+        start = round(onset * RATE)
+        lasts = duration if following is None else min(duration, following[0] - onset)
+        if start < 0 or start + size > length:
+            outside.append(f"{text} at {onset:g} s")
+        elif round(lasts * RATE) < size:
+            raise Fault(
+                f"{path}: the trial {text} at {onset:g} s lasts {lasts:g} s (to its end or the next annotation), its "
+                f"window takes {SECONDS} s"
+            )
+        else:
+            trials.append((start, CUES[run, text]))
+    if not trials:
+        raise Fault(f"{path} has no trial whose first {SECONDS} s lie in its {length / RATE:g} s")
+    if outside:
+        rank_zero_warn(
+            f"{path} has {length / RATE:g} s, left out are trials that reach out of them: {', '.join(outside)}"
+        )
+    return trials

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from .. import RecipeError
@@ -17,7 +20,7 @@ from .base import Data
 from .files import Fault, reading
 from .loaders import Part
 
-__all__ = ["Recording", "Signals", "divide", "read_edf"]
+__all__ = ["Recording", "Signals", "divide", "named", "read_edf", "standard"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,23 @@ class Recording:
     x: np.ndarray
     targets: np.ndarray
     trials: list[str]
+
+
+def named(paths: Iterable[Path], pattern: str, form: str) -> dict[tuple[str, ...], Path]:
+    """The files by the groups of ``pattern`` in their names; ``form`` is the pattern for an error message.
+
+    Raises:
+        Fault: a name that does not match, two files that are the same recording.
+    """
+    found: dict[tuple[str, ...], Path] = {}
+    for path in paths:
+        match = re.fullmatch(pattern, path.name)
+        if match is None:
+            raise Fault(f"{path} is not named {form}")
+        other = found.setdefault(match.groups(), path)
+        if other is not path:
+            raise Fault(f"{other} and {path} are one recording by their names; keep one of them")
+    return found
 
 
 def divide(units: Iterable[str], fold: int, folds: int, val_fraction: float) -> dict[str, set[str]]:
@@ -91,6 +111,8 @@ class Signals(Data):
     division = ("protocol", "fold", "folds", "person", "people", "val_fraction")
     names: tuple[str, ...]
     """Of the classes."""
+    unit = "trials"
+    """What "within" divides."""
 
     def __init__(
         self,
@@ -111,8 +133,8 @@ class Signals(Data):
 
     @property
     def about(self) -> str:
-        """The protocol in one line, for the output."""
-        what = "people" if self.protocol == "cross" else f"trials of {self.person}"
+        """The protocol in one line, for the head of a run."""
+        what = "people" if self.protocol == "cross" else f"{self.unit} of {self.person}"
         return f"{type(self).__name__}: fold {self.fold} of {self.folds} by {what}, {len(self.names)} classes"
 
     def recordings(self) -> list[Recording]:
@@ -172,9 +194,7 @@ def _require_sound(recordings: list[Recording]) -> None:
     for each in recordings:
         if not np.isfinite(each.x).all():
             raise Fault(f"{each.path} has values that are no numbers (NaN or infinite)")
-        if len(each.x) and (each.x.std((0, 2)) == 0).any():
-            channel = int(np.flatnonzero(each.x.std((0, 2)) == 0)[0])
-            raise Fault(f"{each.path} is flat in channel {channel}")
+        _require_lively(each)
         if each.x.shape[1:] != recordings[0].x.shape[1:]:
             raise Fault(
                 f"{each.path} has windows of {list(each.x.shape[1:])} channels and samples, {recordings[0].path} of "
@@ -184,6 +204,20 @@ def _require_sound(recordings: list[Recording]) -> None:
         other = seen.setdefault(digest, each)
         if other is not each and len(each.x):
             raise Fault(f"{each.path} holds the same signal as {other.path}; remove the copy")
+
+
+def _require_lively(recording: Recording) -> None:
+    """A channel that is flat in a few windows is named, one that is flat in most of them is refused."""
+    flat = recording.x.max(2) == recording.x.min(2)
+    count, windows = flat.sum(0).max(initial=0), len(flat)
+    if count == 0:
+        return
+    channel = int(flat.sum(0).argmax())
+    first = recording.trials[int(flat[:, channel].argmax())]
+    said = f"{recording.path} is flat in channel {channel} in {count} of {windows} windows, first in {first}"
+    if count > windows / 2:
+        raise Fault(said)
+    rank_zero_warn(f"{said}; they are kept")
 
 
 def standard(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -201,6 +235,9 @@ class EDF:
 
     x: np.ndarray
     notes: list[tuple[float, float, str]]
+    start: datetime
+    patient: str
+    """Of the header; empty where it is anonymous."""
 
 
 def read_edf(path: Path, channels: Iterable[str] | None, rate: int) -> EDF:
@@ -235,7 +272,11 @@ def read_edf(path: Path, channels: Iterable[str] | None, rate: int) -> EDF:
                     raise Fault(f"{path} has {channel} at {found:g} Hz, {rate} Hz are needed")
                 signals.append(file.readSignal(index))
             notes = [(float(a), float(b), str(c)) for a, b, c in zip(*file.readAnnotations(), strict=True)]
-        return EDF(np.stack(signals) if signals else np.empty((0, 0)), notes)
+            start = file.getStartdatetime()
+        with path.open("rb") as file:
+            patient = " ".join(file.read(88)[8:].decode("latin-1").split())
+        x = np.stack(signals) if signals else np.empty((0, 0))
+        return EDF(x, notes, start, "" if set(patient) <= set("X ") else patient)
 
 
 def _require_whole_edf(path: Path) -> None:
