@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 try:
     import yaml
+    from jsonargparse import ArgumentError
     from lightning.pytorch.callbacks import (
         BatchSizeFinder,
         LearningRateFinder,
@@ -29,6 +30,7 @@ try:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
     from recipes import RecipeError
+    from recipes.arguments import said
     from recipes.checkpoints import Best, WholeCheckpoints, claimed, refuse_to_overwrite
     from recipes.data.base import Data
     from recipes.data.detection import DetectionData
@@ -111,7 +113,6 @@ class Trainer(LightningCLI):
 
     def add_arguments_to_parser(self, parser):
         parser.usage = USAGE
-        parser.print_usage = lambda file=None: None  # of an error the help is not part
         parser.add_argument(
             "--out", type=str, default="runs/run", help="Folder of this run's logs and checkpoints."
         )
@@ -237,10 +238,13 @@ def main(arguments=None, task=Task, data=Data):
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
+                parser_kwargs={"exit_on_error": False},
                 # the header and Task.check() are instead of them
                 trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
                 args=arguments,
             )
+        except ArgumentError as error:
+            sys.exit(f"error: {said(error)}; fit --help explains the settings, fit --print_config shows them")
         except (RecipeError, MisconfigurationException) as error:
             sys.exit(f"error: {error}")
         except Stopped as stop:

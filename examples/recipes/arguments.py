@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-__all__ = ["at_least_one", "output", "picture"]
+__all__ = ["at_least_one", "output", "picture", "said"]
 
 
 def at_least_one(text: str) -> int:
@@ -38,3 +39,30 @@ def picture(text: str) -> Path:
     if path.suffix.removeprefix(".").lower() not in formats:
         raise ArgumentTypeError(f"{text} ends in none of {', '.join(f'.{name}' for name in formats)}")
     return path
+
+
+NOISE = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Given value type:",
+    *(f"Given value: {whole}" for whole in ("{", "Namespace(", "NestedArg(")),
+)
+"""Lines of jsonargparse about the types that it tried."""
+
+
+def said(error: Exception) -> str:
+    """What jsonargparse says in a tree of lines, in one: the name of the setting, its class, and what is wrong."""
+    names, owner, wrong = [], "", []
+    for line in str(error).splitlines():
+        text = line.strip(" -")
+        if match := re.fullmatch(r'Parser key "([^"]+)": *(.*)', text):
+            names.append(match[1])
+            text = match[2]
+        if match := re.fullmatch(r"Problem with given class_path '([^']+)':", text):
+            owner = f" ({match[1]})"
+        elif text and not text.startswith(NOISE):
+            wrong.append(text)
+    return f"{'.'.join(names)}{owner}{': ' if names else ''}{'; '.join(wrong)}"

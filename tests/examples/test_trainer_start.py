@@ -104,7 +104,15 @@ def line(tmp_path, *given):
 
 
 FINDER = '--trainer.callbacks+={"class_path": "lightning.pytorch.callbacks.%s", "init_args": {"%s": %d}}'
+HELP = "; fit --help explains the settings, fit --print_config shows them$"
 WRONG = [
+    (
+        [f"{NET}width=x"],
+        rf"model\.network\.width \(fixtures\.tiny\.TinyNet\): Expected a <class 'int'>\. Got value: x{HELP}",
+    ),
+    (["--data.nonsense=1"], rf"data \(fixtures\.tiny\.Tiny\): Option 'nonsense' is not accepted{HELP}"),
+    (["--trainer.max_epochs=x"], rf"trainer\.max_epochs: Expected a <class 'int'>; Given value: x{HELP}"),
+    (["--nonsense=1"], f"unrecognized arguments: --nonsense=1{HELP}"),
     (["--model.lr=-1"], "model.lr must not be negative, got -1.0"),
     (["--model.warmup_epochs=-1"], "model.warmup_epochs must not be negative, got -1"),
     (["--model.schedule_epochs=0"], "model.schedule_epochs must be at least 1, got 0"),
