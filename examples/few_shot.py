@@ -26,6 +26,7 @@ try:
     from recipes import RecipeError, neurons
     from recipes.data.frames import Frames
     from recipes.data.mswc import LANGUAGES, MSWC
+    from recipes.measured import measured
     from recipes.models import SequenceNet
     from recipes.trained import add_arguments, instantiate
     from torch import Tensor, nn
@@ -72,7 +73,7 @@ def accuracy(net: SequenceNet, tests: list[Dataset], batch: int, workload: tuple
     """NeuroBench's figures on ``tests`` together."""
     model = neurobench.Model(net, lambda net, x: net(x.transpose(0, 1)).argmax(1))
     loader = DataLoader(ConcatDataset(tests), batch)
-    found = Benchmark(model, loader, [], [], [[], [ClassificationAccuracy, *workload]]).run(quiet=True)
+    found = measured(Benchmark(model, loader, [], [], [[], [ClassificationAccuracy, *workload]]))
     model.cleanup_hooks()
     return found
 

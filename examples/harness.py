@@ -24,6 +24,7 @@ try:
     from recipes.data.base import Data
     from recipes.data.detection import DetectionData
     from recipes.data.reaching import PrimateReaching
+    from recipes.measured import measured
     from recipes.trained import add_arguments, draw, instantiate
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
@@ -51,7 +52,7 @@ def classes(net: nn.Module, data: Data) -> dict:
         return (out.mean(0) if out.dim() == 3 else out).argmax(1)
 
     metrics = [STATIC, [ClassificationAccuracy, *WORKLOAD]]
-    return Benchmark(neurobench.Model(net, run), data.test_dataloader(), [], [], metrics).run(quiet=True)
+    return measured(Benchmark(neurobench.Model(net, run), data.test_dataloader(), [], [], metrics))
 
 
 def reaching(net: nn.Module, data: PrimateReaching, steps: int | None) -> dict:
@@ -59,7 +60,7 @@ def reaching(net: nn.Module, data: PrimateReaching, steps: int | None) -> dict:
     x, y = (torch.from_numpy(each[:steps]).float() for each in data.part("test"))
     model = neurobench.Model(net, lambda net, batch: net(batch.unsqueeze(1)).squeeze(1))
     loader = DataLoader(TensorDataset(x, y), len(x))
-    return Benchmark(model, loader, [], [], [STATIC, [R2, *WORKLOAD]]).run(quiet=True)
+    return measured(Benchmark(model, loader, [], [], [STATIC, [R2, *WORKLOAD]]))
 
 
 def figures(config: Path, checkpoint: Path, samples: int | None = None) -> dict:

@@ -26,9 +26,10 @@ try:
     from neurobench.benchmarks import Benchmark
     from neurobench.metrics.static import Footprint, ParameterCount
     from neurobench.metrics.workload import SMAPE, ActivationSparsity
-    from recipes import neurons
+    from recipes import RecipeError, neurons
     from recipes.arguments import at_least_one, output
     from recipes.data.chaos import TEST, TRAIN, points
+    from recipes.measured import measured
     from recipes.models import Forecaster
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
@@ -100,7 +101,7 @@ def benchmark(net: nn.Module, series: Tensor, test: int) -> dict:
     samples = TensorDataset(new[:-1].unsqueeze(1), new[1:])
     model = neurobench.Model(net, Forecast(net, known))
     bench = Benchmark(model, DataLoader(samples, test), [], [], [[ParameterCount, Footprint], METRICS])
-    return bench.run(quiet=True)
+    return measured(bench)
 
 
 def constant(known: Tensor, new: Tensor) -> float:
@@ -189,7 +190,10 @@ def main():
     wanted = [(neuron, number) for number in range(count) for neuron in args.neurons]
     missing = [pair for pair in wanted if pair not in have]
     while missing and time.monotonic() < end:
-        rows.append(run(*missing.pop(0), epochs, args.fast))
+        try:
+            rows.append(run(*missing.pop(0), epochs, args.fast))
+        except RecipeError as error:
+            raise SystemExit(f"error: {error}") from error
         print("{neuron}, series {series}: sMAPE {SMAPE:.1f}".format(**rows[-1]), file=sys.stderr, flush=True)
         if args.json:
             partial = args.json.with_name(f".{args.json.name}.partial")

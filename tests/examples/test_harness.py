@@ -19,8 +19,11 @@ import few_shot
 import harness
 import stream
 import train
-from recipes import neurons
+from neurobench.benchmarks import Benchmark
+from neurobench.metrics.abstract import StaticMetric, WorkloadMetric
+from recipes import RecipeError, neurons
 from recipes.data.loaders import Samples
+from recipes.measured import measured
 from recipes.trained import draw, instantiate
 
 from fixtures.runs import ONE_STEP, ROOT, arguments
@@ -190,3 +193,33 @@ def test_what_it_cannot_judge_is_said(tmp_path, fixtures, monkeypatch):
         command(monkeypatch, config, tmp_path / "none.ckpt")
     with pytest.raises(SystemExit, match="--samples must be at least 1"):
         command(monkeypatch, config, checkpoint, "--samples", "0")
+
+
+class Uncounted(StaticMetric):
+    def __call__(self, model):
+        raise ValueError("no parameters")
+
+
+class Unjudged(WorkloadMetric):
+    def __init__(self):
+        super().__init__(requires_hooks=False)
+
+    def __call__(self, model, preds, data):
+        raise ValueError("no answer")
+
+
+@pytest.mark.parametrize(("static", "workload"), [([Uncounted], []), ([], [Unjudged]), ([], [])])
+def test_an_exception_in_a_metric_is_no_figure(static, workload, capfd):
+    net = torch.nn.Linear(3, 2)
+    model = harness.neurobench.Model(net, lambda net, batch: net(batch).argmax(1))
+    samples = torch.utils.data.TensorDataset(torch.randn(4, 3), torch.zeros(4))
+    metrics = [[harness.ParameterCount, *static], [harness.ClassificationAccuracy, *workload]]
+    benchmark = Benchmark(model, torch.utils.data.DataLoader(samples, 2), [], [], metrics)
+    if static or workload:
+        with pytest.raises(
+            RecipeError, match=r"NeuroBench: Error running .*metric 'U\w+': no (parameters|answer)$"
+        ):
+            measured(benchmark)
+    else:
+        assert measured(benchmark)["ParameterCount"] == 8
+    assert capfd.readouterr() == ("", "")
