@@ -547,6 +547,18 @@ def test_truncated_files(tmp_path):
         ready(ImageNet, tmp_path, classes=2, val_fraction=0.5)
 
 
+def test_an_image_of_training_is_not_tested(tmp_path):
+    write_imagenet(tmp_path)
+    first = min(tmp_path.glob("train/*/*.JPEG"))
+    copy = tmp_path / "val" / first.parent.name / "other.JPEG"
+    copy.write_bytes(first.read_bytes())
+    message = (
+        rf"1 of the files of training are in the test too, the first is {first}, as {copy}; take them out"
+    )
+    with pytest.raises(RecipeError, match=message):
+        ready(ImageNet, tmp_path, classes=2, val_fraction=0.5)
+
+
 def test_labels_and_class_folders_are_counted(tmp_path, fixtures):
     with pytest.raises(RecipeError, match=r"has 2 class folders, data\.classes is 1000"):
         ready(ImageNet, fixtures("ImageNet"))

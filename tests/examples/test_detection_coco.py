@@ -302,7 +302,7 @@ def test_images_that_are_in_training_and_test_are_refused(copy):
     edit(root / "annotations" / "instances_val2017.json", more)
     with pytest.raises(
         RecipeError,
-        match=r"2 files of training are in the test too, the first is \S*/0+3.jpg, as \S*/of_3.jpg",
+        match=r"2 of the files of training are in the test too, the first is \S*/0+3.jpg, as \S*/of_3.jpg",
     ):
         start(COCO, root, **SMALL)
 
@@ -324,7 +324,7 @@ def test_the_same_annotations_in_training_and_test_are_refused(copy):
     shutil.copytree(root / "train2017", root / "other")
     shutil.copy(root / "annotations/instances_train2017.json", root / "annotations/instances_other.json")
     with pytest.raises(
-        RecipeError, match=r"11 files of training .*instances_other.json; take them out of one part"
+        RecipeError, match=r"11 of the files of training .*instances_other.json; take them out of one part"
     ):
         start(COCO, root, **SMALL, test="other")
 

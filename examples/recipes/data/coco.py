@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import RecipeError
 from .detection import DetectionData, require_inside
-from .files import Fault, reading, twins
+from .files import Fault, reading, require_apart
 from .images import require_all_whole
 from .scenes import Scene, within
 
@@ -155,6 +155,9 @@ class CocoScenes:
     def boxes(self, index: int) -> np.ndarray:
         return self.found[index][0]
 
+    def files(self) -> list[Path]:
+        return [self.annotations, *(Path(self.name(i)) for i in range(len(self)))]
+
     @contextmanager
     def opened(self, index: int) -> Iterator[Image.Image]:
         """The file of an image, no more than its header read; RecipeError where that has another size."""
@@ -182,17 +185,6 @@ def require_same_categories(train: CocoScenes, test: CocoScenes) -> None:
         raise RecipeError(
             f"category {k} is {train.categories.get(k, 'missing')} in {train.annotations}, "
             f"{test.categories.get(k, 'missing')} in {test.annotations}; give both files the same ids and names"
-        )
-
-
-def require_apart(train: CocoScenes, test: CocoScenes) -> None:
-    """No image, under whatever name, is in training and test."""
-    files = [[part.annotations, *(Path(part.name(i)) for i in range(len(part)))] for part in (train, test)]
-    shared = twins(*files)
-    if shared:
-        raise RecipeError(
-            f"{len(shared)} files of training are in the test too, the first is {shared[0][0]}, as {shared[0][1]}; "
-            "take them out of one part"
         )
 
 
@@ -270,4 +262,4 @@ class COCO(DetectionData):
         with ThreadPoolExecutor() as pool:
             list(pool.map(require_size, places))
         if not self.verify:  # the published parts are
-            require_apart(sources["train"], sources["test"])
+            require_apart(*(sources[split].files() for split in ("train", "test")))

@@ -31,6 +31,7 @@ __all__ = [
     "one_line",
     "places",
     "reading",
+    "require_apart",
     "twins",
     "unpickle",
     "whole",
@@ -182,6 +183,16 @@ def twins(some: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path
         digests = [list(pool.map(_digest, paths)) for paths in alike]
     first = dict(zip(digests[0], alike[0], strict=True))
     return [(first[key], path) for key, path in zip(digests[1], alike[1], strict=True) if key in first]
+
+
+def require_apart(train: Iterable[Path], test: Iterable[Path]) -> None:
+    """Raise RecipeError where a file of training is in the test too, under whatever name."""
+    shared = twins(train, test)
+    if shared:
+        raise RecipeError(
+            f"{len(shared)} of the files of training are in the test too, the first is {shared[0][0]}, as "
+            f"{shared[0][1]}; take them out of one part"
+        )
 
 
 # -- where files are made

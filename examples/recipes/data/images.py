@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from .. import RecipeError
 from .base import Data
-from .files import Fault, Locked, find, reading, unpickle, whole
+from .files import Fault, Locked, find, reading, require_apart, unpickle, whole
 
 __all__ = ["CIFAR", "ImageNet", "SequentialMNIST"]
 
@@ -345,6 +345,8 @@ class ImageNet(Data):
 
     def examine(self, sources):
         require_all_whole(path for source in sources.values() if source is not None for path in source.files)
+        if not self.verify:  # the published parts are
+            require_apart(sources["train"].files, sources["test"].files)
 
     def transform(self, train):
         if train and self.policy != "plain":
