@@ -1,6 +1,7 @@
 """Data with boxes: Gen1 and 1 Mpx in their own files, small sets that are made, and what is wrong with them."""
 # ruff: noqa: E402
 
+import shutil
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -189,6 +190,22 @@ def test_damaged_recordings_end_in_one_line_that_names_the_file(copy, ending, da
         start(Prophesee, root)
     assert path.name.split("_td")[0].split("_bbox")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "said"),
+    [
+        ("train", "val", "training are in the validation"),
+        ("train", "test", "training and validation are in the test"),
+        ("val", "test", "training and validation are in the test"),
+    ],
+)
+def test_a_recording_in_two_parts_is_refused(part, other, said, copy):
+    root = copy("Gen1")
+    for path in sorted((root / part).iterdir())[:2]:
+        shutil.copy(path, root / other / f"z{path.name}")
+    with pytest.raises(RecipeError, match=rf"1 of the files of {said} too, .*/z.*_td.dat; take them out"):
+        start(Prophesee, root)
 
 
 def test_boxes_outside_of_the_sensor_are_left_out_with_a_warning(copy):

@@ -185,13 +185,15 @@ def twins(some: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path
     return [(first[key], path) for key, path in zip(digests[1], alike[1], strict=True) if key in first]
 
 
-def require_apart(train: Iterable[Path], test: Iterable[Path]) -> None:
-    """Raise RecipeError where a file of training is in the test too, under whatever name."""
-    shared = twins(train, test)
+def require_apart(
+    some: Iterable[Path], others: Iterable[Path], one: str = "training", other: str = "the test"
+) -> None:
+    """Raise RecipeError where a file of part ``one`` is in ``other`` too, under whatever name."""
+    shared = twins(some, others)
     if shared:
         raise RecipeError(
-            f"{len(shared)} of the files of training are in the test too, the first is {shared[0][0]}, as "
-            f"{shared[0][1]}; take them out of one part"
+            f"{len(shared)} of the files of {one} are in {other} too, the first is {shared[0][0]}, as {shared[0][1]}; "
+            "take them out of one part"
         )
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from .. import RecipeError
 from ..detection.prophesee import GEN1, MEGAPIXEL, BoxFilter
 from .detection import DetectionData
-from .files import Fault, find, reading
+from .files import Fault, find, reading, require_apart
 from .frames import EventArrays, Frames, Recordings
 from .scenes import Scene
 
@@ -280,6 +280,15 @@ class Prophesee(DetectionData):
         frames = torch.where(frames > 0, frames.clamp(128, 255), 0)
         darker, brighter = frames[:, 0].amax(0), frames[:, 1].amax(0)
         return torch.stack([brighter, torch.zeros_like(darker), darker]).byte()
+
+    def sources(self):
+        self._guarded(self._require_apart)
+        return super().sources()
+
+    def _require_apart(self) -> None:
+        train, val, test = (find(self.root / part, EVENTS) for part in ("train", "val", "test"))
+        require_apart([*train, *val], test, "training and validation")
+        require_apart(train, val, "training", "the validation")
 
     def open(self, split):
         folder = self.root / split
