@@ -108,7 +108,8 @@ def _trials(path: Path, run: int, edf: EDF) -> list[tuple[int, int]]:
         elif round(lasts * RATE) < size:
             raise Fault(
                 f"{path}: the trial {text} at {onset:g} s lasts {lasts:g} s (to its end or the next annotation), its "
-                f"window takes {SECONDS} s"
+                f"window takes {SECONDS} s; if the publisher's file is so, take this person out and give "
+                "--data.verify false"
             )
         else:
             trials.append((start, CUES[run, text]))
