@@ -19,7 +19,7 @@ def at_least_one(text: str) -> int:
 
 def output(text: str) -> Path:
     """A file that can be written."""
-    path = Path(text)
+    path = Path(text).expanduser()
     if path.is_dir():
         raise ArgumentTypeError(f"{text} is a folder; give a file")
     if not path.parent.is_dir():
@@ -43,12 +43,15 @@ def picture(text: str) -> Path:
 
 NOISE = (
     "Does not validate against",
-    "Subtypes:",
     "Errors:",
     "Expected a <class 'NoneType'>",
     "Expected a path but",
+    "Subtypes:",
+    "Subclass types expect",
+    "a class path (str)",
+    "a dict with",
     "Given value type:",
-    *(f"Given value: {whole}" for whole in ("{", "Namespace(", "NestedArg(")),
+    *(f"Given value: {whole}" for whole in ("{", "[", "Namespace(", "NestedArg(")),
 )
 """Lines of jsonargparse about the types that it tried."""
 
@@ -64,5 +67,5 @@ def said(error: Exception) -> str:
         if match := re.fullmatch(r"Problem with given class_path '([^']+)':", text):
             owner = f" ({match[1]})"
         elif text and not text.startswith(NOISE):
-            wrong.append(text)
+            wrong.append(text.replace("Expected a dot import path string", "there is no such class"))
     return f"{'.'.join(names)}{owner}{': ' if names else ''}{'; '.join(wrong)}"

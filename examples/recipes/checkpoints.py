@@ -51,7 +51,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         if not Path(path).is_file():
-            if Path(path).with_name(LAST).is_file():
+            if Path(path).name == "best.ckpt" and Path(path).with_name(LAST).is_file():
                 raise RecipeError(f"no checkpoint {path}: the run has not validated yet; give its {LAST}")
             raise RecipeError(f"no checkpoint {path}; a run keeps them in <out>/checkpoints/")
         try:

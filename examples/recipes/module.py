@@ -140,8 +140,8 @@ class Task(LightningModule):
         self.cooldown_epochs = cooldown_epochs
         self.schedule_epochs = schedule_epochs
         self.label_smoothing = label_smoothing
-        self.settings: dict[str, str] | None = None
-        """Of network and data, as :func:`recipes.settings.named` gives them; None where no configuration made them."""
+        self.settings: dict[str, str] = {}
+        """Of network and data, as :func:`recipes.settings.named` gives them; empty where no configuration made them."""
         self._check_settings()
         self.metrics = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
 
@@ -248,12 +248,12 @@ class Task(LightningModule):
             if name.startswith("train")
         }
         checkpoint["metrics"] = of_all_processes(mine)
-        checkpoint["settings"] = self.settings
+        checkpoint["settings"] = self.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        was = checkpoint.get("settings")
-        if was is not None and self.settings is not None:
-            require_same(was, self.settings, self.trainer.state.fn, self.trainer.datamodule.division)
+        if "settings" in checkpoint:
+            data = self.trainer.datamodule
+            require_same(checkpoint["settings"], self.identity(), self.trainer.state.fn, data.division)
         saved = checkpoint.get("metrics", [])
         if self.trainer.state.fn != "fit" or len(saved) != self.trainer.world_size:
             return
@@ -262,6 +262,12 @@ class Task(LightningModule):
             metric._update_count = state["updates"]
             for key in metric.metric_state:
                 setattr(metric, key, state[key].clone().to(self.device))
+
+    def identity(self) -> dict[str, str]:
+        """What a run is told from others by: its settings, and how many samples are in each part."""
+        samples = self.trainer.datamodule.samples
+        counts = ", ".join(f"{len(part)} {name}" for name, part in samples.items())
+        return {**self.settings, "data.samples": counts}
 
     def load_state_dict(self, state: Mapping[str, Any], *args: Any, **settings: Any) -> Any:
         try:
@@ -360,7 +366,7 @@ class Task(LightningModule):
     def header(self) -> str:
         """What is trained, in one line."""
         trainer, data = self.trainer, self.trainer.datamodule
-        neuron = (self.settings or {}).get("model.network.neuron")
+        neuron = self.settings.get("model.network.neuron")
         ends = f"max_epochs {trainer.max_epochs}" + (
             f", max_steps {trainer.max_steps}" if trainer.max_steps >= 0 else ""
         )

@@ -61,7 +61,6 @@ class Last(Checkpoint):
             "due": self.due,
             "ended": epochs.started > 0 and epochs.processed == epochs.started,
             "data": {
-                "samples": len(trainer.datamodule.samples["train"]),
                 "batch_size": trainer.datamodule.batch_size,
                 "seed": trainer.datamodule.seed,
             },

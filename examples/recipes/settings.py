@@ -13,8 +13,10 @@ __all__ = ["named", "require_same"]
 
 FREE = ("root", "cache", "num_workers", "download", "verify")
 """Settings of the data that say where they lie and how they are read."""
-BY_EPOCH = ("batch_size", "seed")
+BY_EPOCH = ("batch_size", "seed", "mix_until")
 """Those that another epoch may have otherwise: see :class:`recipes.resume.Last`."""
+IN_TRAINING = ("drop_last", "mixup", "cutmix", "mix_prob")
+"""Those that no validation or test has."""
 
 
 def named(config: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -39,22 +41,22 @@ def require_same(
     """Compare the settings of a checkpoint with those of this start.
 
     A run that goes on keeps all of them. One that is validated or tested keeps its network, and the ``division`` of the
-    data: with another one it would be judged by samples that it was trained on. Of other data it warns.
+    data: with another one it would be judged by samples that it was trained on. Of other differences it warns.
 
     Raises:
         RecipeError: settings that must not differ do.
     """
     kept = {f"data.{name}" for name in division}
-    free = {f"data.{name}" for name in (*FREE, *BY_EPOCH)}
+    free = {f"data.{name}" for name in (*FREE, *BY_EPOCH, *(() if stage == "fit" else IN_TRAINING))}
     changed = sorted(
         name for name in was.keys() | now.keys() if was.get(name) != now.get(name) and name not in free
     )
-    # of another class only its name
-    changed = [name for name in changed if not any(name.startswith(f"{other}.") for other in changed)]
 
     def said(names: list[str]) -> str:
+        # of another class only its name
+        heads = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
         return "; ".join(
-            f"{name} {was.get(name, 'not given')}, now {now.get(name, 'none')}" for name in names
+            f"{name} {was.get(name, 'not given')}, now {now.get(name, 'none')}" for name in heads
         )
 
     refused = [name for name in changed if stage == "fit" or name in kept or not name.startswith("data")]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import RecipeError
-from .arguments import at_least_one, output
+from .arguments import at_least_one, output, said
 from .data.base import Data
 from .data.files import one_line, reading
 from .settings import named, require_same
@@ -35,20 +35,20 @@ def instantiate(config: Path, checkpoint: Path) -> tuple[nn.Module, Data]:
     """
     made, settings = _made(config)
     held = _read(checkpoint)
-    if held.get("settings") is not None:
-        require_same(held["settings"], settings, "test", made.data.division)
+    was = {name: value for name, value in held.get("settings", settings).items() if name != "data.samples"}
+    require_same(was, settings, "test", made.data.division)
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)}
     try:
-        made.network.load_state_dict(weights)
+        made.model.network.load_state_dict(weights)
     except RuntimeError as error:
-        own = made.network.state_dict()
+        own = made.model.network.state_dict()
         wrong = [name for name in {**own, **weights} if _shape(own, name) != _shape(weights, name)]
         raise RecipeError(
             f"{checkpoint} holds the weights of another network than {config}: {len(wrong)} tensors differ in name or "
             f"size, {wrong[0] if wrong else one_line(error)} for one; give both of one run"
         ) from error
-    return made.network, made.data
+    return made.model.network, made.data
 
 
 def _made(config: Path) -> tuple[Any, dict[str, str]]:
@@ -60,22 +60,24 @@ def _made(config: Path) -> tuple[Any, dict[str, str]]:
     with reading(config):
         settings = safe_load(config.read_text())
     try:
-        chosen = {"network": settings["model"]["network"], "data": settings["data"]}
+        chosen = {"model": {"network": settings["model"]["network"]}, "data": settings["data"]}
     except (TypeError, KeyError) as error:
         raise RecipeError(
             f"{config} is no config.yaml of a run of train.py: it has no model.network and data"
         ) from error
     parser = TypedParser(exit_on_error=False)
-    parser.add_subclass_arguments(nn.Module, "network", required=True)
+    parser.add_subclass_arguments(nn.Module, "model.network", required=True)
     parser.add_subclass_arguments(Data, "data", required=True)
     try:
         parsed = parser.parse_object(chosen)
         build = getattr(parser, "instantiate", None) or parser.instantiate_classes
         made = build(parsed)
-    except (ArgumentError, ValueError, TypeError) as error:  # of a constructor: it says what it expects
+    except ArgumentError as error:
+        raise RecipeError(f"{config}: {said(error)}") from error
+    except (ValueError, TypeError) as error:  # of a constructor: it says what it expects
         raise RecipeError(f"{config}: {one_line(error)}") from error
     full = parsed.as_dict()
-    return made, {**named(full["network"], "model.network"), **named(full["data"], "data")}
+    return made, {**named(full["model"]["network"], "model.network"), **named(full["data"], "data")}
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

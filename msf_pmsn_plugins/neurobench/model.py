@@ -49,11 +49,21 @@ def _says_steps(module: Any) -> bool:
 
 
 def _takes_one_step(module: nn.Module) -> bool:
-    """Whether a neuron that says nothing takes one step: snnTorch's, and those of SpikingJelly's old layout."""
+    """Whether a neuron that says nothing takes one step: snnTorch's, and those of SpikingJelly's old layout.
+
+    There a class of its own takes sequences: MultiStepLIFNode.
+    """
     if not is_neuron(module) or _says_steps(module):
         return False
     old = hasattr(module, "v") and not any(c.__name__.startswith("MultiStep") for c in type(module).__mro__)
     return old or hasattr(module, "mem")
+
+
+def _holds_all_steps(given: tuple[Any, ...], batch: Tensor) -> bool:
+    """Whether a neuron is given [T, N, *], or [T * N, *], of ``batch`` [N, T, *]."""
+    x = given[0] if given else None
+    n, steps = batch.shape[:2]
+    return isinstance(x, Tensor) and steps > 1 and (x.shape[:2] == (steps, n) or x.shape[:1] == (steps * n,))
 
 
 class Model(NeuroBenchModel):
@@ -71,7 +81,7 @@ class Model(NeuroBenchModel):
 
     Raises:
         ValueError: an unknown ``run`` or path, neurons in the other step mode, a neuron of unknown cost; with a batch,
-            under ``run="sequence"``: a single-step neuron without a step mode that was not called for each step.
+            under ``run="sequence"``: a single-step neuron without a step mode that was given all steps at once.
     """
 
     def __init__(
@@ -140,11 +150,20 @@ class Model(NeuroBenchModel):
         self.reset()
         self._watch()
         calls: Counter[nn.Module] = Counter()
-        counting = [m.register_forward_pre_hook(lambda m, _: calls.update([m])) for m in self._stepped]
+        whole: set[nn.Module] = set()
+
+        def note(neuron: nn.Module, given: tuple[Any, ...]) -> None:
+            calls[neuron] += 1
+            if _holds_all_steps(given, batch):
+                whole.add(neuron)
+
+        counting = [neuron.register_forward_pre_hook(note) for neuron in self._stepped]
         try:
             with torch.no_grad():
                 out = self.run(self.net, batch)
-            self._check_calls(calls, batch)
+            for neuron in whole:
+                if calls[neuron] < batch.shape[1]:
+                    self._refuse_sequence(neuron, batch)
             return out
         except BaseException:
             super().cleanup_hooks()  # the benchmark that is still there may be run again: the next call watches anew
@@ -154,14 +173,12 @@ class Model(NeuroBenchModel):
                 hook.remove()
             self.reset()
 
-    def _check_calls(self, calls: Counter[nn.Module], batch: Tensor) -> None:
-        for neuron, times in calls.items():
-            if times < batch.shape[1]:
-                raise ValueError(
-                    f"run='sequence' does not fit {self._stepped[neuron] or 'the net'} ({type(neuron).__name__}), "
-                    f"which takes single steps and was called {times} time{'s' * (times > 1)} for {batch.shape[1]} "
-                    "steps, so it has no memory: give run='steps', or a net (or a function as run) that loops over time"
-                )
+    def _refuse_sequence(self, neuron: nn.Module, batch: Tensor) -> None:
+        raise ValueError(
+            f"run='sequence' does not fit {self._stepped[neuron] or 'the net'} ({type(neuron).__name__}), which takes "
+            f"single steps and was given all {batch.shape[1]} at once, so that it remembers nothing: give run='steps', "
+            "or a net (or a function as run) that loops over time"
+        )
 
     def __net__(self) -> nn.Module:
         return self.net

@@ -368,16 +368,17 @@ def write_run(root, notes):
 @pytest.mark.parametrize(
     ("notes", "said"),
     [
-        ([(i * 1.0, 1.0, f"T{i % 3}") for i in range(6)], "the trial T1 at 1 s lasts 1 s"),
-        ([(4.2, 2.5, "T1"), (8.3, 4.1, "T2")], "the trial T1 at 4.2 s lasts 2.5 s"),
-        ([(i * 2.0, 4.1, f"T{i % 3}") for i in range(6)], "the trial T1 at 2 s lasts 2 s"),
-        ([(4.2, 4.1, "T1"), (4.2, 4.1, "T2")], "the trial T1 at 4.2 s lasts 0 s"),
-        ([(0.0, 40.0, "T0")], "no trial whose first 3 s lie in its 40 s"),
-        ([(38.0, 4.1, "T1")], "no trial whose first 3 s lie in its 40 s"),
+        (
+            [(i * 1.0, 1.0, f"T{i % 3}") for i in range(6)],
+            "has no trial of 3 s: T1 at 1 s (1 s), T2 at 2 s (1 s), T1 at 4 s (1 s), T2 at 5 s (1 s)",
+        ),
+        ([(4.2, 4.1, "T1"), (4.2, 4.1, "T2")], "has two annotations at 4.2 s: T1 and T2"),
+        ([(0.0, 40.0, "T0")], "has no trial of 3 s: there is none"),
+        ([(38.0, 4.1, "T1")], "has no trial of 3 s: T1 at 38 s (2 s)"),
     ],
-    ids=["1 s", "2.5 s", "overlapping", "two at once", "none", "none within"],
+    ids=["1 s", "two at once", "none", "none within"],
 )
-def test_trials_shorter_than_their_windows_and_runs_without_trials(notes, said, tmp_path):
+def test_runs_without_a_trial_as_long_as_a_window(notes, said, tmp_path):
     write_mmidb(tmp_path, runs=FISTS)
     path = write_run(tmp_path, notes)
     message = refused("mmidb", tmp_path, classes=2)
@@ -394,10 +395,30 @@ def test_a_trial_of_three_seconds_is_whole_and_one_past_the_end_is_named(tmp_pat
         windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
     assert windows.targets[:3].tolist() == [0, 1, 0]
     write_run(tmp_path, [*notes, (37.5, 3.0, "T2")])
-    with pytest.warns(UserWarning, match=r"S001R04.edf has 40 s, left out are .*: T2 at 37.5 s$"):
+    with pytest.warns(UserWarning, match=r"S001R04.edf, 40 s: left out are .*: T2 at 37.5 s \(2.5 s\)$"):
         windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
     assert windows.targets[:2].tolist() == [0, 1]
     assert sum(trial.startswith("S001 run 4 ") for trial in windows.trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ([(4.2, 2.5, "T1"), (8.3, 4.1, "T2")], r"T1 at 4.2 s \(2.5 s\)"),
+        (
+            [(i * 2.0, 4.1, f"T{i % 3}") for i in range(6)],
+            r"T1 at 2 s \(2 s\), T2 at 4 s \(2 s\), T1 at 8 s \(2 s\)",
+        ),
+    ],
+    ids=["2.5 s", "overlapping"],
+)
+def test_trials_shorter_than_their_windows_are_left_out_and_named(notes, said, tmp_path):
+    write_mmidb(tmp_path, runs=FISTS)
+    path = write_run(tmp_path, notes)
+    with pytest.warns(UserWarning, match=rf"{path}, 40 s: left out are trials .*: {said}$"):
+        windows = ready("mmidb", tmp_path, classes=2).samples["test"].source.source
+    assert sum(trial.startswith("S001 run 4 ") for trial in windows.trials) == 1
+    assert windows.targets[0] == 1, "the last, T2"
 
 
 def test_a_recording_that_lies_in_two_folders(tmp_path):

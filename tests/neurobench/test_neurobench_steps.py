@@ -77,6 +77,44 @@ def test_single_steps_are_not_taken_for_a_sequence(name):
         assert result["NeuronOperations"]["Neuron Dense Ops"] == 6 * 6 * nb.operations(net.act, costs)
 
 
+class Strided(nn.Module):
+    """Two of the six steps at a time: its neuron takes three."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(10, 6), snn.Leaky(beta=0.5, init_hidden=True)
+
+    def forward(self, x):
+        pairs = x.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)
+        return torch.stack([self.act(self.fc(pair)) for pair in pairs])
+
+
+class Averaged(nn.Module):
+    """A neuron that takes sequences, and one that takes the average over time."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.fc = MSFNode(D=4, step_mode="m"), nn.Linear(5, 6)
+        self.read = snn.Leaky(beta=0.5, init_hidden=True)
+
+    def forward(self, x):
+        return self.read(self.fc(self.act(x).mean(0))).unsqueeze(0)
+
+
+@pytest.mark.parametrize("net", [Strided, Averaged])
+def test_a_net_with_its_own_way_with_time_is_taken(net):
+    torch.manual_seed(0)
+    found = nb.Model(net())(X)
+    assert found.shape[:2] == (4, 3 if net is Strided else 1)
+
+
+def test_steps_that_are_folded_into_the_batch_are_seen():
+    leaky = snn.Leaky(beta=0.5, init_hidden=True)
+    net = nn.Sequential(nn.Flatten(0, 1), nn.Linear(5, 6), leaky, nn.Unflatten(0, (6, 4)))
+    with pytest.raises(ValueError, match=r"does not fit 2 \(Leaky\), .* was given all 6 at once"):
+        nb.Model(net)(X)
+
+
 def test_neurons_of_spikingjellys_old_layout_go_by_their_names():
     class BaseNode(nn.Module):  # a copy, as old model files hold it
         v_reset, decay_input = 0.0, True
@@ -100,7 +138,7 @@ def test_neurons_of_spikingjellys_old_layout_go_by_their_names():
             return torch.stack([super(MultiStepLIFNode, self).forward(step) for step in x])
 
     assert nb.Model(nn.Sequential(MultiStepLIFNode()))(X).shape == X.shape
-    with pytest.raises(ValueError, match=r"does not fit 0 \(LIFNode\), .* called 1 time for 6 steps"):
+    with pytest.raises(ValueError, match=r"does not fit 0 \(LIFNode\), .* was given all 6 at once"):
         nb.Model(nn.Sequential(LIFNode()))(X)
 
 

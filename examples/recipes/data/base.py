@@ -75,8 +75,8 @@ class Data(LightningDataModule):
     """Number of classes, None for regression."""
     tree: str
     """The files under ``root``, for error messages."""
-    division: tuple[str, ...] = ("val_fraction",)
-    """The settings that say which samples are in which part."""
+    division: tuple[str, ...] = ()
+    """The settings on which it depends which samples are tested; "samples" is how many each part has."""
     # a rank may be left without validation samples
     allow_zero_length_dataloader_with_multiple_devices = True
 

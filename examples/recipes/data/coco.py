@@ -199,7 +199,7 @@ class COCO(DetectionData):
     """
 
     layout = "NCHW"
-    division = ("val_fraction", "train")
+    division = ("train",)
     tree = "train2017/*.jpg, val2017/*.jpg, annotations/instances_train2017.json, annotations/instances_val2017.json"
 
     def __init__(

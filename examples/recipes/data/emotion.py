@@ -33,6 +33,7 @@ class DEAP(Signals):
 
     names = ("low", "high")
     classes = 2
+    division = (*Signals.division, "rating")  # trials are dealt out by class
     tree = "data_preprocessed_python/s<person>.dat"
 
     def __init__(

@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -164,25 +163,36 @@ def identify(files: Sequence[Path], full: bool) -> list[str]:
         return list(pool.map(lambda path: _identify(Path(path), full), files))
 
 
+def _size(path: Path) -> int:
+    with reading(path):
+        return path.stat().st_size
+
+
+def _end(path: Path) -> tuple[int, bytes]:
+    """Size and last bytes: few files that differ have both in common."""
+    with reading(path), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4096))
+        return size, file.read()
+
+
 def twins(some: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of files, one of ``some`` and one of ``others``, of the same content; only those of equal size are read.
+    """Pairs of files, one of ``some`` and one of ``others``, of the same content.
 
     Raises:
         Fault: a file that cannot be read.
     """
-    sizes: tuple[dict[int, list[Path]], ...] = (defaultdict(list), defaultdict(list))
-    for part, paths in zip(sizes, (some, others), strict=True):
-        for path in paths:
-            with reading(path):
-                part[path.stat().st_size].append(path)
-    alike = [
-        [path for size in part if size in other for path in part[size]]
-        for part, other in (sizes, sizes[::-1])
-    ]
-    with ThreadPoolExecutor() as pool:
-        digests = [list(pool.map(_digest, paths)) for paths in alike]
-    first = dict(zip(digests[0], alike[0], strict=True))
-    return [(first[key], path) for key, path in zip(digests[1], alike[1], strict=True) if key in first]
+    parts = [list(some), list(others)]
+    keys: list[list[Any]] = []
+    for key in (_size, _end, _digest):  # whole files are read only where all else is equal
+        with ThreadPoolExecutor() as pool:
+            keys = [list(pool.map(key, paths)) for paths in parts]
+        shared = set(keys[0]) & set(keys[1])
+        kept = [[i for i, one in enumerate(mine) if one in shared] for mine in keys]
+        parts = [[paths[i] for i in indices] for paths, indices in zip(parts, kept, strict=True)]
+        keys = [[mine[i] for i in indices] for mine, indices in zip(keys, kept, strict=True)]
+    first = dict(zip(keys[0], parts[0], strict=True))
+    return [(first[key], path) for key, path in zip(keys[1], parts[1], strict=True)]
 
 
 def require_apart(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,31 +93,28 @@ class EEGMMIDB(Signals):
 
 
 def _trials(path: Path, run: int, edf: EDF) -> list[tuple[int, int]]:
-    """First sample and label of every trial of a run; one that reaches out of the recording is left out and named."""
+    """First sample and label of every trial of a run; one that does not hold a window is left out and named."""
     size, length = RATE * SECONDS, edf.x.shape[1]
     trials = [(start, 2) for start in range(0, length - size + 1, size)] if run in REST else []
-    outside, notes = [], sorted(edf.notes)
+    short, notes = [], sorted(edf.notes)
     for (onset, duration, text), following in zip(notes, [*notes[1:], None], strict=True):
         if text not in ("T0", "T1", "T2"):
             raise Fault(f"{path} has the annotation {text!r}, which is none of T0, T1, T2")
         if (run, text) not in CUES:
             continue
         start = round(onset * RATE)
-        lasts = duration if following is None else min(duration, following[0] - onset)
-        if start < 0 or start + size > length:
-            outside.append(f"{text} at {onset:g} s")
-        elif round(lasts * RATE) < size:
-            raise Fault(
-                f"{path}: the trial {text} at {onset:g} s lasts {lasts:g} s (to its end or the next annotation), its "
-                f"window takes {SECONDS} s; if the publisher's file is so, take this person out and give "
-                "--data.verify false"
-            )
+        lasts = min(duration, (following[0] if following else math.inf) - onset, length / RATE - onset)
+        if following and following[0] == onset:
+            raise Fault(f"{path} has two annotations at {onset:g} s: {text} and {following[2]}")
+        if start < 0 or round(lasts * RATE) < size:
+            short.append(f"{text} at {onset:g} s ({max(0.0, lasts):g} s)")
         else:
             trials.append((start, CUES[run, text]))
     if not trials:
-        raise Fault(f"{path} has no trial whose first {SECONDS} s lie in its {length / RATE:g} s")
-    if outside:
+        raise Fault(f"{path} has no trial of {SECONDS} s: {', '.join(short) or 'there is none'}")
+    if short:
         rank_zero_warn(
-            f"{path} has {length / RATE:g} s, left out are trials that reach out of them: {', '.join(outside)}"
+            f"{path}, {length / RATE:g} s: left out are trials that end, or meet the next or the end of the recording, "
+            f"before their window of {SECONDS} s does: {', '.join(short)}"
         )
     return trials

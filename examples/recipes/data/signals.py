@@ -108,7 +108,7 @@ class Signals(Data):
     """
 
     layout = "NCL"
-    division = ("protocol", "fold", "folds", "person", "people", "val_fraction")
+    division = ("protocol", "fold", "folds", "person", "people", "val_fraction", "samples")
     names: tuple[str, ...]
     """Of the classes."""
     unit = "trials"
