@@ -37,7 +37,7 @@ try:
     from recipes.data.files import one_line
     from recipes.module import Task
     from recipes.resume import Last, RandomNumbers, Stopped
-    from recipes.settings import named
+    from recipes.settings import of_run
 except ImportError as error:
     sys.exit(f'{error}\nThe recipes need more packages: pip install "msf-pmsn-plugins[examples]"')
 
@@ -150,10 +150,7 @@ class Trainer(LightningCLI):
         except (ValueError, TypeError) as error:  # of a constructor: it says what it expects
             raise RecipeError(one_line(error)) from error
         config = self.config[self.subcommand].as_dict()
-        self.model.settings = {
-            **named(config["model"]["network"], "model.network"),
-            **named(config["data"], "data"),
-        }
+        self.model.settings = of_run(config["model"]["network"], config["data"])
 
     def instantiate_trainer(self, **settings):
         out = Path(self._get(self.config, "out"))

@@ -1,4 +1,4 @@
-"""Arguments of the commands, refused while nothing is computed yet: each is a ``type`` of argparse."""
+"""Arguments of the commands, refused while nothing is computed yet: types of argparse, and what jsonargparse says."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from . import RecipeError
 
-__all__ = ["named", "require_same"]
+__all__ = ["named", "of_run", "require_same"]
 
 FREE = ("root", "cache", "num_workers", "download", "verify")
 """Settings of the data that say where they lie and how they are read."""
@@ -22,6 +22,11 @@ IN_TRAINING = ("drop_last", "mixup", "cutmix", "mix_prob")
 def named(config: Mapping[str, Any], name: str) -> dict[str, str]:
     """The values of one class of a configuration and of those within it: {"model.network.neuron.D": "4"}."""
     return dict(_flat(config, name))
+
+
+def of_run(network: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a run, from the parts of its configuration that say what is trained on what."""
+    return {**named(network, "model.network"), **named(data, "data")}
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:

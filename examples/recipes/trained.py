@@ -14,7 +14,7 @@ from . import RecipeError
 from .arguments import at_least_one, output, said
 from .data.base import Data
 from .data.files import one_line, reading
-from .settings import named, require_same
+from .settings import of_run, require_same
 
 __all__ = ["add_arguments", "draw", "instantiate"]
 
@@ -77,7 +77,7 @@ def _made(config: Path) -> tuple[Any, dict[str, str]]:
     except (ValueError, TypeError) as error:  # of a constructor: it says what it expects
         raise RecipeError(f"{config}: {one_line(error)}") from error
     full = parsed.as_dict()
-    return made, {**named(full["model"]["network"], "model.network"), **named(full["data"], "data")}
+    return made, of_run(full["model"]["network"], full["data"])
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
