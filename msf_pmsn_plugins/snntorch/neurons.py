@@ -139,7 +139,8 @@ class MSF(ShowsMSF, SnnTorchNeuron):
     @classmethod
     def from_neuron(cls, neuron: Any, **options: Any) -> Self:
         node = super().from_neuron(neuron, **options)
-        node.neuron.retake = not node.reset_delay  # as the constructor
+        if node.neuron.reset_mode != "soft":  # that is its own; one assigned later is Leaky's
+            node.neuron.retake = not node.reset_delay
         return node
 
     @property
