@@ -397,7 +397,12 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         foreign = {name: state_dict.pop(prefix + name) for name in SNNTORCH if prefix + name in state_dict}
         if foreign:
             errors = args[4]  # strict, missing_keys and unexpected_keys stand before it
-            errors.extend(f"{prefix or 'the node'}: {text}" for text in self._take_snntorch(foreign))
+            several = {name: value.numel() for name, value in foreign.items() if value.numel() != 1}
+            said = [
+                f"{name} holds {count} numbers, a SpikingJelly node has one for all elements"
+                for name, count in several.items()
+            ] or self._take_snntorch(foreign)
+            errors.extend(f"{prefix or 'the node'}: {text}" for text in said)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:
