@@ -61,6 +61,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             raise TypeError(
                 f"{type(self).__name__} holds a msf_pmsn_plugins.neurons.{self.kind.__name__}, got {held!r}"
             )
+        if isinstance(store_v_seq, str):  # 0.0.0.0.14 has the backend at this place
+            raise TypeError(
+                f"store_v_seq must be True or False, got {store_v_seq!r}; a backend is given by name, backend=.."
+            )
         hard = getattr(held, "reset_mode", "") == "hard"
         super().__init__(
             # The reset value of the memory "v"; the properties do not listen before the neuron is there.

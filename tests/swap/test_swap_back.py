@@ -7,11 +7,11 @@ from torch import nn
 pytest.importorskip("spikingjelly")
 pytest.importorskip("snntorch")
 
-import msf_pmsn_plugins.snntorch as snntorch_nodes  # noqa: E402
-import msf_pmsn_plugins.spikingjelly as spikingjelly_nodes  # noqa: E402
-from msf_pmsn_plugins import hosts, swap  # noqa: E402
-from msf_pmsn_plugins.neurons import MSF  # noqa: E402
-from msf_pmsn_plugins.spikingjelly import tools  # noqa: E402
+import msf_pmsn_plugins.snntorch as snntorch_nodes
+import msf_pmsn_plugins.spikingjelly as spikingjelly_nodes
+from msf_pmsn_plugins import hosts, swap
+from msf_pmsn_plugins.neurons import MSF
+from msf_pmsn_plugins.spikingjelly import tools
 
 X_SEQ = torch.randn(40, 3, 5, generator=torch.Generator().manual_seed(0)) + 0.5
 BY_CHANNEL = torch.tensor([0.5, 1.0, 1.5, 2.0, 0.75])
