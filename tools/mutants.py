@@ -17,6 +17,7 @@ PMSN = f"{N}pmsn.py {N}pmsn_adjoint.py {N}pmsn_edges.py {N}pmsn_resets.py {N}pms
 PMSN_GENERAL = f"{N}pmsn_general.py"
 DISCRETISE, VARIANTS, LENGTHS = f"{N}pmsn_discretise.py", f"{N}pmsn_variants.py", f"{N}lengths.py"
 GRAPH, LOST, LAYOUTS = f"{N}graph_weights.py", f"{N}lost_lanes.py", f"{N}layouts.py"
+THREADS = f"{N}threads.py"
 OPCHECK, SOFT, STATES = f"{N}opcheck.py", f"{N}soft.py", f"{N}states.py"
 
 
@@ -459,22 +460,29 @@ MUTANTS = [
     Mutant(
         "PMSN: weights shared after a backward",
         WEIGHTS,
-        '"""A backward has passed: its graph is spent."""\n        self.made = None',
-        '"""A backward has passed: its graph is spent."""',
+        "        graph.made = None",
+        "        pass",
         GRAPH,
     ),
     Mutant(
         "PMSN: weights shared by all graphs",
         WEIGHTS,
-        "if not differentiated:\n            return True",
-        "if True:\n            return True",
+        "graph.leads_to(state) and ",
+        "",
         GRAPH,
+    ),
+    Mutant(
+        "PMSN: a graph shared by threads",
+        WEIGHTS,
+        "class _OfThread(threading.local)",
+        "class _OfThread",
+        THREADS,
     ),
     Mutant("PMSN: weights shared past a detached state", WEIGHTS, " and left.grad_fn is not None", "", GRAPH),
     Mutant(
         "PMSN: stale weights in a stream",
         WEIGHTS,
-        "            and self._hold(parameters)\n",
+        "            elif _compare(known.data_ptr(), now.data_ptr(), known.nbytes):\n                return False\n",
         "",
         STATES + " tests/neurons/test_weights.py",
     ),

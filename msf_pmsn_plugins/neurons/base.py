@@ -381,8 +381,8 @@ class Neuron(PropertiesFirst, nn.Module):
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__.pop("_made", None)
         super().__setattr__(name, value)
+        self.__dict__.pop("_made", None)  # after it: another thread remembers what it has read
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_made"}

@@ -9,6 +9,7 @@ import torch
 
 from helpers import all_backends, needs_torch, randn
 from msf_pmsn_plugins.neurons.pmsn import PMSN
+from msf_pmsn_plugins.neurons.pmsn.weights import Weights
 from subjects import build_pmsn
 from tolerances import F64, assert_close, assert_same
 
@@ -32,7 +33,7 @@ def by_the_oracle(neuron, run):
     twin = copy.deepcopy(neuron)
 
     def step(x, state):
-        twin._kept_weights.made = None
+        twin._kept_weights = Weights()
         s, state, _ = twin.step(x, twin.initial_state(x) if state is None else state)
         return s, tuple(
             part.clone() for part in state

@@ -141,10 +141,15 @@ class MSF(Neuron):
         # A number and a tensor may take each other's place; what is no parameter becomes a buffer.
         if name in NUMBERS and name not in self._parameters and not isinstance(value, nn.Parameter):
             self._forget(name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not self._is_computed(name):
                 self.register_buffer(name, value.detach().clone())
+                self.__dict__.pop("_made", None)
                 return
         super().__setattr__(name, value)
+
+    def _is_computed(self, name: str) -> bool:
+        """Whether a hook of ``torch.nn.utils`` gives ``name`` its value, made of parameters, before each call."""
+        return any(name + end in self._parameters for end in ("_orig", "_v"))
 
     def _take_charge(
         self, charge: str | tuple[str, str], tau: float | None, w: float | Tensor | None
@@ -187,7 +192,6 @@ class MSF(Neuron):
             self._decay = value if several else number("decay", value)
 
     def _forget(self, name: str) -> None:
-        self.__dict__.pop("_made", None)
         for held in (self._buffers, self.__dict__):
             held.pop(name, None)
 

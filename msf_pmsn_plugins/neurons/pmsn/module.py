@@ -363,7 +363,7 @@ class PMSN(PerChannel):
         if not single.takes(weights):
             return None
         s, after, m = single(x, PMSNState(*state), weights, membrane)
-        self._kept_weights.passed_on(after.z)
+        self._kept_weights.passed_on(weights, after.z)
         return s, tuple(after), m
 
     def _run_single(
@@ -452,7 +452,7 @@ class PMSN(PerChannel):
         before = PMSNState(r.reshape(lanes), z.reshape(*lanes, self.modes))
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
         after = reshaped(last.r, shape if residuals else r.shape), reshaped(last.z, z.shape)
-        self._kept_weights.passed_on(after[1])
+        self._kept_weights.passed_on(weights, after[1])
         return s_seq.reshape(shape), after, m_seq.reshape(shape) if membrane else None
 
     def extra_repr(self) -> str:

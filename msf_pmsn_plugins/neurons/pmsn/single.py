@@ -11,6 +11,7 @@ from ... import backends
 from ...surrogate import slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights
 from ..autograd import no_autograd, no_dispatch, saved_tensors
+from ..base import paired_dtype
 from .op import Call, _PMSNBackward
 from .step import slope_argument
 
@@ -20,11 +21,12 @@ __all__ = ["Single"]
 class Single:
     """Contiguous steps of one shape, whose lanes are [L, C]."""
 
-    def __init__(self, call: Call, kernel: Any, lanes: tuple[int, int], modes: int) -> None:
+    def __init__(self, call: Call, kernel: Any, x: Tensor, lanes: tuple[int, int], modes: int) -> None:
         self.settings, self.backend, self.surrogate = call
         self.kernel = kernel
         self.lanes = lanes
         self.modes = modes
+        self.dtypes = paired_dtype(x.dtype), paired_dtype(x.dtype), x.dtype  # of e, w and d
         self._taken: PMSNWeights | None = None  # the last weights that were looked at
 
     def __deepcopy__(self, memo: Any) -> bool:
@@ -37,16 +39,18 @@ class Single:
         kind = getattr(backends.load(backend, "pmsn"), "PMSNSingle", None)
         if kind is None or settings.reset_mode == "cumulative" or lanes[2] != 1 or x.numel() == 0:
             return None
-        return cls(call, kind(settings, x.shape, lanes[:2], modes, x.dtype), lanes[:2], modes)
+        return cls(call, kind(settings, x.shape, lanes[:2], modes, x.dtype), x, lanes[:2], modes)
 
     def takes(self, weights: PMSNWeights) -> bool:
-        """Whether the weights are what the kernel reads: of these lanes, contiguous, on the CPU."""
+        """Whether the weights are what the kernel reads: of these lanes and dtypes, contiguous, on the CPU."""
         if weights is self._taken:
             return True
         fits = weights.e.shape == weights.w.shape == (self.lanes[1], self.modes)
         if not fits or weights.d.shape != self.lanes[1:] or not no_dispatch(*weights):
             return False
         if not all(part.is_cpu and part.is_contiguous() and not part.is_conj() for part in weights):
+            return False
+        if tuple([part.dtype for part in weights]) != self.dtypes:
             return False
         self._taken = weights
         return True

@@ -30,9 +30,11 @@ class Kernel:
         """The C function for ``"float32"`` or ``"float64"``: called with the address of a Share and of the records
         after it, by as many threads as like, it works until no piece is left to take.
         """
-        if dtype not in self._compiled:
-            self._compiled[dtype] = self._compile(dtype)
-        return self._compiled[dtype].ctypes
+        compiled = self._compiled.get(dtype)
+        if compiled is None:
+            # Of two threads the first stays: a function that is replaced may be called still.
+            compiled = self._compiled.setdefault(dtype, self._compile(dtype))
+        return compiled.ctypes
 
     def _compile(self, dtype: str) -> CFunc:
         # No Python runs in here, so no interrupt falls into a parallel region; nor is an address a constant, for
