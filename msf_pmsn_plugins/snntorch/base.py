@@ -14,6 +14,7 @@ from .. import neurons
 from ..lengths import Lengths, first_given, valid_steps
 from ..neurons.autograd import Recomputation, recomputation, refuse_export, undisturbed, usable
 from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, refuse_newer
+from ..neurons.hooks import renew
 from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -333,6 +334,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 "that the first time left: its gradients would be wrong. Call msf_pmsn_plugins.snntorch.reset(net) "
                 "inside the checkpointed function, or pass mem and return it"
             )
+        held = self._modules["neuron"]
+        if held._forward_pre_hooks:
+            renew(held)
         if self.sequence:
             spk, after = self._sequence(input_, before, passed, lengths)
         else:

@@ -13,6 +13,7 @@ from ..lengths import Lengths, first_given
 from ..neurons import Neuron
 from ..neurons.autograd import Recomputation, recomputation, refuse_export, transformed, usable
 from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
+from ..neurons.hooks import renew
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
 from .surrogates import PARAMETERS, translate
@@ -246,6 +247,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         (x,) = inputs
         self.sync_settings(x.dtype)
         held = self._held
+        if held._forward_pre_hooks:
+            renew(held)
         if (done := held.again(x, states)) is None:
             done = held.single(self._step_laid_out(x), self.materialize_states(inputs, states, "s"))
         return (done[0],), done[1]
@@ -260,6 +263,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
         self.sync_settings(inputs[0].dtype)
+        renew(self.neuron)
         states = self.materialize_states(inputs, states, "m")
         x_seq = self._gradient_laid_out(inputs[0])
         s_seq, states, _m = self.neuron.sequence(x_seq, states, lengths=lengths)
@@ -351,6 +355,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
         """:meth:`multi_step_functional_forward`, and what is stored of every step, by the names of the memories."""
         self.sync_settings(x_seq.dtype)
+        renew(self.neuron)
         states = self.materialize_states((x_seq,), states, "m")
         names = tuple(self._stored().values())
         return self.neuron.trajectory(self._gradient_laid_out(x_seq), states, lengths, names)
@@ -428,7 +433,7 @@ def brief(value: Any) -> str:
     """A setting for a repr: of a tensor its number or its shape."""
     if not isinstance(value, Tensor):
         return repr(value)
-    return f"{float(value):.6g}" if value.numel() == 1 else f"tensor {list(value.shape)}"
+    return f"{float(value.detach()):.6g}" if value.numel() == 1 else f"tensor {list(value.shape)}"
 
 
 def _cut(value: Any) -> Any:

@@ -16,6 +16,7 @@ from ..lengths import Lengths
 from ..neurons import MSF, PMSN, ParallelIF
 from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
+from ..neurons.hooks import renew
 from ..neurons.layout import gradient_laid_out
 from ..neurons.pmsn import pmsn_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
@@ -405,6 +406,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
         if lengths is not None:
             raise ValueError("lengths and a tensor of thresholds (set_threshold_margin) do not go together")
         self.sync_settings(x_seq.dtype)
+        renew(self.neuron)
         states = self.materialize_states((x_seq,), states, "m")
         s_seq, kept = [], []
         for x in x_seq.unbind(0):

@@ -148,8 +148,10 @@ class MSF(Neuron):
         super().__setattr__(name, value)
 
     def _is_computed(self, name: str) -> bool:
-        """Whether a hook of ``torch.nn.utils`` gives ``name`` its value, made of parameters, before each call."""
-        return any(name + end in self._parameters for end in ("_orig", "_v"))
+        """Whether ``name`` is made of parameters before each call: by a hook of ``torch.nn.utils``, or in a replica."""
+        return "_is_replica" in self.__dict__ or any(
+            name + end in self._parameters for end in ("_orig", "_v")
+        )
 
     def _take_charge(
         self, charge: str | tuple[str, str], tau: float | None, w: float | Tensor | None
@@ -310,7 +312,7 @@ class MSF(Neuron):
 
     def parameters_of(self, x: Tensor, dtype: torch.dtype) -> MSFParameters:
         """What is a tensor, in ``dtype`` and in shapes that broadcast against one step ``x``."""
-        if not (self._parameters or self._buffers) or self._remembered("numbers", self._all_numbers):
+        if self._remembered("numbers", self._all_numbers):
             return MSFParameters()
         rate = None
         kind = CHARGES[self.charge[0] if self.training else self.charge[1]].rate
@@ -328,8 +330,9 @@ class MSF(Neuron):
         return MSFParameters(rate, threshold, reset if self.reset_mode == "soft" else None)
 
     def _all_numbers(self) -> bool:
-        held = [*self._parameters.values(), *self._buffers.values()]
-        return all(value is None for value in held)
+        # Not by what is registered: pruned or parametrised ones, and those of a replica, are computed from others.
+        names = ("w", "decay_logit", *NUMBERS)
+        return not any(isinstance(getattr(self, name, None), Tensor) for name in names)
 
     def _against(
         self, x: Tensor, value: float | Tensor | None, dtype: torch.dtype, what: str
