@@ -190,3 +190,35 @@ def test_what_was_remembered_while_a_setting_changed_is_forgotten():
     neuron = Spaced(D=3)
     neuron.spacing = 2.0
     assert neuron.settings().thresholds == (1.0, 3.0, 5.0)
+
+
+def test_full_precision_lasts_until_the_last_thread_has_done():
+    from msf_pmsn_plugins.backends.torch.pmsn import _full_precision
+
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    settings, name, narrow = (
+        (matmul, "fp32_precision", "bf16")
+        if hasattr(matmul, "fp32_precision")
+        else (torch.backends.cuda.matmul, "allow_tf32", True)
+    )
+    before = getattr(settings, name)
+    inside, go_on, seen = threading.Event(), threading.Event(), []
+
+    def second():
+        with _full_precision(X[0].float()):
+            inside.set()
+            go_on.wait(10)
+            seen.append(getattr(settings, name))
+
+    try:
+        setattr(settings, name, narrow)
+        thread = threading.Thread(target=second)
+        with _full_precision(X[0].float()):
+            thread.start()
+            assert inside.wait(10)
+        go_on.set()
+        thread.join()
+        assert seen == ["ieee" if name == "fp32_precision" else False]
+        assert getattr(settings, name) == narrow
+    finally:
+        setattr(settings, name, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,35 @@ FIXED = 2.0**24  # steps of a fixed-point residual in one threshold
 CHUNK = 32  # steps per block of the PMSN recurrence: the Toeplitz product costs CHUNK flops per element
 
 
+class _Full:
+    """A setting of torch's, which is one for all threads, in full precision for as long as one of them needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: Any = None
+
+    @contextmanager
+    def held(self, settings: Any, name: str, full: tuple[Any, ...]) -> Iterator[None]:
+        """``settings.name`` at one of ``full``, and then as it was."""
+        with self._lock:
+            if not self._users:
+                self._before = getattr(settings, name)
+                if self._before not in full:  # else, as usual, nothing global is touched
+                    setattr(settings, name, full[0])
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users and self._before not in full:
+                    setattr(settings, name, self._before)
+
+
+_ON_CUDA, _ON_CPU = _Full(), _Full()
+
+
 @contextmanager
 def _full_precision(x: Tensor) -> Iterator[None]:
     """Matrix products of the recurrence in the dtype of ``x``: no autocast, no TF32 or bfloat16 shortcuts."""
@@ -30,19 +60,13 @@ def _full_precision(x: Tensor) -> Iterator[None]:
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         settings: Any = torch.backends.cuda.matmul
         full: tuple[Any, ...]
-        name, full = "allow_tf32", (False,)  # before torch 2.9
+        name, full, switch = "allow_tf32", (False,), _ON_CUDA  # before torch 2.9
         if hasattr(settings, "fp32_precision"):
-            settings = settings if x.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
             name, full = "fp32_precision", ("ieee", "none")
-        before = getattr(settings, name)
-        if before in full:  # the usual case: nothing global is touched
+            if not x.is_cuda:
+                settings, switch = torch.backends.mkldnn.matmul, _ON_CPU  # type: ignore[attr-defined]
+        with switch.held(settings, name, full):
             yield
-            return
-        setattr(settings, name, full[0])
-        try:
-            yield
-        finally:
-            setattr(settings, name, before)
 
 
 @widens
