@@ -64,9 +64,10 @@ def select(states: Any, index: Tensor | slice) -> Any:
     if (
         isinstance(index, Tensor)
         and index.dim() == 1
-        and (index.dtype == torch.bool or not index.is_floating_point())
+        and not (index.is_floating_point() or index.is_complex())
     ):
-        return _map(lambda tensor: tensor[index.to(tensor.device)], states)
+        chosen = index if index.dtype == torch.bool else index.long()  # torch would take bytes for a mask
+        return _map(lambda tensor: tensor[chosen.to(tensor.device)], states)
     if isinstance(index, slice):
         return _map(lambda tensor: tensor[index], states)
     raise TypeError(f"index must be a slice, a bool mask [N] or a 1-d integer tensor, got {index!r}")
