@@ -68,7 +68,7 @@ def test_states_of_another_network_are_refused():
     first(torch.ones(2, 2, 3))
     kept = states.read(first)
     kept["7"] = kept.pop("1")
-    with pytest.raises(KeyError, match=r"no MSF or PMSN node at \['7'\]"):
+    with pytest.raises(KeyError, match=r"no node of msf_pmsn_plugins at \['7'\]"):
         states.write(second, kept)
 
 
@@ -89,7 +89,10 @@ def test_padded_network_equals_separate_runs(framework):
                 for ours, theirs in zip(states.select(carried[path], slice(n, n + 1)), state, strict=True):
                     assert_close(ours, theirs, "residual")
     assert padded.any()
-    with pytest.raises(ValueError, match="no MSF or PMSN node"), states.padded(nn.Linear(2, 2), lengths):
+    with (
+        pytest.raises(ValueError, match="no node of msf_pmsn_plugins"),
+        states.padded(nn.Linear(2, 2), lengths),
+    ):
         pass
 
 
