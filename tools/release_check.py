@@ -28,6 +28,7 @@ LEFT_OUT = shutil.ignore_patterns(
 IN_SDIST = (
     "CHANGELOG.md",
     "CITATION.cff",
+    "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
     "adapters/__init__.py",
