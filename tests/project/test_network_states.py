@@ -158,7 +158,7 @@ def test_variants_reach_the_held_neuron():
     assert_same(neuron(x)[0], expected)
 
 
-def test_explicit_thresholds_in_both_faces():
+def test_explicit_thresholds_in_both_frameworks():
     x, thresholds = randn(9, 2, 3, dtype=F32) * 3, [0.5, 1.0, 4.0]
     expected = MSF(thresholds=thresholds)(x)[0]
     node = spikingjelly.MSFNode.published(thresholds=thresholds, step_mode="m")
@@ -173,7 +173,7 @@ def test_explicit_thresholds_in_both_faces():
     assert node.thresholds == [2.0, 3.0]
 
 
-def test_learned_decay_in_both_faces():
+def test_learned_decay_in_both_frameworks():
     x, beta = randn(9, 2, 3, dtype=F32) * 2, torch.tensor([0.2, 0.5, 0.9])
     node = spikingjelly.MSFNode.from_neuron(
         MSF(decay=beta, learn_decay=True, channel_dim=-1, surrogate="atan"), step_mode="m"
@@ -194,7 +194,7 @@ def test_learned_decay_in_both_faces():
     assert copy_.beta.item() == pytest.approx(0.75)
 
 
-def test_soft_forward_in_both_faces():
+def test_soft_forward_in_both_frameworks():
     x = randn(9, 2, 3, dtype=F32) * 2
     expected = MSF(surrogate=Soft("sigmoid"))(x)[0]
     assert not torch.equal(expected, expected.round())

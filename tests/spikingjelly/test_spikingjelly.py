@@ -699,7 +699,7 @@ def test_any_neutral_neuron_becomes_a_node():
     assert node.total == 0.0
 
 
-def test_state_dicts_of_the_other_faces_load_strictly():
+def test_state_dicts_of_bare_neurons_and_of_snntorch_load_strictly():
     snntorch = pytest.importorskip("snntorch")
     assert snntorch
     from msf_pmsn_plugins import snntorch as other
