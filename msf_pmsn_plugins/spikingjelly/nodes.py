@@ -302,7 +302,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
             counts as one axis of their product.
         v_threshold: volts.
         surrogate_function: as in :class:`MSFNode`; None is the published triangle of half-width 1 V.
-        step_mode, backend, store_v_seq: as in :class:`MSFNode`.
+        step_mode, store_v_seq, backend: as in :class:`MSFNode`.
         init: ``"sequence"``, ``"shd"`` or ``"imagenet"``: the published initialisations.
         store_z_seq: keep the hidden states after each step in ``z_seq`` [T, N, *, compartments - 1].
 
@@ -327,11 +327,11 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
         v_threshold: float = 1.0,
         surrogate_function: str | Surrogate | FireFunction | None = None,
         step_mode: str = "s",
-        backend: str = "auto",
         store_v_seq: bool = False,
-        init: str = "sequence",
         *,
+        init: str = "sequence",
         store_z_seq: bool = False,
+        backend: str = "auto",
     ) -> None:
         held = PMSN(
             channels=channels,
@@ -442,7 +442,7 @@ class ParallelIFNode(ShowsParallelIF, _ResidualNode):
 
     Args:
         v_threshold: volts.
-        surrogate_function, step_mode, backend, store_v_seq: as in :class:`MSFNode`; None is the triangle of half-width
+        surrogate_function, step_mode, store_v_seq, backend: as in :class:`MSFNode`; None is the triangle of half-width
             1 V.
         burst: emit the number of removed thresholds instead of one spike.
 
@@ -457,9 +457,10 @@ class ParallelIFNode(ShowsParallelIF, _ResidualNode):
         v_threshold: float = 1.0,
         surrogate_function: str | Surrogate | FireFunction | None = None,
         step_mode: str = "s",
-        backend: str = "auto",
         store_v_seq: bool = False,
+        *,
         burst: bool | str = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__(ParallelIF(v_threshold, None, burst, backend), step_mode, store_v_seq)
         if surrogate_function is not None:

@@ -699,7 +699,7 @@ def test_any_neutral_neuron_becomes_a_node():
     assert node.total == 0.0
 
 
-def test_state_dicts_of_bare_neurons_and_of_snntorch_load_strictly():
+def test_state_dicts_of_the_other_framework_load_strictly():
     snntorch = pytest.importorskip("snntorch")
     assert snntorch
     from msf_pmsn_plugins import snntorch as other
@@ -725,3 +725,8 @@ def test_state_dicts_of_bare_neurons_and_of_snntorch_load_strictly():
         node.load_state_dict(other.MSF.published(reset_mechanism="subtract").state_dict())
     with pytest.raises(RuntimeError, match="graded"):
         node.load_state_dict(other.MSF.published(graded_spikes_factor=2.0).state_dict())
+    three = torch.tensor([0.5, 0.7, 0.9])
+    for word, name in (("beta", "beta"), ("threshold", "threshold"), ("graded_spikes_factor", "graded")):
+        state = snntorch.Leaky(**{"beta": 0.5, "reset_mechanism": "zero", word: three}).state_dict()
+        with pytest.raises(RuntimeError, match=f"the node: {name}.* holds 3 numbers"):
+            node.load_state_dict(state)
