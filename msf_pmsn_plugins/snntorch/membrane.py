@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..readonly import changes
+from ..neurons.readonly import changes
 
 __all__ = ["Membrane"]
 

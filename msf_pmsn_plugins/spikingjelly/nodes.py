@@ -18,8 +18,8 @@ from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out
 from ..neurons.pmsn import pmsn_step
+from ..neurons.readonly import ReadOnly
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
-from ..readonly import ReadOnly
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
 from ..words import NODE_HAS_NOT, PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching

@@ -21,24 +21,7 @@ __all__ = ["translate"]
 NAMED = {"Sigmoid": "sigmoid", "ATan": "atan"}
 
 
-def _soft_sign(u: Tensor, alpha: float) -> Tensor:
-    z = 1 / alpha + u.abs()
-    return 1 / (2 * alpha * z * z)
-
-
-def _super_spike(u: Tensor, alpha: float) -> Tensor:
-    z = 1 + u.abs()
-    return alpha / (z * z)
-
-
-def _erf(u: Tensor, alpha: float) -> Tensor:
-    z = alpha * u
-    return (alpha / math.sqrt(math.pi)) * torch.exp(-z * z)
-
-
-FORMULAS = {"SoftSign": _soft_sign, "SuperSpike": _super_spike, "Erf": _erf}
-
-
+FORMULAS = {"SoftSign": formulas.soft_sign, "SuperSpike": formulas.super_spike, "Erf": formulas.erf}
 # Of the others, what kernels take for the object's own derivative, and its parameters.
 OTHERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "DeterministicPass": (formulas.straight_through, ()),

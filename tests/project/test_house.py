@@ -165,14 +165,14 @@ class LeakMSF(nn.Module):
         self.neuron = MSF(
             D=D, decay=0.25, v_threshold=v_threshold, threshold_step=threshold_step, backend=backend
         )
-        self.state = None
+        self.carried = None
 
     def forward(self, x):
-        spikes, self.state, _ = self.neuron.single(x, self.state or self.neuron.initial_state(x))
+        spikes, self.carried, _ = self.neuron.single(x, self.carried or self.neuron.initial_state(x))
         return spikes
 
     def reset(self):
-        self.state = None
+        self.carried = None
 
 
 def rest(model):
