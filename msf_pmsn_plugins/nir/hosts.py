@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..neurons import MSF, Neuron
+from ..neurons.base import channel_shape
 from .builder import Builder
 
 
@@ -25,17 +26,19 @@ class ToSnnTorch(Builder):
     def wrap(self, held: Neuron, node: Any) -> Any:
         from .. import snntorch as host
 
+        reset = getattr(node, "reset", "hard")
         if isinstance(held, MSF):
             for wrong, why in (
                 (held.charge != ("decay", "decay"), f"charge={held.charge[1]!r}"),
                 (
-                    node is not None and node.reset == "soft",
-                    "a reset that subtracts before the decay (snnTorch's does after it)",
+                    reset == "soft",
+                    "reset that subtracts before the decay: its own takes spikes off undecayed",
                 ),
+                (reset not in ("hard", "soft", "subtract", "none"), f"reset {reset!r}"),
                 (held.v_reset != 0, f"v_reset={held.v_reset:g}"),
             ):
                 if wrong:
-                    raise ValueError(f"snnTorch's MSF has no {why}: import it into SpikingJelly")
+                    raise ValueError(f"snnTorch's MSF has no {why}. Import it into SpikingJelly")
         options = {name: value for name, value in self.options.items() if name != "backend"}
         held.backend = self.options.get("backend", "auto")
         kind = getattr(host, type(held).__name__)
@@ -61,10 +64,16 @@ class ToSpikingJelly(Builder):
     def wrap(self, held: Neuron, node: Any) -> Any:
         from .. import spikingjelly as host
 
-        if isinstance(held, MSF) and node is not None and node.reset not in ("hard", "soft"):
-            raise ValueError(
-                f"SpikingJelly has no reset {node.reset!r}: 'subtract' is snnTorch's, after the decay; import it there"
-            )
+        reset = getattr(node, "reset", "hard")
+        if isinstance(held, MSF) and reset not in ("hard", "soft"):
+            which = {
+                "none": ": its v_reset is a number or None. Import it into snnTorch, reset_mechanism='none' there",
+                "subtract": ": its v_reset=None subtracts before the decay, this one takes spikes off undecayed. "
+                "Import it into snnTorch, reset_mechanism='subtract' there",
+            }
+            raise ValueError(f"SpikingJelly has no reset {reset!r}{which.get(reset, '')}")
+        if isinstance(held, MSF) and isinstance(held.v_threshold, torch.Tensor) and node is not None:
+            held.v_threshold = _against_step(held.v_threshold, held.channel_dim, node.shape)
         if node is not None and np.any(np.asarray(node.graded_spikes_factor) != 1):
             raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
         options = {name: value for name, value in self.options.items() if name != "backend"}
@@ -72,7 +81,15 @@ class ToSpikingJelly(Builder):
         return getattr(host, f"{type(held).__name__}Node").from_neuron(held, **options)
 
 
-def _factor(node: Any) -> float | torch.Tensor:
+def _factor(node: Any) -> torch.Tensor:
     """What each spike is worth: one number, or one for each neuron of the last axes."""
-    factor = np.atleast_1d(node.graded_spikes_factor)
-    return float(factor[0]) if factor.size == 1 else torch.tensor(factor)
+    factor = torch.tensor(np.atleast_1d(node.graded_spikes_factor))
+    return factor.reshape(()) if factor.numel() == 1 else factor
+
+
+def _against_step(theta: torch.Tensor, channel_dim: Any, shape: Any) -> torch.Tensor:
+    """Thresholds of each channel in the shape that broadcasts against one step, which SpikingJelly's node demands."""
+    if theta.dim() != 1 or len(theta) == 1:
+        return theta
+    laid_out = theta.detach().reshape(channel_shape(channel_dim, torch.empty(1, *shape)))
+    return nn.Parameter(laid_out) if isinstance(theta, nn.Parameter) else laid_out
