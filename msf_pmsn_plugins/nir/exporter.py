@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from .. import __version__, neurons
 from ..charges import CHARGES
+from ..hosts import HOSTS
 from ..neurons.nodes import held_by, takes_sequences
 from ..neurons.pmsn import BURSTS, PARAMETERS
 from ..surrogate import Soft, Surrogate
 from . import nodes
-from .graph import HOSTS, Shapes, is_leaky, is_neuron, layer_of, returns_tuple, trace
+from .graph import Shapes, is_leaky, is_neuron, layer_of, returns_tuple, trace
 from .libraries import nir, nirtorch
 from .numbers import array_of, numbers, time_constant, torch_type, wide_type
 
-OWN = {
-    f"msf_pmsn_plugins.{part}"
-    for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")
-}
+KINDS = (neurons.MSF, neurons.PMSN, neurons.ParallelIF)  # a subclass may compute something else
 
 
 def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = False, dt: float = 1e-4) -> Any:
@@ -157,7 +155,7 @@ class Exporter:
         if isinstance(factor, nn.Parameter):
             warnings.warn("the learned graded_spikes_factor is exported as a number, fixed", stacklevel=2)
         kind = type(held)
-        if foreign := [type(own).__name__ for own in (module, held) if type(own).__module__ not in OWN]:
+        if foreign := [type(own).__name__ for own in (module, held) if not _is_ours(type(own))]:
             raise ValueError(
                 f"{foreign[0]} has no node (a subclass may compute something else); known: {', '.join(nodes.OURS)}"
             )
@@ -339,6 +337,12 @@ class Exporter:
             return nir.IF(r=np.full(shape, scale / self.dt), **full)
         tau = np.vectorize(lambda k: time_constant(k, self.dt, wide_type(self.dtype)))(decay)
         return nir.LIF(tau=tau, r=scale * tau / self.dt, v_leak=full["v_reset"].copy(), **full)
+
+
+def _is_ours(kind: type) -> bool:
+    """Whether it is a neuron that has a node, or of the package of a host."""
+    packages = tuple(f"{host.package}." for host in HOSTS.values())
+    return kind in KINDS or f"{kind.__module__}.".startswith(packages)
 
 
 def _rate(held: Any) -> tuple[Any, int]:

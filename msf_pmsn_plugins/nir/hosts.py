@@ -1,4 +1,4 @@
-"""Nodes of NIR to modules of either framework."""
+"""Nodes of NIR to modules of a framework."""
 
 from __future__ import annotations
 
@@ -8,24 +8,64 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..hosts import load
 from ..neurons import MSF, Neuron
 from ..neurons.base import channel_shape
 from .builder import Builder
 
 
-class ToSnnTorch(Builder):
-    """Layers of torch, neurons of snnTorch."""
+def builder_for(host: str, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> Builder:
+    """What builds for a key of ``hosts.HOSTS``."""
+    return BUILDERS.get(host, ToHost)(host, dt, dtype, options)
 
-    layers = nn
-    delays = True
 
-    def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
-        super().__init__(dt, dtype, {"init_hidden": True, **options})
-        self.leading = 2 if options.get("sequence") else 1
+class ToHost(Builder):
+    """Layers of torch, and a host's ``NODES`` around our neurons."""
+
+    layers: Any = nn
+
+    def __init__(self, host: str, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
+        super().__init__(dt, dtype, options)
+        self.host = host
+
+    def node_for(self, held: Neuron) -> Any:
+        """The class of nodes that holds such a neuron."""
+        name = type(held).__name__
+        kind = load(self.host).NODES.get(name.lower())
+        if not hasattr(kind, "from_neuron"):
+            raise ValueError(
+                f"{self.host} has no node for {name}: NODES[{name.lower()!r}] of its host is a class with "
+                "from_neuron(neuron)"
+            )
+        return kind
 
     def wrap(self, held: Neuron, node: Any) -> Any:
-        from .. import snntorch as host
+        if node is not None and np.any(np.asarray(node.graded_spikes_factor) != 1):
+            raise ValueError(f"{self.host}'s nodes have no graded_spikes_factor: import it into snnTorch")
+        return self.hold(held)
 
+    def hold(self, held: Neuron, **words: Any) -> Any:
+        """A node around ``held``, with the options of the call and ``words``."""
+        options = {name: value for name, value in self.options.items() if name != "backend"}
+        held.backend = self.options.get("backend", "auto")
+        return self.node_for(held).from_neuron(held, **words, **options)
+
+
+class ToSnnTorch(ToHost):
+    """Layers of torch, neurons of snnTorch."""
+
+    delays = True
+
+    def __init__(self, host: str, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
+        super().__init__(host, dt, dtype, {"init_hidden": True, **options})
+        self.leading = 2 if options.get("sequence") else 1
+
+    def node_for(self, held: Neuron) -> Any:
+        from .. import snntorch
+
+        return getattr(snntorch, type(held).__name__)
+
+    def wrap(self, held: Neuron, node: Any) -> Any:
         reset = getattr(node, "reset", "hard")
         if isinstance(held, MSF):
             for wrong, why in (
@@ -39,17 +79,14 @@ class ToSnnTorch(Builder):
             ):
                 if wrong:
                     raise ValueError(f"snnTorch's MSF has no {why}. Import it into SpikingJelly")
-        options = {name: value for name, value in self.options.items() if name != "backend"}
-        held.backend = self.options.get("backend", "auto")
-        kind = getattr(host, type(held).__name__)
-        return kind.from_neuron(held, graded_spikes_factor=1.0 if node is None else _factor(node), **options)
+        return self.hold(held, graded_spikes_factor=1.0 if node is None else _factor(node))
 
 
-class ToSpikingJelly(Builder):
+class ToSpikingJelly(ToHost):
     """Layers and neurons of SpikingJelly."""
 
-    def __init__(self, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
-        super().__init__(dt, dtype, options)
+    def __init__(self, host: str, dt: float, dtype: torch.dtype, options: dict[str, Any]) -> None:
+        super().__init__(host, dt, dtype, options)
         try:
             from spikingjelly.activation_based import layer
         except ImportError as error:
@@ -61,9 +98,12 @@ class ToSpikingJelly(Builder):
 
         functional.set_step_mode(net, self.options.get("step_mode", "s"))
 
-    def wrap(self, held: Neuron, node: Any) -> Any:
-        from .. import spikingjelly as host
+    def node_for(self, held: Neuron) -> Any:
+        from .. import spikingjelly
 
+        return getattr(spikingjelly, f"{type(held).__name__}Node")
+
+    def wrap(self, held: Neuron, node: Any) -> Any:
         reset = getattr(node, "reset", "hard")
         if isinstance(held, MSF) and reset not in ("hard", "soft"):
             which = {
@@ -74,11 +114,10 @@ class ToSpikingJelly(Builder):
             raise ValueError(f"SpikingJelly has no reset {reset!r}{which.get(reset, '')}")
         if isinstance(held, MSF) and isinstance(held.v_threshold, torch.Tensor) and node is not None:
             held.v_threshold = _against_step(held.v_threshold, held.channel_dim, node.shape)
-        if node is not None and np.any(np.asarray(node.graded_spikes_factor) != 1):
-            raise ValueError("SpikingJelly's nodes have no graded_spikes_factor: import it into snnTorch")
-        options = {name: value for name, value in self.options.items() if name != "backend"}
-        held.backend = self.options.get("backend", "auto")
-        return getattr(host, f"{type(held).__name__}Node").from_neuron(held, **options)
+        return super().wrap(held, node)
+
+
+BUILDERS: dict[str, type[ToHost]] = {"snntorch": ToSnnTorch, "spikingjelly": ToSpikingJelly}
 
 
 def _factor(node: Any) -> torch.Tensor:
