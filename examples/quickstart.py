@@ -285,6 +285,9 @@ def main():
     for path in filter(None, (args.out, args.json)):  # not after minutes of training
         if not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent} for {path.name}: make it first")
+    formats = Figure().canvas.get_supported_filetypes()
+    if args.out.suffix.removeprefix(".").lower() not in formats:
+        parser.error(f"--out {args.out} ends in none of {', '.join(f'.{name}' for name in sorted(formats))}")
 
     recipes, data = RECIPES, {MNIST1D: mnist1d_data(), DIGITS: digits_data()}
     if args.fast:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .neurons import MSF, PMSN, Neuron, ParallelIF
+from .neurons import PMSN, Neuron, ParallelIF
 from .neurons.base import State, channel_shape
+from .neurons.nodes import held_by, is_node
 from .neurons.pmsn.step import soma_step
 
 __all__ = ["RealPMSN", "RealParallelIF", "Streaming"]
@@ -135,7 +136,7 @@ def _step_of(path: str, module: nn.Module) -> _Step:
     """What takes the place of a node or bare neuron; raise on what a node does that its neuron does not."""
     node: Any = module
     where = f"{type(module).__name__} at {path or 'the root'}"
-    held = module if isinstance(module, Neuron) else node.neuron
+    held = held_by(module)
     factor = None
     if hasattr(node, "reset_mechanism"):  # a snnTorch neuron
         wanted = {
@@ -148,13 +149,8 @@ def _step_of(path: str, module: nn.Module) -> _Step:
         for name, value in wanted.items():
             if bool(getattr(node, name, value)) is not value:
                 raise ValueError(f"{where}: only neurons with {name}={value} can be exported as a step")
-        if isinstance(held, MSF) and held.reset_mode == "soft":
-            raise ValueError(
-                f"{where}: reset_mechanism='subtract' takes the threshold away undecayed, which the neuron's own step "
-                "does not: use 'zero' or 'none'"
-            )
         factor = node.graded_spikes_factor.detach().clone()
-        factor = None if factor == 1 else factor
+        factor = None if (factor == 1).all() else factor
     elif not isinstance(module, Neuron):
         if node.step_mode != "s":
             raise ValueError(f"{where}: a step is exported, call functional.set_step_mode(net, 's') first")
@@ -185,15 +181,11 @@ class Streaming(nn.Module):
         super().__init__()
         net = copy.deepcopy(net).eval()
         paths = dict(net.named_modules(remove_duplicate=False))
-        held = {
-            id(module.neuron)
-            for module in paths.values()
-            if isinstance(getattr(module, "neuron", None), Neuron)
-        }
+        inside = {id(module.neuron) for module in paths.values() if is_node(module)}
         steps: dict[int, _Step] = {}  # a module at several paths stays one
         self.state_names: list[str] = []
         for path, module in paths.items():
-            if id(module) in held or not isinstance(getattr(module, "neuron", module), Neuron):
+            if id(module) in inside or held_by(module) is None:
                 continue
             if id(module) not in steps:
                 step = steps[id(module)] = _step_of(path, module)

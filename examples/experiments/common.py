@@ -25,6 +25,7 @@ if str(HERE.parent) not in sys.path:
 try:
     import torch
     from recipes import neurons
+    from recipes.arguments import at_least_one, output
     from torch import Tensor, nn
 
     from msf_pmsn_plugins import __version__
@@ -270,7 +271,7 @@ def main(experiment: ModuleType) -> None:
         description=experiment.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser, getattr(experiment, "PUBLISHED", None))
-    parser.add_argument("--json", type=Path, help="write the raw numbers here")
+    parser.add_argument("--json", type=output, help="write the raw numbers here")
     args = parser.parse_args()
     done = report(experiment, options_of(args))
     if args.json:
@@ -283,11 +284,15 @@ def add_arguments(parser: argparse.ArgumentParser, published: str | None = None)
     parser.add_argument(
         "--fast", action="store_true", help="toy size, seconds: does it run? The numbers mean nothing"
     )
-    parser.add_argument("--seeds", type=int, help="how many; every experiment has a number of its own")
+    parser.add_argument(
+        "--seeds", type=at_least_one, help="how many; every experiment has a number of its own"
+    )
     parser.add_argument("--neurons", default="", help="only these, separated by semicolons")
     if published:
         parser.add_argument("--published", type=Path, help=published)
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s: the nets are small)")
+    parser.add_argument(
+        "--threads", type=at_least_one, default=1, help="of torch (%(default)s: the nets are small)"
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:

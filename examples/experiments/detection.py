@@ -21,7 +21,7 @@ from recipes.data.shapes import MovingShapes, PastedDigits
 from recipes.data.trees import AerialTrees
 from recipes.detection.boxes import decode, detect, probabilities
 from recipes.detection.losses import losses
-from recipes.detection.metric import average_precision
+from recipes.detection.metric import average_precision, predicted, truths
 from recipes.models import Detector, count_parameters
 from resumable import Job, Training
 
@@ -91,11 +91,7 @@ def evaluate(net, data):
         predictions = net(batch.x)
         neurons.reset(net)
         found = detect(probabilities(decode(predictions.raw, predictions.anchors)))
-        rows = [part[part[:, 4] >= 0] for part in batch.truth]
-        metric.update(
-            [{"boxes": one.boxes, "scores": one.scores, "labels": one.labels} for one in found],
-            [{"boxes": part[:, :4], "labels": part[:, 4].long()} for part in rows],
-        )
+        metric.update([predicted(one) for one in found], truths(batch.truth))
     result = metric.compute()
     return {"ap": 100 * float(result["map"]), "ap50": 100 * float(result["map_50"])}
 

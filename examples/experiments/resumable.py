@@ -74,8 +74,8 @@ class Beginning(Checkpoint):
     def write(self, state: dict[str, Any]) -> None:
         text = hashlib.sha256(repr((state["parts"], state["schedule"])).encode())
         for name, value in state["model"].items():
-            numbers = value.cpu().reshape(-1).view(torch.uint8).numpy()  # NumPy has no bfloat16
-            text.update(name.encode() + numbers.tobytes())
+            flat = value.cpu().contiguous().reshape(-1)
+            text.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
         self.weights = text.hexdigest()[:16]
 
     @property

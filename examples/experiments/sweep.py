@@ -24,6 +24,7 @@ import torch
 from common import Recipe
 from digits import build, sequences
 from recipes import neurons
+from recipes.arguments import output, picture
 from yaml import safe_load
 
 from msf_pmsn_plugins import energy
@@ -43,6 +44,12 @@ def candidates():
     return {("LIF", "-"): neurons.LIF(), **found}
 
 
+def chosen(options):
+    """Those of the neurons that were asked for, in all their sizes."""
+    names = options.chosen({name: None for name, _ in candidates()})
+    return {key: neuron for key, neuron in candidates().items() if key[0] in names}
+
+
 @torch.no_grad()
 def nanojoules(model, x):
     """Energy of one sample in the papers' convention, nJ; ``x`` with the axes that ``model.time_first_input`` names."""
@@ -59,9 +66,8 @@ def runs(options):
     data = sequences(permuted=True)
     data = data.few(64) if options.fast else data
     recipe = Recipe(epochs=1 if options.fast else 10, batch=64)
-    chosen = {k: v for k, v in candidates().items() if not options.neurons or k[0] in options.neurons}
     for seed in range(options.seeds):
-        for (name, size), neuron in chosen.items():
+        for (name, size), neuron in chosen(options).items():
             torch.manual_seed(seed)
             model = build(neuron)
             seconds = common.train(model, data, recipe, seed)
@@ -157,8 +163,8 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     common.add_arguments(parser)
-    parser.add_argument("--json", type=Path, help="write the raw numbers here")
-    parser.add_argument("--plot", type=Path, help="draw accuracy against energy here")
+    parser.add_argument("--json", type=output, help="write the raw numbers here")
+    parser.add_argument("--plot", type=picture, help="draw accuracy against energy here")
     parser.add_argument("--config", type=Path, help="a configuration of train.py")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/sweep"), help="folder of the trained networks (%(default)s)"
@@ -166,8 +172,7 @@ def main():
     args = parser.parse_args(arguments)
     options = common.options_of(args)
     if args.config:
-        chosen = {k: v for k, v in candidates().items() if not options.neurons or k[0] in options.neurons}
-        rows = list(with_config(args.config, args.out, chosen, passed_on))
+        rows = list(with_config(args.config, args.out, chosen(options), passed_on))
         done = {"experiment": "sweep", "config": str(args.config), "rows": rows}
         print(common.table(sys.modules[__name__], rows))
     else:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from . import RecipeError
+from .data.files import reading
 
 try:
     import fcntl
@@ -54,10 +55,13 @@ class WholeCheckpoints(TorchCheckpointIO):
             if Path(path).name == "best.ckpt" and Path(path).with_name(LAST).is_file():
                 raise RecipeError(f"no checkpoint {path}: the run has not validated yet; give its {LAST}")
             raise RecipeError(f"no checkpoint {path}; a run keeps them in <out>/checkpoints/")
-        try:
-            return torch.load(path, map_location or "cpu", weights_only=weights_only is not False)
-        except Exception as error:  # its reader raises all kinds
-            raise RecipeError(f"{path} is not a whole checkpoint of this trainer: {error}") from error
+        with reading(path):
+            try:
+                return torch.load(path, map_location or "cpu", weights_only=weights_only is not False)
+            except OSError:
+                raise
+            except Exception as error:  # its reader raises all kinds, and advises to trust the file
+                raise RecipeError(f"{path} is not a whole checkpoint of this trainer") from error
 
 
 class Best(ModelCheckpoint):

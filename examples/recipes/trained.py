@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from . import RecipeError
 from .arguments import at_least_one, output, said
+from .checkpoints import WholeCheckpoints
 from .data.base import Data
 from .data.files import one_line, reading
 from .settings import of_run, require_same
@@ -81,13 +81,7 @@ def _made(config: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
-    with reading(checkpoint):
-        try:
-            held = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # its reader raises all kinds
-            raise RecipeError(f"{checkpoint} is no whole checkpoint of train.py") from error
+    held = WholeCheckpoints().load_checkpoint(checkpoint)
     weights = held.get("state_dict") if isinstance(held, dict) else None
     if not isinstance(weights, dict) or not any(name.startswith("network.") for name in weights):
         raise RecipeError(f"{checkpoint} is no checkpoint of train.py: it holds no state_dict of a network")

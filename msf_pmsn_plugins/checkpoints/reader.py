@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..neurons import Neuron
+from ..neurons.nodes import is_node
 from ..neurons.pmsn import PARAMETERS, PER_CHANNEL
 from .files import read_state_dict
 from .names import Target, inner_model, places_of, published_name, rename_entries, strip_prefixes, targets_of
@@ -166,14 +166,14 @@ def channels_of(path: str, state: Mapping[str, Tensor], places: Mapping[str, str
 
 def different_settings(model: nn.Module, kind: Source) -> Iterator[str]:
     """Settings that are not the published ones, and by whom."""
-    holders = {id(m.neuron): m for m in model.modules() if isinstance(getattr(m, "neuron", None), Neuron)}
+    nodes = {id(m.neuron): m for m in model.modules() if is_node(m)}
     neurons = [(path, module) for path, module in model.named_modules() if isinstance(module, kind.neuron)]
     if not neurons:
         yield f"the model holds no {kind.neuron.__name__}"
     differing: dict[tuple[str, str], list[str]] = {}
     for path, neuron in neurons:
         # a node keeps what its host may change, and hands it over when it is called
-        if sync_settings := getattr(holders.get(id(neuron)), "sync_settings", None):
+        if sync_settings := getattr(nodes.get(id(neuron)), "sync_settings", None):
             sync_settings(torch.get_default_dtype())
         for name, published in kind.settings.items():
             own = getattr(neuron, name)

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import neurons
+from ..neurons.nodes import held_by
 from .report import DeployError
 
-PACKAGE = __package__.split(".")[0]
 Binary = type | tuple[type, ...]
 
 
@@ -25,26 +25,17 @@ class Tracer(fx.Tracer):
         self.binary = binary
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if held_neuron(m) is not None or isinstance(m, self.binary) or next(m.children(), None) is None:
+        if held_by(m) is not None or isinstance(m, self.binary) or next(m.children(), None) is None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def held_neuron(module: Any) -> neurons.Neuron | None:
-    """The neuron that ``module`` is, or that it holds if it is one of our nodes for a framework."""
-    if isinstance(module, neurons.Neuron):
-        return module
-    ours = any(cls.__module__.split(".")[0] == PACKAGE for cls in type(module).__mro__)
-    held = getattr(module, "neuron", None) if ours else None
-    return held if isinstance(held, neurons.Neuron) else None
-
-
 def levels_of(path: str, module: Any, binary: Binary) -> int | None:
     """The largest count that a module emits, or None if it is not a spiking neuron."""
-    held = held_neuron(module)
+    held = held_by(module)
     if held is None:
         return 1 if isinstance(module, binary) else None
-    if float(getattr(module, "graded_spikes_factor", 1.0)) != 1.0:
+    if (torch.as_tensor(getattr(module, "graded_spikes_factor", 1.0)) != 1.0).any():
         raise DeployError(
             f"{path!r} multiplies its spikes by graded_spikes_factor: move the factor into the weights of the next "
             "layer and set it to 1"

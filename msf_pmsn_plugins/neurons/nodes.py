@@ -10,14 +10,15 @@ __all__ = ["held_by", "is_node", "takes_sequences"]
 
 
 def held_by(module: Any) -> Neuron | None:
-    """The neuron that ``module`` is, or holds; None for all else."""
-    held = module if isinstance(module, Neuron) else getattr(module, "neuron", None)
-    return held if isinstance(held, Neuron) else None
+    """The neuron that ``module`` is, or holds as a node; None for all else."""
+    if isinstance(module, Neuron):
+        return module
+    return module.neuron if is_node(module) else None
 
 
 def is_node(module: Any) -> bool:
-    """Whether it is a node: it holds a neuron and carries the state of it."""
-    return held_by(module) not in (None, module) and hasattr(module, "carried")
+    """Whether it is a node: it holds a neuron and carries the state of it. A network may call one of its own neuron."""
+    return isinstance(getattr(module, "neuron", None), Neuron) and hasattr(module, "carried")
 
 
 def takes_sequences(module: Any) -> bool:

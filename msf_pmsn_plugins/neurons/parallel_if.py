@@ -51,7 +51,7 @@ class ParallelIF(Neuron):
         super().__init__(backend)
         self.v_threshold = v_threshold
         self.burst = burst
-        self._keep_surrogate(Surrogate("triangle", 1.0) if surrogate is None else as_surrogate(surrogate))
+        self.surrogate = surrogate
         self.settings()
 
     @property
@@ -59,8 +59,8 @@ class ParallelIF(Neuron):
         return self._surrogate
 
     @surrogate.setter
-    def surrogate(self, value: str | Surrogate | FireFunction) -> None:
-        self._keep_surrogate(as_surrogate(value))
+    def surrogate(self, value: str | Surrogate | FireFunction | None) -> None:
+        self._keep_surrogate(Surrogate("triangle", 1.0) if value is None else as_surrogate(value))
 
     def settings(self) -> PMSNSettings:
         """What the reset must know that is no tensor, as it is now, checked."""

@@ -7,6 +7,7 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
+from ..hosts import changed
 from .base import SnnTorchNeuron
 from .neurons import MSF, PMSN
 from .states import reset
@@ -146,6 +147,12 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
         own = {word: isinstance(value, nn.Parameter) for word, value in learned.items()}
         own |= {"beta": _number(node.beta), "state_quant": node.state_quant}
         own |= {"reset_mechanism": node.reset_mechanism, "reset_delay": node.reset_delay}
+        theirs: dict[str, Any] = {"input_scale": 1.0}
+        if node.reset_mechanism == "zero":
+            theirs |= {"v_reset": 0.0}
+        elif node.reset_mechanism == "subtract":
+            theirs |= {"reset_step": held.v_threshold, "retake": not node.reset_delay}
+        lost += changed(held, theirs)
     else:
         parameters = sum(p.numel() for p in node.parameters())
         lost.append(f"{type(node).__name__} with its {parameters} parameters becomes a Leaky with beta=0.5")

@@ -139,7 +139,8 @@ class MSF(ShowsMSF, SnnTorchNeuron):
     @classmethod
     def from_neuron(cls, neuron: Any, **options: Any) -> Self:
         node = super().from_neuron(neuron, **options)
-        node.neuron.retake = not node.reset_delay  # as the constructor
+        if node.neuron.reset_mode != "soft":  # that is its own; one assigned later is Leaky's
+            node.neuron.retake = not node.reset_delay
         return node
 
     @property
@@ -273,8 +274,9 @@ class PMSN(ShowsPMSN, SnnTorchNeuron):
         output: bool = False,
         graded_spikes_factor: float | Tensor = 1.0,
         learn_graded_spikes_factor: bool = False,
-        sequence: bool = False,
+        *,
         init: str = "sequence",
+        sequence: bool = False,
         backend: str = "auto",
     ) -> None:
         if state_quant:
@@ -320,9 +322,11 @@ class ParallelIF(ShowsParallelIF, SnnTorchNeuron):
 
     Args:
         threshold: volts.
+        spike_grad: as in :class:`SnnTorchNeuron`; None is the triangle of half-width 1 V.
         burst: emit the number of removed thresholds instead of one spike.
         backend: ``"auto"`` or the name of a backend of :mod:`msf_pmsn_plugins.backends`.
-        options: the other arguments of :class:`SnnTorchNeuron`. Default surrogate: triangle of half-width 1 V.
+
+    The other arguments are those of :class:`SnnTorchNeuron`.
     """
 
     carries = True
@@ -332,12 +336,30 @@ class ParallelIF(ShowsParallelIF, SnnTorchNeuron):
     def __init__(
         self,
         threshold: float | Tensor = 1.0,
+        spike_grad: SpikeGrad = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_threshold: bool = False,
+        output: bool = False,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        *,
         burst: bool | str = False,
+        sequence: bool = False,
         backend: str = "auto",
-        **options: Any,
     ) -> None:
         super().__init__(
-            neutral.ParallelIF(one_threshold(threshold), burst=burst, backend=backend), **options
+            neutral.ParallelIF(one_threshold(threshold), burst=burst, backend=backend),
+            spike_grad=spike_grad,
+            surrogate_disable=surrogate_disable,
+            init_hidden=init_hidden,
+            inhibition=inhibition,
+            learn_threshold=learn_threshold,
+            output=output,
+            graded_spikes_factor=graded_spikes_factor,
+            learn_graded_spikes_factor=learn_graded_spikes_factor,
+            sequence=sequence,
         )
 
     def _to_mem(self, state: State) -> Mem:

@@ -61,6 +61,10 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             raise TypeError(
                 f"{type(self).__name__} holds a msf_pmsn_plugins.neurons.{self.kind.__name__}, got {held!r}"
             )
+        if isinstance(store_v_seq, str):  # 0.0.0.0.14 has the backend at this place
+            raise TypeError(
+                f"store_v_seq must be True or False, got {store_v_seq!r}; a backend is given by name, backend=.."
+            )
         hard = getattr(held, "reset_mode", "") == "hard"
         super().__init__(
             # The reset value of the memory "v"; the properties do not listen before the neuron is there.
@@ -397,7 +401,12 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         foreign = {name: state_dict.pop(prefix + name) for name in SNNTORCH if prefix + name in state_dict}
         if foreign:
             errors = args[4]  # strict, missing_keys and unexpected_keys stand before it
-            errors.extend(f"{prefix or 'the node'}: {text}" for text in self._take_snntorch(foreign))
+            several = {name: value.numel() for name, value in foreign.items() if value.numel() != 1}
+            said = [
+                f"{name} holds {count} numbers, a SpikingJelly node has one for all elements"
+                for name, count in several.items()
+            ] or self._take_snntorch(foreign)
+            errors.extend(f"{prefix or 'the node'}: {text}" for text in said)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _take_snntorch(self, numbers: dict[str, Tensor]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: F401  # for swap.legacy
 from torch import Tensor, nn
 
+from ..hosts import changed
 from .base import SpikingJellyNode
 from .charge import lif_charge, plif_charge
 from .nodes import MSFNode, PMSNNode
@@ -135,9 +136,14 @@ def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
     Raises:
         ValueError: no stock node comes near.
     """
+    held: Any = node.neuron
+    for word in ("v_threshold", "decay", "tau"):
+        value = getattr(held, word, None)
+        if isinstance(value, Tensor) and value.numel() > 1:
+            raise ValueError(f"a {word} of several numbers has no stock node: keep this site")
     lost: list[str] = []
     common = {
-        "v_threshold": float(node.v_threshold),
+        "v_threshold": float(torch.as_tensor(node.v_threshold).detach()),
         "surrogate_function": node.surrogate_function,
         "step_mode": node.step_mode,
         "store_v_seq": node.store_v_seq,
@@ -146,12 +152,12 @@ def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
         parameters = sum(p.numel() for p in node.parameters())
         lost.append(f"{type(node).__name__} with its {parameters} parameters becomes a LIF with tau=2")
         return neuron.LIFNode(tau=2.0, v_reset=0.0, detach_reset=True, **common), lost
-    held: Any = node.neuron
     if held.D > 1:
         lost.append(f"counts 0..{held.D} become 0 and 1")
     common |= {"v_reset": node.v_reset, "detach_reset": node.detach_reset}
     charge = held.charge[0]
     decays = charge.endswith("_decay_input") or (charge == "decay" and node.decay_input)
+    lost += _changed(node, decays)
     if charge.startswith("simple_lif") and FUNCTIONAL:
         return neuron.SimpleLIFNode(tau=held.tau, decay_input=decays, **common), lost
     if charge.startswith("plif") or held.decay_logit is not None:
@@ -168,6 +174,25 @@ def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
     if not tau > 1:
         raise ValueError("a neuron without memory (tau=1) has no stock node: keep this site")
     return neuron.LIFNode(tau=float(tau), decay_input=decays, **common), lost
+
+
+def _changed(node: MSFNode, decays: bool) -> list[str]:
+    """What the stock node has otherwise than the neuron of ``node``, which may say more than a node can be told."""
+    held = node.neuron
+    soft = node.v_reset is None
+    lines: list[str] = []
+    stock: dict[str, Any] = {"reset_mode": "soft" if soft else "hard", "reset_delay": False}
+    if soft:
+        stock |= {"reset_step": held.v_threshold, "retake": False}
+    if isinstance(held.v_threshold, nn.Parameter):
+        lines.append("its learned v_threshold becomes a number")
+    leaks_to_zero = held.charge[0] == "decay"
+    if leaks_to_zero:
+        stock["input_scale"] = 1.0 / float(node.tau) if decays else 1.0
+    lines += changed(held, stock)
+    if leaks_to_zero and node.v_reset not in (0.0, None):
+        lines.append(f"with charge='decay' it leaks to 0 V, a stock node to v_reset={node.v_reset}")
+    return lines
 
 
 def reset_net(model: nn.Module) -> None:

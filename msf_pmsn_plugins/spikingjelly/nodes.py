@@ -19,6 +19,7 @@ from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out
 from ..neurons.pmsn import pmsn_step
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
+from ..readonly import ReadOnly
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
 from ..words import NODE_HAS_NOT, PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching
@@ -265,10 +266,18 @@ class _ResidualNode(SpikingJellyNode):
 
     @property
     def v(self) -> Tensor | float:
-        """The residual after reset, volts, [N, *]."""
+        """The residual after reset, volts, [N, *], to look at. Assigning sets the residual alone."""
         if "r" not in self._memories:  # the host's constructor asks before the memories are there
             raise AttributeError("v")
-        return self._memories["r"] * self._volts
+        v = self._memories["r"] * self._volts
+        if not isinstance(v, Tensor) or transformed() or torch.compiler.is_compiling():
+            return v
+        name, parts = type(self).__name__, ", ".join(self._memories_rv)
+        return ReadOnly.of(
+            v,
+            f"v of {name} shows its residual: an in-place change would not reach the state ({parts}). Change that: "
+            f"node.carried = tuple(.. for part in node.carried), the samples of each part [N, *] that begin anew at 0",
+        )
 
     @v.setter
     def v(self, value: Tensor | float) -> None:
@@ -302,7 +311,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
             counts as one axis of their product.
         v_threshold: volts.
         surrogate_function: as in :class:`MSFNode`; None is the published triangle of half-width 1 V.
-        step_mode, backend, store_v_seq: as in :class:`MSFNode`.
+        step_mode, store_v_seq, backend: as in :class:`MSFNode`.
         init: ``"sequence"``, ``"shd"`` or ``"imagenet"``: the published initialisations.
         store_z_seq: keep the hidden states after each step in ``z_seq`` [T, N, *, compartments - 1].
 
@@ -327,11 +336,11 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
         v_threshold: float = 1.0,
         surrogate_function: str | Surrogate | FireFunction | None = None,
         step_mode: str = "s",
-        backend: str = "auto",
         store_v_seq: bool = False,
-        init: str = "sequence",
         *,
+        init: str = "sequence",
         store_z_seq: bool = False,
+        backend: str = "auto",
     ) -> None:
         held = PMSN(
             channels=channels,
@@ -442,7 +451,7 @@ class ParallelIFNode(ShowsParallelIF, _ResidualNode):
 
     Args:
         v_threshold: volts.
-        surrogate_function, step_mode, backend, store_v_seq: as in :class:`MSFNode`; None is the triangle of half-width
+        surrogate_function, step_mode, store_v_seq, backend: as in :class:`MSFNode`; None is the triangle of half-width
             1 V.
         burst: emit the number of removed thresholds instead of one spike.
 
@@ -457,9 +466,10 @@ class ParallelIFNode(ShowsParallelIF, _ResidualNode):
         v_threshold: float = 1.0,
         surrogate_function: str | Surrogate | FireFunction | None = None,
         step_mode: str = "s",
-        backend: str = "auto",
         store_v_seq: bool = False,
+        *,
         burst: bool | str = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__(ParallelIF(v_threshold, None, burst, backend), step_mode, store_v_seq)
         if surrogate_function is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import formulas
 from ..formulas import standing_for
-from ..surrogate import Custom, Surrogate
+from ..surrogate import Custom, Surrogate, is_soft
 from .version import FUNCTIONAL
 
 __all__ = ["translate"]
@@ -65,7 +65,10 @@ class BySteps:
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.soft = getattr(function, "soft", False)
+
+    @property
+    def soft(self) -> bool:
+        return is_soft(self.function)
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.function(u)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neurons import MSF, PMSN, Neuron
+from ..neurons.nodes import is_node
 from ..tables import aligned
 from .running import arguments, output_of, rest, undisturbed
 from .spec import SwapError, require_built
@@ -406,9 +407,8 @@ def _nodes(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Our neurons: a host's node around one, or a bare one, by path."""
     inside = set()
     for path, module in model.named_modules():
-        held = getattr(module, "neuron", None)
-        if isinstance(held, Neuron):
-            inside.add(held)
+        if is_node(module):
+            inside.add(module.neuron)
             yield path, module
         elif isinstance(module, Neuron) and module not in inside:
             yield path, module

@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from .. import checkpoints
 from ..checkpoints import files, names
 from ..neurons import PMSN, Neuron
+from ..neurons.nodes import is_node
 from .spec import require_built
 
 __all__ = ["Loaded", "load_published"]
@@ -204,7 +205,7 @@ class _StockEntries:
         self.overruled: set[str] = set()  # sites with entries that the swap gave other values
         for site, held in owners.items():
             inner = model.get_submodule(site).modules()
-            node = next((m for m in inner if getattr(m, "neuron", None) is held), None)
+            node = next((m for m in inner if is_node(m) and m.neuron is held), None)
             if hasattr(node, "stock_entries"):
                 self.nodes[site] = node
 
@@ -271,7 +272,7 @@ def _neurons(model: nn.Module) -> dict[str, nn.Module]:
 def _only(module: nn.Module, neuron: nn.Module) -> bool:
     """Whether ``module`` holds ``neuron`` and no tensors but the neuron's and those of a host's node around it."""
     inner = [m for m in module.modules() if isinstance(m, Neuron)]
-    node = any(getattr(m, "neuron", None) is neuron for m in module.modules())
+    node = any(is_node(m) and m.neuron is neuron for m in module.modules())
     return inner == [neuron] and node and not any(module.parameters(recurse=False))
 
 

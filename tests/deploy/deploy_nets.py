@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from msf_pmsn_plugins import deploy
-from msf_pmsn_plugins.deploy.trace import held_neuron
 from msf_pmsn_plugins.deploy.weights import WEIGHTED
 from msf_pmsn_plugins.neurons import MSF
+from msf_pmsn_plugins.neurons.nodes import held_by
 
 UNARY = ("channels", "substeps")
 
@@ -54,7 +54,7 @@ def watched(net, seen):
 
     modules = dict(net.named_modules())
     binary = [row.layer for row in net.report if row.input == "binary" and row.layer in modules]
-    binary = [name for name in binary if held_neuron(modules[name]) is None]
+    binary = [name for name in binary if held_by(modules[name]) is None]
     return binary, [modules[n].register_forward_pre_hook(hook(n), with_kwargs=True) for n in binary]
 
 

@@ -195,12 +195,13 @@ class Whole(Looped):
         return self.fc(self.msf(x)[:1][0])
 
 
-def test_graded_spikes_are_refused():
+@pytest.mark.parametrize("factor", [0.5, torch.tensor([1.0, 0.5, 1.0, 1.0])], ids=["one", "by channel"])
+def test_graded_spikes_are_refused(factor):
     from msf_pmsn_plugins import snntorch as framework
 
     net = nn.Sequential(
         nn.Linear(3, 4),
-        framework.MSF.published(D=2, init_hidden=True, graded_spikes_factor=0.5),
+        framework.MSF.published(D=2, init_hidden=True, graded_spikes_factor=factor),
         nn.Linear(4, 2),
     )
     assert "multiplies its spikes by graded_spikes_factor" in refusal(net, torch.randn(2, 3))

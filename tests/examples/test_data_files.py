@@ -1,6 +1,7 @@
 """How the recipes' data files are identified and made, and how events are counted into frames."""
 
 import codecs
+import math
 import os
 import pickle
 import resource
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from recipes import RecipeError  # noqa: E402
 from recipes.data.events import CIFAR10DVS, DVSGesture, SpikingHeidelberg  # noqa: E402
 from recipes.data.files import Fault, identify, twins, unpickle, whole  # noqa: E402
 from recipes.data.images import CIFAR, ImageNet, SequentialMNIST  # noqa: E402
+from recipes.data.shapes import MovingShapes  # noqa: E402
 from recipes.data.sines import Sines  # noqa: E402
 
 from fixtures.damage import prepared, refused  # noqa: E402
@@ -164,12 +167,18 @@ def test_pickles_run_no_code(tmp_path):
     ("kind", "settings", "said"),
     [
         (CIFAR, {"batch_size": 0}, "batch_size must be 1 or more"),
-        (CIFAR, {"num_workers": -1}, "num_workers 0 or more"),
+        (CIFAR, {"num_workers": -1}, r"num_workers and data\.seed 0 or more"),
         (CIFAR, {"val_fraction": 1.0}, r"val_fraction must lie in \(0, 1\), got 1.0"),
         (CIFAR, {"mixup": -0.1}, "mixup and data.cutmix must be 0 or more"),
         (CIFAR, {"mix_prob": 1.5}, r"mix_prob in \[0, 1\]"),
         (DVSGesture, {"steps": 0}, "steps must be positive"),
         (SpikingHeidelberg, {"duration": 0.0}, "must be positive"),
+        (CIFAR, {"seed": -1}, "data.seed 0 or more"),
+        (CIFAR, {"erasing": 2.0}, r"erasing must lie in \[0, 1\], got 2.0"),
+        (ImageNet, {"erasing": -1.0}, r"erasing must lie in \[0, 1\], got -1.0"),
+        (ImageNet, {"size": 0}, "size must be 1 or more"),
+        (Sines, {"amplitudes": 0}, "amplitudes must be 1 to 50, got 0"),
+        (Sines, {"amplitudes": 51}, "amplitudes must be 1 to 50, got 51"),
     ],
 )
 def test_settings_out_of_range(kind, settings, said):
@@ -177,7 +186,37 @@ def test_settings_out_of_range(kind, settings, said):
         kind(**settings)
 
 
-@pytest.mark.parametrize("kind", [Sines, SequentialMNIST, SpikingHeidelberg])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (CIFAR, "mixup"),
+        (CIFAR, "cutmix"),
+        (CIFAR, "mix_prob"),
+        (CIFAR, "erasing"),
+        (SpikingHeidelberg, "duration"),
+        (DVSGesture, "noise"),
+        (MovingShapes, "window"),
+        (MovingShapes, "interval"),
+    ],
+)
+def test_settings_that_are_no_number(kind, name, value):
+    with pytest.raises(RecipeError, match=rf"data\.{name}.* got .*{value}"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("policy", ["typo", "randm9", "rand-x3"])
+@pytest.mark.parametrize("kind", [CIFAR, ImageNet])
+def test_policies_that_timm_does_not_know(kind, policy):
+    pytest.importorskip("timm", reason="timm is not installed")
+    with pytest.raises(RecipeError, match=f"data.policy '{policy}' is no policy of this data set"):
+        kind(policy=policy).transform(train=True)
+
+
+PIXELS = partial(CIFAR, pixels=True)
+
+
+@pytest.mark.parametrize("kind", [Sines, SequentialMNIST, SpikingHeidelberg, PIXELS])
 def test_mixing_where_there_are_no_images_of_classes(kind, tmp_path):
     assert "mixup and cutmix mix classes of images" in refused(kind, tmp_path / "none", mixup=0.5)
 

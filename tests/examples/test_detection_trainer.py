@@ -21,8 +21,8 @@ from recipes.data.prophesee import Prophesee
 from recipes.data.shapes import PastedDigits
 from recipes.detection.boxes import decode, detect, encode, probabilities
 from recipes.detection.losses import losses
-from recipes.detection.metric import average_precision
-from recipes.detection.module import Detection, truths
+from recipes.detection.metric import average_precision, predicted, truths
+from recipes.detection.module import Detection
 from recipes.detection.schedule import Averaged, Schedule, decay
 from recipes.models import Detector
 from recipes.models.detector import Anchors, Predictions
@@ -444,7 +444,5 @@ def test_a_narrow_detector_learns_to_find_digits():
         optimizer.step()
     metric = average_precision()
     found = detect(probabilities(decoded.detach()))
-    metric.update(
-        [{"boxes": one.boxes, "scores": one.scores, "labels": one.labels} for one in found], truths(batch)
-    )
+    metric.update([predicted(one) for one in found], truths(batch.truth))
     assert metric.compute()["map_50"] > 0.5

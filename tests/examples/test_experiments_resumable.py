@@ -21,7 +21,7 @@ import resumable
 import run
 import smnist
 from recipes import neurons
-from resumable import Checkpoint, Job, provenance
+from resumable import Beginning, Checkpoint, Job, provenance
 
 from tolerances import assert_same
 
@@ -98,6 +98,23 @@ def test_a_resumed_smnist_row_equals_that_of_one_go_to_the_bit(neuron, epoch, tm
     for name in once:
         assert_same(once[name], twice[name])
     assert torch.load(tmp_path / "place")["done"] == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.int64])
+def test_the_beginning_of_a_training_does_not_depend_on_how_its_weights_lie(dtype):
+    """The published neuron trains the real parts of complex tensors: every second number of the memory."""
+
+    def weights(value):
+        beginning = Beginning()
+        beginning.write({"parts": 1, "schedule": {}, "model": {"w": value}})
+        return beginning.weights
+
+    values = torch.arange(24.0).reshape(4, 6).to(dtype)
+    expected = weights(values[:, 0].clone())
+    assert weights(values[:, 0]) == expected
+    assert weights(values.t()) == weights(values.t().clone(memory_format=torch.contiguous_format))
+    assert weights(values[:, 1]) != expected
+    assert weights(torch.ones((), dtype=dtype)) != weights(torch.zeros((), dtype=dtype))
 
 
 def test_without_its_random_numbers_a_training_is_another(tmp_path, monkeypatch):

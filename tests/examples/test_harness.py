@@ -162,7 +162,7 @@ def test_files_that_are_no_run_of_the_trainer_are_one_line(tmp_path, fixtures, m
         assert words in found
     for content in (b"e", b"hello", b"\x80\x02}q\x00.", checkpoint.read_bytes()[:500]):
         broken.write_bytes(content)
-        assert ending(config, broken) == f"error: {broken} is no whole checkpoint of train.py"
+        assert ending(config, broken) == f"error: {broken} is not a whole checkpoint of this trainer"
     for held in ([1], {"epoch": 3}, {"state_dict": 3}, {"state_dict": {"weight": torch.ones(1)}}):
         torch.save(held, broken)
         assert f"error: {broken} is no checkpoint of train.py: it holds no" in ending(config, broken)
@@ -189,7 +189,7 @@ def test_what_it_cannot_judge_is_said(tmp_path, fixtures, monkeypatch):
     config, checkpoint = trained("mackey_glass", tmp_path, fixtures)
     with pytest.raises(SystemExit, match=r"no measure for MackeyGlass; mackey_glass\.py has that"):
         command(monkeypatch, config, checkpoint)
-    with pytest.raises(SystemExit, match=r"error: .*none\.ckpt is missing"):
+    with pytest.raises(SystemExit, match=r"error: no checkpoint .*none\.ckpt; a run keeps"):
         command(monkeypatch, config, tmp_path / "none.ckpt")
     with pytest.raises(SystemExit, match="--samples must be at least 1"):
         command(monkeypatch, config, checkpoint, "--samples", "0")

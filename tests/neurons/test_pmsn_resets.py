@@ -22,6 +22,7 @@ from helpers import (
 )
 from msf_pmsn_plugins.neurons import parallel_reset
 from msf_pmsn_plugins.settings import PMSNSettings
+from msf_pmsn_plugins.surrogate import Soft, Surrogate
 from subjects import (
     all_somas,
     build_pmsn,
@@ -244,6 +245,31 @@ def test_parallel_reset_alone_equals_the_op(backend):
     rest, r2, _ = parallel_reset(y[25:], r1, backend=backend)
     assert_same(torch.cat([part, rest]), s)
     assert_close(r2, r, "residual")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("mode", ["floor", "serial", "none", "cumulative"])
+def test_parallel_reset_returns_the_same_of_kernels_and_of_soft_functions(mode, steps, dtype):
+    y, lengths = randn(steps, 3, 2, 4).to(dtype), torch.tensor([steps, 0, steps // 2])
+    for keep in (False, True):
+        settings = PMSNSettings(0.5, mode, keep_residual=keep)
+        kernel = parallel_reset(y, settings=settings, lengths=lengths, membrane=True)
+        step = Soft("atan", temperature=0.0)
+        soft = parallel_reset(y, settings=settings, surrogate=step, lengths=lengths, membrane=True)
+        for ours, theirs in zip(kernel, soft, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert_close(ours, theirs, "residual")
+
+
+def test_parallel_reset_takes_the_name_of_a_surrogate():
+    y = randn(9, 3, 4).requires_grad_()
+    by_name, by_object = (
+        torch.autograd.grad(parallel_reset(y, surrogate=given)[0].sum(), y)[0]
+        for given in ("atan", Surrogate("atan"))
+    )
+    assert torch.equal(by_name, by_object)
+    assert by_name.any()
 
 
 @all_backends

@@ -9,7 +9,7 @@ from helpers import randn
 from msf_pmsn_plugins.neurons import PMSN, parallel_reset
 from msf_pmsn_plugins.neurons.pmsn import RESET_MODES
 from msf_pmsn_plugins.settings import PMSNSettings
-from msf_pmsn_plugins.surrogate import Surrogate
+from msf_pmsn_plugins.surrogate import Soft, Surrogate
 from subjects import SOMAS, TRIANGLE, build_pmsn
 from tolerances import F32, F64, assert_same
 
@@ -127,11 +127,12 @@ def test_bad_variants(kwargs, message):
         neuron(torch.zeros(2, 2, 3))
 
 
-def test_functions_refuse_unknown_words():
+@pytest.mark.parametrize("surrogate", [None, Soft("atan")], ids=["kernel", "soft"])
+def test_functions_refuse_unknown_words(surrogate):
     y = torch.zeros(2, 3)
     for settings in (PMSNSettings(reset_mode="hard"), PMSNSettings(burst="true")):
         with pytest.raises(ValueError, match="unknown reset_mode or burst"):
-            parallel_reset(y, settings=settings)
+            parallel_reset(y, settings=settings, surrogate=surrogate)
 
 
 def test_reset_modes_have_a_line_each():

@@ -10,6 +10,7 @@ from torch import nn
 from helpers import loop, needs_torch, randn
 from msf_pmsn_plugins.export import RealPMSN, Streaming
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
+from msf_pmsn_plugins.neurons.nodes import held_by, is_node
 from msf_pmsn_plugins.neurons.pmsn import pmsn_step
 from msf_pmsn_plugins.settings import PMSNSettings
 from msf_pmsn_plugins.tensors import PMSNState, PMSNWeights
@@ -134,13 +135,49 @@ def test_streaming_keeps_one_node_at_two_paths_one():
     assert_same(stream(streaming, X_SEQ, streaming.initial_states(X_SEQ[0]))[0], expected)
 
 
-def test_streaming_a_snntorch_neuron_with_graded_spikes():
+class Named(nn.Module):
+    """A network that calls a part of its own as a node calls its neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.neuron = nn.Linear(3, 3), MSF(D=4)
+
+    def forward(self, x):
+        return self.neuron(self.fc(x))
+
+
+def test_a_network_with_a_neuron_of_that_name_is_no_node():
+    net = Named()
+    assert not is_node(net)
+    assert held_by(net) is None
+    streaming = Streaming(net)
+    assert streaming.state_names == ["neuron.v"]
+    expected = net.neuron(net.fc(X_SEQ))[0]
+    assert_same(stream(streaming, X_SEQ, streaming.initial_states(X_SEQ[0]))[0], expected)
+    assert expected.any()
+
+
+@pytest.mark.parametrize("factor", [0.5, torch.tensor([0.5, 1.0, 2.0])], ids=["one", "by channel"])
+def test_streaming_a_snntorch_neuron_with_graded_spikes(factor):
     module = nodes_for("snntorch")
-    neuron = module.MSF.published(init_hidden=True, graded_spikes_factor=0.5)
+    neuron = module.MSF.published(init_hidden=True, graded_spikes_factor=factor)
     expected = torch.stack([neuron(x) for x in X_SEQ])
     streaming = Streaming(neuron)
     assert_same(stream(streaming, X_SEQ, streaming.initial_states(X_SEQ[0]))[0], expected)
     assert (expected % 1).any()
+
+
+@pytest.mark.parametrize("D", [1, 4])
+@pytest.mark.parametrize("delay", [True, False])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+def test_streaming_resets_as_the_snntorch_neuron_does(reset, delay, D):
+    framework = nodes_for("snntorch")
+    neuron = framework.MSF(beta=0.9, D=D, init_hidden=True, reset_mechanism=reset, reset_delay=delay)
+    x_seq = X_SEQ + 0.5
+    expected = torch.stack([neuron(x) for x in x_seq])
+    streaming = Streaming(neuron)
+    assert torch.equal(stream(streaming, x_seq, streaming.initial_states(x_seq[0]))[0], expected)
+    assert expected.any()
 
 
 def _refused():
@@ -155,10 +192,6 @@ def _refused():
     yield snn.MSF.published(init_hidden=True, sequence=True), "sequence=False"
     yield snn.MSF.published(init_hidden=True, inhibition=True), "inhibition=False"
     yield snn.MSF.published(init_hidden=True, state_quant=lambda mem: mem), "state_quant=False"
-    yield (
-        snn.MSF.published(init_hidden=True, reset_mechanism="subtract"),
-        "takes the threshold away undecayed",
-    )
     yield nn.Linear(2, 2), "no neuron"
 
 

@@ -531,7 +531,7 @@ def test_shared_nodes_stay_shared():
         (lambda: ParallelIFNode(), None, "ParallelIFNode is no leaky integrator"),
         (lambda: MSFNode.published(D=1), None, "rounds differently.*charge='lif'.*exact=False"),
         (lambda: MSFNode.published(D=1, tau=2.0, decay_input=True), None, "decay_input=True"),
-        (lambda: MSFNode.published(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, they leak to v_reset=0.3"),
+        (lambda: MSFNode.published(D=1, tau=2.0, v_reset=0.3), None, "leaks to 0 V, a stock node to v_reset=0.3"),
         (lambda: MSFNode.published(D=1, tau=1.0), None, "without memory"),
         (lambda: MSFNode.from_neuron(MSF(D=1, decay=0.5, learn_decay=True)), None, "learned"),
         (

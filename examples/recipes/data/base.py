@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,13 +98,14 @@ class Data(LightningDataModule):
         mix_until: int | None = None,
     ):
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
+        if batch_size < 1 or num_workers < 0 or seed < 0:
             raise RecipeError(
-                f"data.batch_size must be 1 or more and data.num_workers 0 or more, got {batch_size} and {num_workers}"
+                f"data.batch_size must be 1 or more, data.num_workers and data.seed 0 or more, got {batch_size}, "
+                f"{num_workers} and {seed}"
             )
         if not 0 < val_fraction < 1:
             raise RecipeError(f"data.val_fraction must lie in (0, 1), got {val_fraction}")
-        if min(mixup, cutmix) < 0 or not 0 <= mix_prob <= 1:
+        if not (0 <= mixup < math.inf and 0 <= cutmix < math.inf and 0 <= mix_prob <= 1):
             raise RecipeError(
                 f"data.mixup and data.cutmix must be 0 or more and data.mix_prob in [0, 1], got {mixup}, {cutmix} and "
                 f"{mix_prob}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,7 +110,7 @@ class SpikingHeidelberg(Events):
         super().__init__(**common)
         self.which = which
         self.classes = 20 if which == "SHD" else 35
-        if steps < 1 or duration <= 0:
+        if steps < 1 or not 0 < duration < math.inf:
             raise RecipeError(f"data.steps and data.duration must be positive, got {steps} and {duration}")
         self.steps = steps
         self.duration = duration
@@ -297,7 +298,7 @@ class DVSGesture(_Camera):
 
     def __init__(self, shrink: int = 1, noise: float = 0.0, **common: Any):
         super().__init__(**common)
-        if shrink < 1 or 128 % shrink or noise < 0:
+        if shrink < 1 or 128 % shrink or not 0 <= noise < math.inf:
             raise RecipeError(
                 f"data.shrink must divide 128 and data.noise be 0 or more, got {shrink} and {noise}"
             )

@@ -53,17 +53,28 @@ def timm_transform(size: int, policy: str, erasing: float, statistics: Any, **se
             f"augmentation {policy!r} is timm's: pip install 'msf-pmsn-plugins[examples]'"
         ) from error
     mean, std = statistics
-    return create_transform(
-        size,
-        is_training=True,
-        auto_augment=policy,
-        re_prob=erasing,
-        re_mode="pixel",
-        interpolation="bicubic",
-        mean=mean,
-        std=std,
-        **settings,
-    )
+    try:
+        return create_transform(
+            size,
+            is_training=True,
+            auto_augment=policy,
+            re_prob=erasing,
+            re_mode="pixel",
+            interpolation="bicubic",
+            mean=mean,
+            std=std,
+            **settings,
+        )
+    except (AssertionError, ValueError, KeyError) as error:  # it asserts its notation
+        raise RecipeError(
+            f"data.policy {policy!r} is no policy of this data set and no AutoAugment in timm's notation, such as "
+            "rand-m9-n1-mstd0.4"
+        ) from error
+
+
+def require_probability(erasing: float) -> None:
+    if not 0 <= erasing <= 1:
+        raise RecipeError(f"data.erasing must lie in [0, 1], got {erasing}")
 
 
 class Pictures(Dataset):
@@ -179,6 +190,7 @@ class CIFAR(Data):
         **common: Any,
     ):
         super().__init__(**common)
+        require_probability(erasing)
         self.classes = classes
         self.layout = "TNC" if pixels else "NCHW"
         self.policy = policy
@@ -187,8 +199,6 @@ class CIFAR(Data):
         folder = datasets.CIFAR10.base_folder if classes == 10 else datasets.CIFAR100.base_folder
         self.tree = f"{folder}/ as in the archive of Python pickles"
         self.folder = folder
-        if pixels and (self.mixup or self.cutmix):
-            raise ValueError("mixup and cutmix are for images; give pixels=False")
 
     def fetch(self):
         def build(folder: Path) -> Path:
@@ -314,6 +324,9 @@ class ImageNet(Data):
         **common: Any,
     ):
         super().__init__(val_fraction=val_fraction, **common)
+        require_probability(erasing)
+        if size < 1:
+            raise RecipeError(f"data.size must be 1 or more, got {size}")
         self.classes = classes
         self.size = size
         self.policy = policy

@@ -5,6 +5,7 @@ A recording is ``NAME_td.dat``, its events, and ``NAME_bbox.npy``, its boxes.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -246,7 +247,7 @@ class Prophesee(DetectionData):
         shrink = self.sensor.shrink
         height, width = height or self.sensor.height // shrink, width or self.sensor.width // shrink
         super().__init__(height=height, width=width, **common)
-        if window <= 0 or interval < 0 or (steps is not None and steps < 1):
+        if not (0 < window < math.inf and 0 <= interval < math.inf) or (steps is not None and steps < 1):
             raise RecipeError(
                 f"data.window and data.steps must be positive and data.interval 0 or more, got {window}, {steps} and "
                 f"{interval}"

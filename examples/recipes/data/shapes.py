@@ -176,8 +176,6 @@ class MovingShapes(Prophesee):
             is refused, unless ``verify`` is False.
     """
 
-    tree = f"{{train,val,test}}/*{EVENTS} and, for each, *{BOXES}"
-
     def __init__(self, recordings: int = 40, **common: Any):
         super().__init__(**common)
         if recordings < 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from .. import RecipeError
 from .base import Data
 
 __all__ = ["Sines"]
@@ -40,6 +41,8 @@ class Sines(Data):
 
     def __init__(self, amplitudes: int = 50, **common: Any):
         super().__init__(**common)
+        if not 1 <= amplitudes <= 50:
+            raise RecipeError(f"data.amplitudes must be 1 to 50, got {amplitudes}")
         self.amplitudes = amplitudes
 
     def fetch(self):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-__all__ = ["average_precision", "coco_statistics"]
+from .boxes import Detections
+
+__all__ = ["average_precision", "coco_statistics", "predicted", "truths"]
 
 STATISTICS = (
     "map",
@@ -33,6 +36,20 @@ def average_precision(box_format: str = "xyxy") -> MeanAveragePrecision:
         rec_thresholds=np.linspace(0, 1, 101).tolist(),
         backend="pycocotools",
     )
+
+
+def predicted(found: Detections) -> dict[str, Tensor]:
+    """The detections of an image for the metric, in its pixels."""
+    return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+
+
+def truths(padded: Tensor) -> list[dict[str, Tensor]]:
+    """The labelled boxes of each image for the metric, in its pixels, from the ``truth`` of a batch."""
+    rows = [part[part[:, 4] >= 0] for part in padded]
+    return [
+        {"boxes": part[:, :4].float(), "labels": part[:, 4].long(), "iscrowd": part[:, 5].long()}
+        for part in rows
+    ]
 
 
 def coco_statistics(result: dict[str, Any]) -> np.ndarray:

@@ -18,7 +18,7 @@ from ..models.detector import Predictions
 from ..module import Task
 from .boxes import Detections, decode, detect, probabilities
 from .losses import Losses, losses
-from .metric import average_precision
+from .metric import average_precision, predicted, truths
 from .pictures import draw
 from .schedule import Averaged, Schedule
 
@@ -201,18 +201,17 @@ class Detection(Task):
             draw(path, data, batch, found[:SHOWN])
         ratios = batch.ratio.tolist()
         scaled = [one.scaled(1 / ratio) for one, ratio in zip(found, ratios, strict=True)]
-        self.metrics[f"{stage}_map"].update([self.counted(one) for one in scaled], truths(batch))
+        self.metrics[f"{stage}_map"].update([self.counted(one) for one in scaled], truths(batch.truth))
 
     def counted(self, found: Detections) -> dict[str, Tensor]:
         """What torchmetrics takes; boxes are cut, and some count nowhere, as those of the labels."""
         keep = self.trainer.datamodule.keep
-        boxes, scores, labels = found.boxes, found.scores, found.labels
-        if keep is not None:
-            corners = keep.cut(boxes.cpu().numpy())
-            large = torch.from_numpy(keep.large(*(corners[:, 2:] - corners[:, :2]).T)).to(boxes.device)
-            boxes = torch.from_numpy(corners).to(boxes.device)
-            boxes, scores, labels = boxes[large], scores[large], labels[large]
-        return {"boxes": boxes, "scores": scores, "labels": labels}
+        if keep is None:
+            return predicted(found)
+        corners = keep.cut(found.boxes.cpu().numpy())
+        large = keep.large(*(corners[:, 2:] - corners[:, :2]).T)
+        boxes, large = (torch.from_numpy(array).to(found.boxes.device) for array in (corners, large))
+        return {name: values[large] for name, values in {**predicted(found), "boxes": boxes}.items()}
 
     def _summarise(self, stage: str) -> None:
         if stage != "train":
@@ -251,12 +250,3 @@ class Detection(Task):
 def in_float(raw: Tensor) -> Tensor:
     """``raw`` in float32 at least: sizes are exponentials."""
     return raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
-
-
-def truths(batch: Batch) -> list[dict[str, Tensor]]:
-    """The labelled boxes of each image for torchmetrics, in pixels of the image."""
-    rows = [part[part[:, 4] >= 0] for part in batch.truth]
-    return [
-        {"boxes": part[:, :4].float(), "labels": part[:, 4].long(), "iscrowd": part[:, 5].long()}
-        for part in rows
-    ]

@@ -22,7 +22,7 @@ from ..autograd import (
 )
 from ..layout import as_steps_of, laid_as
 from ..slopes import in_parts
-from .step import BURSTS, RESET_MODES, slope_argument
+from .step import require_known, slope_argument
 
 __all__ = ["pmsn"]
 
@@ -270,11 +270,7 @@ Call = tuple[PMSNSettings, str, FireFunction | None]
 
 def plan(x: Tensor, settings: PMSNSettings, surrogate: FireFunction | None, backend: str) -> Call:
     """What :func:`pmsn` decides before it computes; the same for all inputs on a device and in one grad mode."""
-    if settings.reset_mode not in RESET_MODES or settings.burst not in [*BURSTS.values()]:
-        raise ValueError(
-            f"unknown reset_mode or burst: {settings.reset_mode!r}, {settings.burst!r}; known: "
-            f"{', '.join(RESET_MODES)}; {', '.join(map(repr, BURSTS.values()))}"
-        )
+    require_known(settings)
     surrogate = getattr(surrogate, "for_kernels", surrogate)
     if isinstance(surrogate, Surrogate):
         settings, surrogate = settings.but(surrogate=surrogate.name, width=surrogate.width), None

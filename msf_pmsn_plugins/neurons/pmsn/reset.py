@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...lengths import live_steps
 from ...settings import PMSNSettings
-from ...surrogate import FireFunction, Surrogate, gives_slopes
+from ...surrogate import FireFunction, Surrogate, as_surrogate, gives_slopes
 from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ..base import first_step, paired_dtype
 from ..layout import memory_order, permuted, reshaped
 from .op import pmsn
-from .step import pmsn_step
+from .step import pmsn_step, require_known
 
 __all__ = ["global_drive", "hidden_states", "parallel_reset"]
 
@@ -24,7 +24,7 @@ def parallel_reset(
     r: Tensor | None = None,
     settings: PMSNSettings = PMSNSettings(),  # noqa: B008  # immutable
     *,
-    surrogate: Surrogate | FireFunction | None = None,
+    surrogate: str | Surrogate | FireFunction | None = None,
     lengths: Tensor | None = None,
     membrane: bool = False,
     backend: str = "auto",
@@ -47,8 +47,10 @@ def parallel_reset(
         spikes [T, N, *], last ``r`` (with ``settings.keep_residual`` all, [T, N, *]), membranes before reset in volts
         [T, N, *] or None.
     """
+    require_known(settings)
     r = torch.zeros_like(first_step(y_seq), dtype=state_dtype(y_seq.dtype)) if r is None else r
     none = r.new_empty(0, dtype=paired_dtype(r.dtype))
+    surrogate = None if surrogate is None else as_surrogate(surrogate)
     if surrogate is not None and not gives_slopes(surrogate):
         weights = PMSNWeights(none, none, r.new_ones(()))
         return _loop(
@@ -84,7 +86,7 @@ def _loop(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Step by step, for a soft firing function."""
     live_seq = None if lengths is None else live_steps(lengths, y_seq)
-    s_seq, m_seq = [], []
+    s_seq, m_seq, r_seq = [], [], []
     for t, y in enumerate(y_seq.unbind(0)):
         s, after, m = pmsn_step(y, state, weights, settings, surrogate)
         r = after.r
@@ -94,9 +96,16 @@ def _loop(
         state = PMSNState(r, state.z)
         s_seq.append(s)
         m_seq.append(m)
+        r_seq.append(r)
     if not s_seq:
-        return torch.empty_like(y_seq), state.r, torch.empty_like(y_seq) if membrane else None
-    return torch.stack(s_seq), state.r, torch.stack(m_seq) if membrane else None
+        none = y_seq.new_empty(y_seq.shape, dtype=state.r.dtype)
+        return (
+            torch.empty_like(y_seq),
+            none if settings.keep_residual else state.r,
+            none if membrane else None,
+        )
+    r_last = torch.stack(r_seq) if settings.keep_residual else state.r
+    return torch.stack(s_seq), r_last, torch.stack(m_seq) if membrane else None
 
 
 def global_drive(x_seq: Tensor, weights: PMSNWeights, lengths: Tensor | None, backend: str) -> Tensor:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ...settings import PMSNSettings
-from ...surrogate import FireFunction, Surrogate, fire, with_slope
+from ...surrogate import FireFunction, Surrogate, fire, is_soft, with_slope
 from ...tensors import PMSNState, PMSNWeights
 
-__all__ = ["BURSTS", "FIXED", "RESET_MODES", "pmsn_step", "slope_argument", "soma_step"]
+__all__ = ["BURSTS", "FIXED", "RESET_MODES", "pmsn_step", "require_known", "slope_argument", "soma_step"]
 
 RESET_MODES: dict[str, str] = {
     "floor": "all whole thresholds are removed, negative drives are clamped (published)",
@@ -34,6 +34,15 @@ RESET_MODES: dict[str, str] = {
 }
 BURSTS = {False: "", True: "nearest", "published": "sawtooth"}
 FIXED = 2.0**24  # steps of the fixed-point residual in one threshold; a float32 residual holds them all
+
+
+def require_known(settings: PMSNSettings) -> None:
+    """Raise ValueError for a reset or a burst that is none."""
+    if settings.reset_mode not in RESET_MODES or settings.burst not in [*BURSTS.values()]:
+        raise ValueError(
+            f"unknown reset_mode or burst: {settings.reset_mode!r}, {settings.burst!r}; known: "
+            f"{', '.join(RESET_MODES)}; {', '.join(map(repr, BURSTS.values()))}"
+        )
 
 
 def pmsn_step(
@@ -61,7 +70,7 @@ def _fire(v: Tensor, k: Tensor, settings: PMSNSettings, spike: Surrogate | FireF
     """Spikes: fired in units of the threshold, where the reset is exact; the surrogate sees volts, as published."""
     theta, burst = settings.v_threshold, settings.burst
     volts = v * theta
-    if getattr(spike, "soft", False):
+    if is_soft(spike):
         if burst:
             raise ValueError(
                 "burst counts whole thresholds, a soft firing function has none: set burst=False"

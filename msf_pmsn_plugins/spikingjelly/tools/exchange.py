@@ -107,14 +107,14 @@ def _stock(node: SpikingJellyNode, exchange: str | None, exact: bool) -> tuple[A
     if node.neuron.decay_logit is not None:
         return None, "its decay is learned: build one with tau=float(node.tau)"
     try:
-        stock, _ = as_stock(node)
+        stock, lost = as_stock(node)
     except ValueError as error:
         return None, str(error)
+    if lost:
+        return None, "; ".join(lost)
     stock.train(node.training)
     charge, power_of_two = node.neuron.charge, math.frexp(node.tau)[0] == 0.5 or math.isinf(node.tau)
     if charge[0] == "decay":
-        if node.v_reset not in (0.0, None):
-            return None, f"with charge='decay' it leaks to 0 V, they leak to v_reset={node.v_reset}"
         if exact and (node.decay_input or not power_of_two):
             return None, (
                 f"charge='decay' rounds differently from theirs at tau={node.tau:.6g}"
