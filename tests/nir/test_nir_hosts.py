@@ -19,18 +19,18 @@ from tolerances import assert_same
 
 
 class Tiny(nn.Module):
-    """A node of a framework that takes steps."""
+    """A node of a framework that takes steps: it holds a neuron and carries its state."""
 
     def __init__(self, held):
         super().__init__()
-        self.neuron, self.state = held, None
+        self.neuron, self.carried = held, None
 
     @classmethod
     def from_neuron(cls, held):
         return cls(held)
 
     def forward(self, x):
-        spikes, self.state, _ = self.neuron.single(x, self.state or self.neuron.initial_state(x))
+        spikes, self.carried, _ = self.neuron.single(x, self.carried or self.neuron.initial_state(x))
         return spikes
 
 
