@@ -200,7 +200,13 @@ VARIANTS = {
         neurons.MSF(3, 0.5, reset_mode="soft", reset_delay=True, reset_step=0.3), **HIDDEN
     ),
     "msf-reset-steps": lambda: MSF.from_neuron(
-        neurons.MSF(3, 0.5, reset_mode="soft", reset_step=nn.Parameter(torch.tensor([0.2, 0.5, 0.9, 1.4]))),
+        neurons.MSF(
+            3,
+            0.5,
+            reset_mode="soft",
+            retake=True,
+            reset_step=nn.Parameter(torch.tensor([0.2, 0.5, 0.9, 1.4])),
+        ),
         **HIDDEN,
     ),
     "msf-decays": lambda: MSF.from_neuron(
