@@ -198,7 +198,7 @@ class Exporter:
         learned = held.decay_logit is not None
         if learned:
             rate = array_of(held.decay_logit)
-        elif "w" in held._parameters:
+        elif hasattr(held, "w"):
             rate = array_of(held.w)
         else:
             rate = held.decay if held.charge[0] == "decay" or held.tau is None else held.tau
@@ -211,7 +211,7 @@ class Exporter:
             shape=shape,
             thresholds=np.asarray(held.settings().thresholds, dtype=np.float64),
             first_threshold=first,
-            learned_threshold=_learned(theta if isinstance(theta, nn.Parameter) else None),
+            learned_threshold=_learned(theta if isinstance(theta, Tensor) and _learns(theta) else None),
             threshold_step=0.0 if held._list is not None else float(held.threshold_step),
             rate=np.atleast_1d(rate),
             learned=_learned(held.decay_logit),
@@ -314,7 +314,12 @@ class Exporter:
         return nir.LIF(tau=tau, r=scale * tau / self.dt, v_leak=full["v_reset"].copy(), **full)
 
 
-def _learned(parameter: nn.Parameter | None) -> int:
+def _learns(value: Tensor) -> bool:
+    """Whether it is a parameter, or computed from some."""
+    return isinstance(value, nn.Parameter) or value.requires_grad
+
+
+def _learned(parameter: Tensor | None) -> int:
     """0 for what is not learned, 1 for one learned number, 2 for several."""
     return 0 if parameter is None else 1 + int(parameter.dim() > 0)
 

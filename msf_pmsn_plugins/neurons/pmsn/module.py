@@ -15,7 +15,7 @@ from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ...words import PMSN_HAS_NOT, teaching
 from ..autograd import transformed, undisturbed
-from ..base import NOTHING, State, channel_shape, first_step, kind_of_step, number, paired_dtype
+from ..base import NOTHING, State, channel_shape, first_step, kind_of_step, number, paired_dtype, value_of
 from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
@@ -273,9 +273,7 @@ class PMSN(PerChannel):
     def _weights(self, dtype: torch.dtype, state: State | None = None) -> PMSNWeights:
         """:meth:`weights`, shared: with other calls, where nothing differs, and with the step that left ``state``."""
         self._require_channels("the weights")
-        held = self._parameters
-        # Pruned or parametrised ones are computed from others.
-        parameters: list[Any] = [held[name] if name in held else getattr(self, name) for name in PARAMETERS]
+        parameters: list[Any] = [value_of(self, name) for name in PARAMETERS]
         settings = (dtype, self.dt_scale, self.coeff, self.tied)
         return self._kept_weights.get(self._discretise, parameters, settings, state)
 
