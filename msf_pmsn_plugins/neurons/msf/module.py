@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..base import (
     kind_of_step,
     number,
     value_of,
+    warn_of_others,
 )
 from .op import Call, Single, plan, run, run_step
 from .step import after_reset, msf_step
@@ -378,24 +378,12 @@ class MSF(Neuron):
             )
         return value
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:  # no entry: state dicts of the hosts load strictly
-            metadata.setdefault(prefix[:-1], {})["num_thresholds"] = self.D
+    def saved_settings(self) -> dict[str, Any]:
+        return {"num_thresholds": self.D}
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        saved = local_metadata.get("num_thresholds", self.D)
-        if saved != self.D:
-            warnings.warn(
-                f"{prefix[:-1] or type(self).__name__}: these weights were trained with D={saved} thresholds, this "
-                f"neuron has D={self.D} and keeps it; set D={saved} to compute what was trained",
-                UserWarning,
-                stacklevel=2,
-            )
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+    def compare_saved(self, prefix: str, saved: dict[str, Any], error_msgs: list[str]) -> None:
+        if "num_thresholds" in saved:
+            warn_of_others(self, prefix, {"D": saved["num_thresholds"]}, " thresholds")
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         return ((x.shape, state_dtype(x.dtype)),)

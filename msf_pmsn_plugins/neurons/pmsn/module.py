@@ -15,7 +15,17 @@ from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ...words import PMSN_HAS_NOT, teaching
 from ..autograd import transformed, undisturbed
-from ..base import NOTHING, State, channel_shape, first_step, kind_of_step, number, paired_dtype, value_of
+from ..base import (
+    NOTHING,
+    State,
+    channel_shape,
+    first_step,
+    kind_of_step,
+    number,
+    paired_dtype,
+    value_of,
+    warn_of_others,
+)
 from ..layout import GradientLayout, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
@@ -206,6 +216,22 @@ class PMSN(PerChannel):
     def variants(self) -> dict[str, Any]:
         """The settings of :data:`VARIANTS` as they are now."""
         return {name: getattr(self, name) for name in VARIANTS}
+
+    def saved_settings(self) -> dict[str, Any]:
+        # Plain numbers, which torch reads with weights_only=True.
+        numbers = {name: float(getattr(self, name)) for name in ("coeff", "dt_scale")}
+        return {"variants": self.variants() | numbers | {"compartments": self.compartments}}
+
+    def compare_saved(self, prefix: str, saved: dict[str, Any], error_msgs: list[str]) -> None:
+        trained = dict(saved.get("variants", ()))
+        compartments, tied = trained.pop("compartments", None), trained.pop("tied", self.tied)
+        if tied != self.tied:
+            error_msgs.append(
+                f"{prefix[:-1] or type(self).__name__}: these weights were trained with tied={tied}, this neuron has "
+                f"tied={self.tied}, and a mode means something else there: build it with tied={tied}, "
+                f"compartments={compartments}"
+            )
+        warn_of_others(self, prefix, trained)
 
     @torch.no_grad()
     def tie(self, tolerance: float = 0.0) -> PMSN:
