@@ -361,8 +361,8 @@ def _rate(held: Any) -> tuple[Any, int]:
 def _numbers(value: float | Tensor | None) -> tuple[Any, int]:
     """A number or several as an array, empty for None; 0 for what is not learned, 1 for one learned, 2 for several."""
     if isinstance(value, Tensor):
-        learned = 1 + int(value.dim() > 0) if isinstance(value, nn.Parameter) else 0
-        return np.atleast_1d(array_of(value)), learned
+        learned = isinstance(value, nn.Parameter) or value.requires_grad  # a pruned one is no parameter
+        return np.atleast_1d(array_of(value)), (1 + int(value.dim() > 0)) * int(learned)
     return np.zeros(0) if value is None else np.full(1, value, np.float64), 0
 
 

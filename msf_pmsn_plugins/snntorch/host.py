@@ -144,7 +144,10 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
         if held.D > 1:
             lost.append(f"counts 0..{held.D} become 0 and 1")
         learned = {"learn_beta": held.decay_logit, "learn_threshold": held.v_threshold}
-        own = {word: isinstance(value, nn.Parameter) for word, value in learned.items()}
+        own = {
+            word: isinstance(value, nn.Parameter) or getattr(value, "requires_grad", False)
+            for word, value in learned.items()
+        }
         own |= {"beta": _number(node.beta), "state_quant": node.state_quant}
         own |= {"reset_mechanism": node.reset_mechanism, "reset_delay": node.reset_delay}
         theirs: dict[str, Any] = {"input_scale": 1.0}

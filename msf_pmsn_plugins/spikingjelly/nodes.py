@@ -156,8 +156,7 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
             bound = "at least 1" if self._rate == "decay" else "more than 1"
             raise ValueError(f"tau must be a number of {bound}, got {value!r}")
         if self._rate == "w":
-            with torch.no_grad():
-                held.w.copy_(-torch.log(torch.as_tensor(value) - 1.0))
+            held.overwrite("w", -torch.log(torch.as_tensor(value) - 1.0))
         elif self._rate == "tau":
             held.tau = value
         else:
@@ -235,8 +234,9 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
         if held is None:
             return
         several = isinstance(value, Tensor) and value.numel() > 1
-        held.v_threshold = value if several else number("v_threshold", value)
-        if several:  # made from the labels of a batch
+        learned = isinstance(value, Tensor) and value.requires_grad
+        held.v_threshold = value if several or learned else number("v_threshold", value)
+        if several and not learned:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 
     def _step_laid_out(self, x: Tensor) -> Tensor:
