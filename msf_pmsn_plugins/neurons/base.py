@@ -16,7 +16,7 @@ from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_step
 from ..surrogate import Surrogate, gives_slopes
 from ..tensors import state_dtype
 from .autograd import guarded, transformed
-from .layout import gradient_laid_out
+from .layout import gradient_laid_out, owned, reshaped
 
 __all__ = [
     "Neuron",
@@ -246,7 +246,7 @@ class Neuron(PropertiesFirst, nn.Module):
             one = tuple(part.unsqueeze(0) for part in state)
             s_seq, one, m_seq = self._run(x_seq.unsqueeze(1), one, membrane, None)
             state = tuple(part.squeeze(0) for part in one)
-            return s_seq.squeeze(1), state, None if m_seq is None else m_seq.squeeze(1)
+            return owned(s_seq.squeeze(1)), state, None if m_seq is None else owned(m_seq.squeeze(1))
         if lengths is None:
             return self._run(x_seq, state, membrane, None)
         lengths = check_lengths(x_seq, lengths)
@@ -277,7 +277,7 @@ class Neuron(PropertiesFirst, nn.Module):
             one = tuple(part.unsqueeze(0) for part in state)
             s_seq, one, kept = self._trajectory(x_seq.unsqueeze(1), one, None, names)
             held = {name: seq.squeeze(1) for name, seq in zip(names, kept, strict=True)}
-            return s_seq.squeeze(1), tuple(part.squeeze(0) for part in one), held
+            return owned(s_seq.squeeze(1)), tuple(part.squeeze(0) for part in one), held
         if lengths is None:
             s_seq, last, kept = self._trajectory(x_seq, state, None, names)
             return s_seq, last, dict(zip(names, kept, strict=True))
@@ -452,12 +452,15 @@ class Neuron(PropertiesFirst, nn.Module):
         state = self.initial_state(x) if state is None else self.check_state(x, state)
         if x.dim() == 0:  # one neuron
             s, state, m = self.single(x.unsqueeze(0), tuple(part.unsqueeze(0) for part in state), membrane)
-            return s.squeeze(0), tuple(part.squeeze(0) for part in state), None if m is None else m.squeeze(0)
+            state = tuple(part.squeeze(0) for part in state)
+            return owned(s.squeeze(0)), state, None if m is None else owned(m.squeeze(0))
         if torch.compiler.is_compiling() or (done := self._run_single(x, state, membrane)) is None:
-            if not transformed():  # the gradient lies as the membrane does, as in the hosts
-                x = gradient_laid_out(x)
-            s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
-            return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+            if transformed():
+                s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
+                return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+            # The gradient lies as the membrane does, as in the hosts.
+            s_seq, state, m_seq = self._run(gradient_laid_out(x).unsqueeze(0), state, membrane, None)
+            return reshaped(s_seq, x.shape), state, None if m_seq is None else owned(m_seq.squeeze(0))
         return done
 
     def again(

@@ -16,7 +16,7 @@ from ..lengths import Lengths
 from ..neurons import MSF, PMSN, ParallelIF
 from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
-from ..neurons.layout import gradient_laid_out
+from ..neurons.layout import gradient_laid_out, owned
 from ..neurons.pmsn import pmsn_step
 from ..neurons.readonly import ReadOnly
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
@@ -394,7 +394,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
         if not self.has_margin:
             return super().single_step_functional_forward(inputs, states, **kwargs)
         (s_seq,), states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
-        return (s_seq.squeeze(0),), states
+        return (owned(s_seq.squeeze(0)),), states
 
     @counted
     def multi_step_functional_forward(

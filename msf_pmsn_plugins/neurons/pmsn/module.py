@@ -26,7 +26,7 @@ from ..base import (
     value_of,
     warn_of_others,
 )
-from ..layout import GradientLayout, reshaped
+from ..layout import GradientLayout, owned, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
 from .op import Call, plan, run
@@ -477,7 +477,7 @@ class PMSN(PerChannel):
         s_seq, _y_seq, m_seq, last = run(x_lanes, before, weights, lane_lengths, call)
         after = reshaped(last.r, shape if residuals else r.shape), reshaped(last.z, z.shape)
         self._kept_weights.passed_on(after[1])
-        return s_seq.reshape(shape), after, m_seq.reshape(shape) if membrane else None
+        return reshaped(s_seq, shape), after, owned(m_seq.reshape(shape)) if membrane else None
 
     def extra_repr(self) -> str:
         special = "".join(
