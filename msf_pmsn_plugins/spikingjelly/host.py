@@ -133,8 +133,8 @@ def site_dynamics(
 def learned(module: Any) -> dict[str, nn.Parameter]:
     """The Parameters of a node of either kind: ``w``, which with a learned ``decay`` stands for its logit."""
     held = module.neuron if isinstance(module, SpikingJellyNode) else module
-    found = (getattr(held, name, None) for name in ("w", "decay_logit"))
-    return {"w": value for value in found if isinstance(value, nn.Parameter)}
+    w = getattr(held, "w", getattr(held, "decay_logit", None))
+    return {"w": w} if isinstance(w, nn.Parameter) else {}
 
 
 def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:

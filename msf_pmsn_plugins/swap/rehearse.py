@@ -66,8 +66,8 @@ def _of_the_ties(plan: Plan, site: Site, built: dict[nn.Module, nn.Module]) -> l
     """What it shares with others now, and will not."""
     assert site.host is not None
     return [
-        f"its {word} is one Parameter with {', '.join(others)} and becomes one of its own: if they are to learn as one, "
-        "keep this site with rules={path: swap.Keep()}"
+        f"its {word} is one Parameter with {', '.join(others)} and becomes one of its own: if they are to learn as "
+        "one, keep this site with rules={path: swap.Keep()}"
         for word, others in untied(plan.model, site.host, site.module, built).items()
     ]
 
