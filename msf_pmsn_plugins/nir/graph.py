@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hosts import HOSTS
 from ..neurons import Neuron
 from ..neurons.nodes import held_by
 
-HOSTS = ("snntorch", "spikingjelly")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 ADVICE = "NIR takes a forward of modules and additions of two results, for one step or one sequence"
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hosts import HOSTS
 from .files import read
-from .graph import HOSTS
-from .hosts import ToSnnTorch, ToSpikingJelly
+from .hosts import builder_for
 from .libraries import nir, nirtorch
 
 
@@ -37,7 +37,7 @@ def import_from_nir(
             f"the graph is recurrent ({' -> '.join(cycle)}), so it runs step by step: import it without sequence=True "
             "or step_mode='m'"
         )
-    importer = (ToSnnTorch if host == "snntorch" else ToSpikingJelly)(dt, dtype, options)
+    importer = builder_for(host, dt, dtype, options)
     table = importer.table()
     names = {id(node): name for name, node in graph.nodes.items()}
 

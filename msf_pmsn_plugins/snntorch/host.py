@@ -7,7 +7,7 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
-from ..hosts import changed
+from ..neurons.nodes import changed
 from .base import SnnTorchNeuron
 from .neurons import MSF, PMSN
 from .states import reset

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: F401  # for swap.legacy
 from torch import Tensor, nn
 
-from ..hosts import changed
+from ..neurons.nodes import changed
 from .base import SpikingJellyNode
 from .charge import lif_charge, plif_charge
 from .nodes import MSFNode, PMSNNode

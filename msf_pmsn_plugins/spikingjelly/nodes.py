@@ -18,6 +18,7 @@ from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out
 from ..neurons.pmsn import pmsn_step
+from ..neurons.readonly import ReadOnly
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
@@ -265,10 +266,18 @@ class _ResidualNode(SpikingJellyNode):
 
     @property
     def v(self) -> Tensor | float:
-        """The residual after reset, volts, [N, *]."""
+        """The residual after reset, volts, [N, *], to look at. Assigning sets the residual alone."""
         if "r" not in self._memories:  # the host's constructor asks before the memories are there
             raise AttributeError("v")
-        return self._memories["r"] * self._volts
+        v = self._memories["r"] * self._volts
+        if not isinstance(v, Tensor) or transformed() or torch.compiler.is_compiling():
+            return v
+        name, parts = type(self).__name__, ", ".join(self._memories_rv)
+        return ReadOnly.of(
+            v,
+            f"v of {name} shows its residual: an in-place change would not reach the state ({parts}). Change that: "
+            f"node.carried = tuple(.. for part in node.carried), the samples of each part [N, *] that begin anew at 0",
+        )
 
     @v.setter
     def v(self, value: Tensor | float) -> None:
