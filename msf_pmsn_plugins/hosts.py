@@ -10,6 +10,7 @@ A host is a module with these public names, by :func:`load`; it imports its fram
     site_charges    the charges that a subclass or a copy may have, as constructor arguments of our MSF node
     site_settings   what every target takes over from a neuron, as constructor arguments
     site_dynamics   all that MSF keeps of a neuron under ``dynamics="site"``, as constructor arguments
+    learned         the numbers of a neuron, its own or of ours in its place, that are Parameters, by one word for both
     as_stock        the framework's own neuron in place of one of our nodes, and what is lost by that
     reset_net       bring the neurons of a model to rest, as its users do
     after_swap      forget what the framework caches about the modules of a model

@@ -99,11 +99,15 @@ def site_dynamics(
     site_charges(module)
     if charge is None and type(module) is not snn.Leaky:
         raise refused(module)
+    reset = getattr(module, "state_function", None)
+    name = getattr(reset, "__name__", "")
+    if name not in RESETS or reset != getattr(module, name, None):
+        raise refused(module)
     return {
         **site_settings(module),
         **_numbers(module),
         # Leaky resets by what it was built with; its reset_mechanism may have been renamed since
-        "reset_mechanism": RESETS[module.state_function.__name__],
+        "reset_mechanism": RESETS[name],
         "spike_grad": None if module.surrogate_disable else module.spike_grad,
         "state_quant": module.state_quant,
         "reset_delay": module.reset_delay,
@@ -127,6 +131,17 @@ def _numbers(module: Any) -> dict[str, Any]:
         "learn_beta": learned,
         "learn_threshold": isinstance(threshold, nn.Parameter),
     }
+
+
+def learned(module: Any) -> dict[str, nn.Parameter]:
+    """The Parameters of a neuron of either kind, by the words of ``Leaky``."""
+    ours = module.neuron if isinstance(module, SnnTorchNeuron) else None
+    values = {
+        "beta": getattr(module, "beta", None) if ours is None else getattr(ours, "decay_logit", None),
+        "threshold": getattr(module, "threshold", None) if ours is None else ours.v_threshold,
+        "graded_spikes_factor": getattr(module, "graded_spikes_factor", None),
+    }
+    return {word: value for word, value in values.items() if isinstance(value, nn.Parameter)}
 
 
 def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:

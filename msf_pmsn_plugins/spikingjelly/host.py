@@ -130,6 +130,13 @@ def site_dynamics(
         raise refused(module) from error
 
 
+def learned(module: Any) -> dict[str, nn.Parameter]:
+    """The Parameters of a node of either kind: ``w``, which with a learned ``decay`` stands for its logit."""
+    held = module.neuron if isinstance(module, SpikingJellyNode) else module
+    w = getattr(held, "w", getattr(held, "decay_logit", None))
+    return {"w": w} if isinstance(w, nn.Parameter) else {}
+
+
 def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
     """A stock node in place of one of ours, and what it loses by that.
 

@@ -197,6 +197,7 @@ def tiny(monkeypatch):
     host.site_settings = lambda module, step_mode=None: {"v_threshold": 1.0}
     host.site_dynamics = lambda module, step_mode=None, charge=None: {"v_threshold": 1.0}
     host.as_stock = lambda node: (Leak(), [])
+    host.learned = lambda module: {}
     host.reset_net = rest
     host.after_swap = lambda model: None
     monkeypatch.setitem(sys.modules, "tiny_host.host", host)
