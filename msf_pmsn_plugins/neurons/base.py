@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from .. import backends
 from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps, without_batch
 from ..surrogate import Surrogate, gives_slopes
 from ..tensors import state_dtype
 from .autograd import guarded, transformed
-from .layout import gradient_laid_out
+from .layout import gradient_laid_out, owned, reshaped
 
 __all__ = [
     "Neuron",
@@ -26,6 +28,7 @@ __all__ = [
     "channel_shape",
     "first_step",
     "number",
+    "value_of",
 ]
 
 State = tuple[Tensor, ...]
@@ -43,6 +46,19 @@ def number(name: str, value: Any) -> float:
             f"{name} must be a finite number, got {value!r}"
         )
     return result
+
+
+def value_of(module: nn.Module, name: str) -> Any:
+    """``module.name`` as it is now, a plain parameter or not: parametrised, a replica's, or pruned.
+
+    What was pruned is computed again, which torch's hook does for a module that is called itself, and not in a node.
+    """
+    if name in module._parameters:
+        return module._parameters[name]
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return hook.apply_mask(module)
+    return getattr(module, name)
 
 
 def paired_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -66,6 +82,33 @@ def refuse_newer(
             f"{prefix or type(module).__name__}: this state dict has format {local_metadata['version']}, and this "
             f"msf-pmsn-plugins reads up to {module._version}: it was saved by a newer one, upgrade"
         )
+
+
+HELD = "held"  # in the metadata of a node: the settings of its neuron, for a bare one that loads them
+
+
+def keep_settings(destination: Any, prefix: str, settings: dict[str, Any]) -> None:
+    """Keep ``settings`` in the metadata of a state dict: without an entry it loads strictly in the hosts."""
+    metadata = getattr(destination, "_metadata", None)
+    if metadata is not None:
+        metadata.setdefault(prefix[:-1], {}).update(settings)
+
+
+def warn_of_others(neuron: nn.Module, prefix: str, trained: dict[str, Any], noun: str = "") -> None:
+    """Warn where ``neuron`` has other settings than those that loaded weights were ``trained`` with."""
+    others = [name for name, value in trained.items() if getattr(neuron, name) != value]
+    if not others:
+        return
+    saved, own = (
+        ", ".join(f"{name}={values[name]!r}" for name in others)
+        for values in (trained, {name: getattr(neuron, name) for name in others})
+    )
+    warnings.warn(
+        f"{prefix[:-1] or type(neuron).__name__}: these weights were trained with {saved}{noun}, this neuron has {own} "
+        f"and keeps {'it' if len(others) == 1 else 'them'}; set {saved} to compute what was trained",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def first_step(x_seq: Tensor) -> Tensor:
@@ -203,7 +246,7 @@ class Neuron(PropertiesFirst, nn.Module):
             one = tuple(part.unsqueeze(0) for part in state)
             s_seq, one, m_seq = self._run(x_seq.unsqueeze(1), one, membrane, None)
             state = tuple(part.squeeze(0) for part in one)
-            return s_seq.squeeze(1), state, None if m_seq is None else m_seq.squeeze(1)
+            return owned(s_seq.squeeze(1)), state, None if m_seq is None else owned(m_seq.squeeze(1))
         if lengths is None:
             return self._run(x_seq, state, membrane, None)
         lengths = check_lengths(x_seq, lengths)
@@ -234,7 +277,7 @@ class Neuron(PropertiesFirst, nn.Module):
             one = tuple(part.unsqueeze(0) for part in state)
             s_seq, one, kept = self._trajectory(x_seq.unsqueeze(1), one, None, names)
             held = {name: seq.squeeze(1) for name, seq in zip(names, kept, strict=True)}
-            return s_seq.squeeze(1), tuple(part.squeeze(0) for part in one), held
+            return owned(s_seq.squeeze(1)), tuple(part.squeeze(0) for part in one), held
         if lengths is None:
             s_seq, last, kept = self._trajectory(x_seq, state, None, names)
             return s_seq, last, dict(zip(names, kept, strict=True))
@@ -343,10 +386,22 @@ class Neuron(PropertiesFirst, nn.Module):
         self.check_input(x)
         return self._rest(x) if state is None else self.check_state(x, state)
 
+    def saved_settings(self) -> dict[str, Any]:
+        """What gives the entries of a state dict their meaning and is none of them, kept in its metadata."""
+        return {}
+
+    def compare_saved(self, prefix: str, saved: dict[str, Any], error_msgs: list[str]) -> None:
+        """Warn of other settings in ``saved``, or add an error; metadata without any is of an older file."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        keep_settings(destination, prefix, self.saved_settings())
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         refuse_newer(self, prefix, local_metadata, args[-1])
+        self.compare_saved(prefix, local_metadata.get(HELD, local_metadata), args[-1])
         # Saved by a node, which holds its neuron as `neuron`.
         for name, _ in self.named_parameters(recurse=False):
             if prefix + name not in state_dict and f"{prefix}neuron.{name}" in state_dict:
@@ -397,12 +452,15 @@ class Neuron(PropertiesFirst, nn.Module):
         state = self.initial_state(x) if state is None else self.check_state(x, state)
         if x.dim() == 0:  # one neuron
             s, state, m = self.single(x.unsqueeze(0), tuple(part.unsqueeze(0) for part in state), membrane)
-            return s.squeeze(0), tuple(part.squeeze(0) for part in state), None if m is None else m.squeeze(0)
+            state = tuple(part.squeeze(0) for part in state)
+            return owned(s.squeeze(0)), state, None if m is None else owned(m.squeeze(0))
         if torch.compiler.is_compiling() or (done := self._run_single(x, state, membrane)) is None:
-            if not transformed():  # the gradient lies as the membrane does, as in the hosts
-                x = gradient_laid_out(x)
-            s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
-            return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+            if transformed():
+                s_seq, state, m_seq = self._run(x.unsqueeze(0), state, membrane, None)
+                return s_seq.squeeze(0), state, None if m_seq is None else m_seq.squeeze(0)
+            # The gradient lies as the membrane does, as in the hosts.
+            s_seq, state, m_seq = self._run(gradient_laid_out(x).unsqueeze(0), state, membrane, None)
+            return reshaped(s_seq, x.shape), state, None if m_seq is None else owned(m_seq.squeeze(0))
         return done
 
     def again(

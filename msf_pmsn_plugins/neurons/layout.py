@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import stacked_strides
+from .autograd import no_autograd
 
 __all__ = [
     "GradientLayout",
@@ -15,6 +16,7 @@ __all__ = [
     "gradient_laid_out",
     "laid_as",
     "memory_order",
+    "owned",
     "permuted",
     "reshaped",
 ]
@@ -47,14 +49,21 @@ def permuted(x: Tensor, order: tuple[int, ...] | None, back: bool = False) -> Te
         return x
     skipped = len(order) - x.dim()  # one step has no time axis
     order = tuple(d - skipped for d in order[skipped:])
-    return x.permute([order.index(d) for d in range(len(order))] if back else order)
+    return owned(x.permute([order.index(d) for d in range(len(order))])) if back else x.permute(order)
 
 
-def reshaped(state: Tensor, shape: torch.Size) -> Tensor:
-    """``state``, of nobody else, in ``shape``: no view if its memory is in order, for ``detach_`` refuses views."""
-    return (
-        torch.ops.aten._unsafe_view.default(state, shape) if state.is_contiguous() else state.reshape(shape)
-    )
+def owned(out: Tensor) -> Tensor:
+    """``out``, a view of what nobody else has: the caller may change it in place, with a gradient too."""
+    return out.detach() if no_autograd() else out  # torch refuses that on views which no_grad made
+
+
+def reshaped(out: Tensor, shape: torch.Size) -> Tensor:
+    """``out``, of nobody else and not saved for a backward, in ``shape``: no view if its memory is in order, for
+    ``detach_`` refuses views.
+    """
+    if out.is_contiguous():
+        return torch.ops.aten._unsafe_view.default(out, shape)
+    return owned(out.reshape(shape))
 
 
 def as_steps_of(g_seq: Tensor, like: Tensor | None) -> Tensor:
@@ -105,7 +114,7 @@ class _Seen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s_seq: Tensor, layout: GradientLayout) -> Tensor:
         ctx.layout = layout
-        return s_seq.view_as(s_seq)
+        return s_seq.detach()  # a view made in here could not be changed in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -117,7 +126,7 @@ class _LaidOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_seq: Tensor, layout: GradientLayout) -> Tensor:
         ctx.layout = layout
-        return x_seq.view_as(x_seq)
+        return x_seq.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -128,7 +137,7 @@ class _Strided(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, strides: tuple[int, ...]) -> Tensor:
         ctx.strides = strides
-        return x.view_as(x)
+        return x.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

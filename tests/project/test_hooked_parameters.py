@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.utils import parametrize, prune, spectral_norm, weight_norm
+from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from helpers import randn
 from msf_pmsn_plugins import state as states
@@ -167,45 +166,3 @@ def test_compiled_nodes_make_them_too(host):
             given = spikes(compiled, x_seq, False)
             states.write(node, {})
             assert_same(given, node.neuron(x_seq)[0])
-
-
-class Half(nn.Module):
-    """A parametrisation."""
-
-    def forward(self, value):
-        return 0.5 * value
-
-
-NUMBERS = {
-    "decay_logit": {"learn_decay": True},
-    "w": {"charge": "plif", "w": 0.5},
-    "v_threshold": {"learn_threshold": True},
-}
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_parametrised_numbers_of_msf_are_read(name):
-    neuron, x_seq = MSF(**NUMBERS[name]), inputs()
-    other = copy.deepcopy(neuron)
-    with torch.no_grad():
-        getattr(other, name).mul_(0.5)
-    parametrize.register_parametrization(neuron, name, Half())
-    given, expected = neuron(x_seq)[0], other(x_seq)[0]
-    assert_same(given, expected)
-    (g,) = torch.autograd.grad(given.sum(), list(neuron.parameters()))
-    (g_other,) = torch.autograd.grad(expected.sum(), list(other.parameters()))
-    assert_close(g, g_other / 2, "adjoint")
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_replicas_of_data_parallel_read_their_numbers(name):
-    neuron, x_seq = MSF(**NUMBERS[name]), inputs()
-    expected = neuron(x_seq)[0]
-    replica = neuron._replicate_for_data_parallel()
-    replica._parameters = {key: None for key, p in neuron._parameters.items() if p is None}
-    setattr(
-        replica, name, getattr(neuron, name) * 1.0
-    )  # as torch does it: a tensor with a graph, no parameter
-    given = replica(x_seq)[0]
-    assert_same(given, expected)
-    assert torch.autograd.grad(given.sum(), getattr(neuron, name))[0].any()

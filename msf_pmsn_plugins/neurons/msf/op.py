@@ -285,7 +285,8 @@ def _one_step(
     settings, backend, _surrogate = call
     parameters = MSFParameters(rate, threshold, reset)
     s_seq, kept, v = backends.load(backend, "msf").msf_forward(x.unsqueeze(0), v, parameters, None, settings)
-    return s_seq.squeeze(0), kept.squeeze(0) if settings.keep != "none" else kept, v
+    # Detached, they are no views, which could not be changed in place.
+    return s_seq.squeeze(0).detach(), kept.squeeze(0).detach() if settings.keep != "none" else kept, v
 
 
 class _MSFBackward(NoSecondDerivative):

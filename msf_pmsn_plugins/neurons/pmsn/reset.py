@@ -12,7 +12,7 @@ from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate, gives_slopes
 from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ..base import first_step, paired_dtype
-from ..layout import memory_order, permuted, reshaped
+from ..layout import memory_order, owned, permuted, reshaped
 from .op import pmsn
 from .step import pmsn_step, require_known
 
@@ -69,8 +69,8 @@ def parallel_reset(
         lengths=lengths,
         backend=backend,
     )
-    s_seq = permuted(s_seq.reshape(y_seq.shape), order, back=True)
-    m_seq = None if m_seq is None else permuted(m_seq.reshape(y_seq.shape), order, back=True)
+    s_seq = permuted(reshaped(s_seq, y_seq.shape), order, back=True)
+    m_seq = None if m_seq is None else permuted(owned(m_seq.reshape(y_seq.shape)), order, back=True)
     r_last = reshaped(r_last, y_seq.shape if settings.keep_residual else shape)
     return s_seq, permuted(r_last, order, back=True), m_seq
 
