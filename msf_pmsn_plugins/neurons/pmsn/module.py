@@ -15,7 +15,16 @@ from ...surrogate import FireFunction, Surrogate
 from ...tensors import PMSNState, PMSNWeights, state_dtype
 from ...words import PMSN_HAS_NOT, teaching
 from ..autograd import transformed, undisturbed
-from ..base import NOTHING, State, channel_shape, first_step, kind_of_step, number, paired_dtype
+from ..base import (
+    NOTHING,
+    State,
+    channel_shape,
+    first_step,
+    kind_of_step,
+    number,
+    paired_dtype,
+    require_dense,
+)
 from ..layout import GradientLayout, owned, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
@@ -342,19 +351,23 @@ class PMSN(PerChannel):
     def again(
         self, x: Tensor, state: State, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None] | None:
-        if len(state) != 2 or not undisturbed(x, *state):
-            return None
-        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
-        r, z = state
-        alike = single and r.shape == x.shape and r.dtype == x.dtype
-        if (
-            not alike
-            or z.shape[:-1] != x.shape
-            or z.shape[-1] != self.modes
-            or z.dtype != paired_dtype(x.dtype)
-        ):
-            return None
-        return self._by_single(single, x, state, membrane)
+        try:
+            if len(state) != 2 or not undisturbed(x, *state):
+                return None
+            single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
+            r, z = state
+            alike = single and r.shape == x.shape and r.dtype == x.dtype
+            if (
+                not alike
+                or z.shape[:-1] != x.shape
+                or z.shape[-1] != self.modes
+                or z.dtype != paired_dtype(x.dtype)
+            ):
+                return None
+            return self._by_single(single, x, state, membrane)
+        except RuntimeError:
+            require_dense(x)  # asked before, it would cost every step
+            raise
 
     def _by_single(
         self, single: Single, x: Tensor, state: State, membrane: bool
