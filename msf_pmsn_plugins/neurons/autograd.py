@@ -185,10 +185,7 @@ def batched(*grads: Tensor | None) -> bool:
     That is an older vmap than that of torch.func, which :func:`transformed` does not see: there the op, not a backend,
     takes one after the other.
     """
-    for g in grads:
-        if g is not None and _is_batched(g):
-            return True
-    return False
+    return any(g is not None and _is_batched(g) for g in grads)
 
 
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
