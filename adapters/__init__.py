@@ -21,29 +21,30 @@ from torch import nn
 
 __all__ = ["RECIPES", "Recipe", "get", "loadable", "recipes", "recognise"]
 
-RECIPES: dict[str, str] = {
-    "learnable_delays": "msf_pmsn_plugins.adapters.learnable_delays",
-    "ma_snn": "msf_pmsn_plugins.adapters.ma_snn",
-    "max_former": "msf_pmsn_plugins.adapters.max_former",
-    "ms_resnet": "msf_pmsn_plugins.adapters.ms_resnet",
-    "plif_net": "msf_pmsn_plugins.adapters.plif_net",
-    "qkformer": "msf_pmsn_plugins.adapters.qkformer",
-    "qsd_transformer": "msf_pmsn_plugins.adapters.qsd_transformer",
-    "sew_resnet": "msf_pmsn_plugins.adapters.sew_resnet",
-    "sglformer": "msf_pmsn_plugins.adapters.sglformer",
-    "snntorch_tutorials": "msf_pmsn_plugins.adapters.snntorch_tutorials",
-    "spike_driven_transformer": "msf_pmsn_plugins.adapters.spike_driven_transformer",
-    "spike_driven_transformer_v2": "msf_pmsn_plugins.adapters.spike_driven_transformer_v2",
-    "spike_driven_transformer_v3": "msf_pmsn_plugins.adapters.spike_driven_transformer_v3",
-    "spike_yolo": "msf_pmsn_plugins.adapters.spike_yolo",
-    "spikformer": "msf_pmsn_plugins.adapters.spikformer",
-    "spiking_resformer": "msf_pmsn_plugins.adapters.spiking_resformer",
-    "spiking_resnet": "msf_pmsn_plugins.adapters.spiking_resnet",
-    "spiking_vgg": "msf_pmsn_plugins.adapters.spiking_vgg",
-    "spikingformer": "msf_pmsn_plugins.adapters.spikingformer",
-    "step": "msf_pmsn_plugins.adapters.step",
-    "tet_vgg": "msf_pmsn_plugins.adapters.tet_vgg",
-}
+RECIPES = (
+    "learnable_delays",
+    "ma_snn",
+    "max_former",
+    "ms_resnet",
+    "plif_net",
+    "qkformer",
+    "qsd_transformer",
+    "sew_resnet",
+    "sglformer",
+    "snntorch_tutorials",
+    "spike_driven_transformer",
+    "spike_driven_transformer_v2",
+    "spike_driven_transformer_v3",
+    "spike_yolo",
+    "spikformer",
+    "spiking_resformer",
+    "spiking_resnet",
+    "spiking_vgg",
+    "spikingformer",
+    "step",
+    "tet_vgg",
+)
+"""Each is a module of this package with a ``RECIPE``."""
 
 
 def recipes() -> list[str]:
@@ -54,7 +55,7 @@ def recipes() -> list[str]:
 def get(name: str) -> Recipe:
     """The recipe called ``name``. Raises KeyError, naming the known ones."""
     if name in RECIPES:
-        return importlib.import_module(RECIPES[name]).RECIPE
+        return importlib.import_module(f"{__name__}.{name}").RECIPE
     for entry in entry_points(group="msf_pmsn_plugins.recipes"):
         if entry.name == name:
             return entry.load()

@@ -143,12 +143,12 @@ def trained(task: str, neuron: str, fast: bool) -> tuple[SequenceNet, Tensor, Te
     if task == "digits":
         from digits import build, sequences
 
-        data, epochs = sequences(), 20
+        data = sequences()
     else:
         from events import FIELD
         from events import data as make
 
-        data, epochs = make(), 20
+        data = make()
 
         def build(neuron):
             return SequenceNet(FIELD * FIELD, [64, 64], 4, neuron)
@@ -156,7 +156,7 @@ def trained(task: str, neuron: str, fast: bool) -> tuple[SequenceNet, Tensor, Te
     data = data.few(64) if fast else data
     torch.manual_seed(0)
     model = build(NEURONS[neuron])
-    seconds = common.train(model, data, common.Recipe(1 if fast else epochs, 64), 0)
+    seconds = common.train(model, data, common.Recipe(1 if fast else 20, 64), 0)
     size = sum(p.numel() for p in model.parameters())
     print(f"{task}, {neuron}: {size:,} parameters, trained in {seconds:.0f} s")
     return model, data.x_test, data.y_test

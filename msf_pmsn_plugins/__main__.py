@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--dynamics",
         choices=("site", "published"),
-        help="charge, threshold and reset: of the old neuron (site), or the paper's",
+        help="charge, reset and surrogate: of the old neuron (site), or the paper's; the threshold stays the old one's",
     )
     plan.add_argument("--time-dim", choices=("auto", "0", "1"), help="axis of time in the input (auto)")
     plan.add_argument("--step-mode", choices=("s", "m"), help="SpikingJelly: set_step_mode first")

@@ -7,9 +7,10 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,34 +34,47 @@ PACKAGES = (
 )
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a backend, which runs or is missing, or of a test: ok, skipped or FAILED; and more of it."""
+
+    status: Literal["runs", "missing", "ok", "skipped", "FAILED"]
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.detail}"
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the report, as text or with ``args.json`` as JSON; returns 1 if a test failed."""
-    report: dict[str, Any] = {"versions": _versions(), "backends": _backends(), "tests": []}
+    installed, usable, tests = _versions(), _backends(), []
     if not args.json:
-        _print("versions", report["versions"])
-        _print("backends", report["backends"])
+        _print("versions", installed)
+        _print("backends", usable)
         print("self-test")
     for name, test in TESTS.items():
         start = time.perf_counter()
         try:
             found = test()
         except Exception as error:
-            found = f"FAILED: {type(error).__name__}: {error}"
-        row = {"name": name, "result": found, "seconds": round(time.perf_counter() - start, 2)}
-        report["tests"].append(row)
+            found = Finding("FAILED", f"{type(error).__name__}: {error}")
+        seconds = round(time.perf_counter() - start, 2)
+        tests.append({"name": name, **asdict(found), "seconds": seconds})
         if not args.json:
-            print(f"  {name}: {found} ({row['seconds']} s)", flush=True)
-    failed = [row for row in report["tests"] if row["result"].startswith("FAILED")]
+            print(f"  {name}: {found} ({seconds} s)", flush=True)
+    failed = sum(row["status"] == "FAILED" for row in tests)
     if args.json:
-        print(json.dumps({**report, "ok": not failed}, indent=2))
+        found_of = {name: asdict(found) for name, found in usable.items()}
+        report = {"versions": installed, "backends": found_of, "tests": tests, "ok": not failed}
+        print(json.dumps(report, indent=2))
     else:
-        print("all is well" if not failed else f"{len(failed)} of {len(report['tests'])} failed")
+        print("all is well" if not failed else f"{failed} of {len(tests)} failed")
         if torch.cuda.is_available():
             print("Kernels for GPUs were proved without one: please send us all of the above, well or not")
     return 1 if failed else 0
 
 
-def _print(title: str, entries: dict[str, str]) -> None:
+def _print(title: str, entries: Mapping[str, str | Finding]) -> None:
     print(title)
     width = max(map(len, entries))
     for name, text in entries.items():
@@ -82,20 +96,20 @@ def _versions() -> dict[str, str]:
     return {**found, "CUDA of torch": torch.version.cuda or "none: a build for the CPU", "GPU": gpu}
 
 
-def _backends() -> dict[str, str]:
+def _backends() -> dict[str, Finding]:
     """Every backend and why it cannot run, or on what it does."""
     found = {}
     for name in backends.BACKENDS:
         device = backends.BACKENDS[name].device
         if device == "cuda" and not torch.cuda.is_available():
-            found[name] = "missing: torch sees no CUDA device"
+            found[name] = Finding("missing", "torch sees no CUDA device")
             continue
         try:
             backends.resolve(name, torch.empty(0, device=device or "cpu"), "msf", ())
         except Exception as error:
-            found[name] = f"missing: {error}"
+            found[name] = Finding("missing", str(error))
         else:
-            found[name] = f"runs on {device or 'any device'}"
+            found[name] = Finding("runs", f"on {device or 'any device'}")
     return found
 
 
@@ -111,8 +125,8 @@ ON_GPU: Inputs = [
 
 
 def _cases() -> Iterator[tuple[str, Any, torch.Tensor]]:
-    for name, text in _backends().items():
-        if not text.startswith("runs"):
+    for name, found in _backends().items():
+        if found.status != "runs":
             continue
         device = backends.BACKENDS[name].device or ("cuda" if torch.cuda.is_available() else "cpu")
         for shape, dtype in ON_GPU if device == "cuda" else SMALL:
@@ -123,7 +137,7 @@ def _cases() -> Iterator[tuple[str, Any, torch.Tensor]]:
                 yield name, neuron.to(device), x
 
 
-def _test_backends() -> str:
+def _test_backends() -> Finding:
     """Every backend against a loop of steps, spikes and gradients."""
     checked = []
     for name, neuron, x in _cases():
@@ -143,31 +157,31 @@ def _test_backends() -> str:
         if not torch.allclose(one, other, rtol=rtol, atol=atol):
             raise AssertionError(f"{what} has another gradient than its steps")
         checked.append(name)
-    return f"ok: MSF and PMSN on {', '.join(dict.fromkeys(checked))} equal a loop of their steps"
+    return Finding("ok", f"MSF and PMSN on {', '.join(dict.fromkeys(checked))} equal a loop of their steps")
 
 
-def _test_spikingjelly() -> str:
+def _test_spikingjelly() -> Finding:
     """A swap at D = 1 changes no bit."""
     try:
         from spikingjelly.activation_based import layer, neuron
     except ImportError as error:
-        return f"skipped: {error}"
+        return Finding("skipped", str(error))
     torch.manual_seed(0)
     net = nn.Sequential(layer.Linear(6, 8, step_mode="m"), neuron.LIFNode(step_mode="m", detach_reset=True))
     return _same_after_swap(net, torch.randn(5, 3, 6) * 4)
 
 
-def _test_snntorch() -> str:
+def _test_snntorch() -> Finding:
     try:
         import snntorch
     except ImportError as error:
-        return f"skipped: {error}"
+        return Finding("skipped", str(error))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), snntorch.Leaky(beta=0.5, init_hidden=True, reset_mechanism="zero"))
     return _same_after_swap(net, torch.randn(3, 6) * 4)
 
 
-def _same_after_swap(net: nn.Module, x: torch.Tensor) -> str:
+def _same_after_swap(net: nn.Module, x: torch.Tensor) -> Finding:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for a network of the user's own
         before = net(x)
@@ -175,10 +189,10 @@ def _same_after_swap(net: nn.Module, x: torch.Tensor) -> str:
         after = net(x)
     if not torch.equal(before, after):
         raise AssertionError("MSF with D = 1 in place of the stock neuron emits other spikes")
-    return "ok: a swap at D = 1 leaves every spike as it was"
+    return Finding("ok", "a swap at D = 1 leaves every spike as it was")
 
 
-TESTS: dict[str, Callable[[], str]] = {
+TESTS: dict[str, Callable[[], Finding]] = {
     "backends": _test_backends,
     "SpikingJelly": _test_spikingjelly,
     "snnTorch": _test_snntorch,

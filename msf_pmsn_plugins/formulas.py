@@ -55,6 +55,21 @@ def _rising(u: Tensor, slope: float) -> Tensor:
     return torch.rsub(u.abs(), 1.0, alpha=-slope)
 
 
+def soft_sign(u: Tensor, alpha: float) -> Tensor:
+    z = 1 / alpha + u.abs()
+    return 1 / (2 * alpha * z * z)
+
+
+def super_spike(u: Tensor, alpha: float) -> Tensor:
+    z = 1 + u.abs()
+    return alpha / (z * z)
+
+
+def erf(u: Tensor, alpha: float) -> Tensor:
+    z = alpha * u
+    return (alpha / math.sqrt(math.pi)) * torch.exp(-z * z)
+
+
 def straight_through(u: Tensor) -> Tensor:
     return torch.ones_like(u)
 

@@ -2,13 +2,15 @@
 
 A host is a module with these public names, by :func:`load`; it imports its framework, which nothing else does:
 
-    NODES           our node for each target of a swap: {"msf": .., "pmsn": ..}
+    NODES           our node for each target of a swap: {"msf": .., "pmsn": ..}; it holds its neuron as ``neuron`` and
+                    its state as ``carried``
     WORDS           the host's words for constructor arguments that are called otherwise in SpikingJelly
     is_stock        whether a module's class is the framework's own, not a subclass or a copy
     is_readout      whether a neuron integrates without firing
     site_charges    the charges that a subclass or a copy may have, as constructor arguments of our MSF node
     site_settings   what every target takes over from a neuron, as constructor arguments
     site_dynamics   all that MSF keeps of a neuron under ``dynamics="site"``, as constructor arguments
+    learned         the numbers of a neuron, its own or of ours in its place, that are Parameters, by one word for both
     as_stock        the framework's own neuron in place of one of our nodes, and what is lost by that
     reset_net       bring the neurons of a model to rest, as its users do
     after_swap      forget what the framework caches about the modules of a model
@@ -24,12 +26,10 @@ import importlib
 import re
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
-import torch
 from torch import nn
 
-__all__ = ["HOSTS", "Host", "changed", "host_of_neuron", "host_of_node", "load", "name_of"]
+__all__ = ["HOSTS", "Host", "host_of_neuron", "host_of_node", "load", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -92,26 +92,3 @@ def host_of_node(node: nn.Module) -> str | None:
         (name for name, host in HOSTS.items() if any(home.startswith(f"{host.package}.") for home in homes)),
         None,
     )
-
-
-def changed(held: Any, stock: dict[str, Any]) -> list[str]:
-    """Which words of a neuron a stock neuron has other values of, ``stock``; None in the neuron says nothing."""
-    lines = []
-    for word, theirs in stock.items():
-        own = getattr(held, word)
-        if own is not None and not _same(own, theirs):
-            lines.append(f"{word}={_brief(own)} becomes {_brief(theirs)}")
-    return lines
-
-
-def _same(own: Any, theirs: Any) -> bool:
-    if isinstance(own, (str, bool)):
-        return own == theirs
-    a, b = (torch.as_tensor(value).detach().double().cpu() for value in (own, theirs))
-    return bool(torch.isclose(a, b, rtol=1e-6, atol=0.0).all())
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, (str, bool)):
-        return repr(value)
-    return f"tensor {list(value.shape)}" if torch.as_tensor(value).numel() > 1 else f"{float(value):g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .neurons import PMSN
 
@@ -39,7 +40,8 @@ def param_groups(
     """Groups for a torch optimizer: PMSN's parameters at their published rates, all others at the global ones.
 
     Args:
-        model: any module; PMSN neurons are found inside the nodes that hold them.
+        model: any module; PMSN neurons are found inside the nodes that hold them. What a parametrised or pruned
+            parameter is computed from has its rates; parameters of the parametrisation's own have the global ones.
         lr, weight_decay: for every parameter that is no PMSN parameter, and for PMSN's direct gain ``D``.
         neuron_lr: the paper's "neuron learning rate".
         recipe: ``"smnist"`` (also PS-MNIST, sequential CIFAR by pixels), ``"shd"`` (also CIFAR by columns) or
@@ -58,8 +60,19 @@ def param_groups(
         if isinstance(module, PMSN):
             for name, (factor, decay) in RECIPES[recipe].items():
                 wd = 10 * neuron_lr if isinstance(decay, str) else weight_decay if decay is None else decay
-                rates[id(getattr(module, name))] = (factor * neuron_lr, wd)
+                for parameter in _behind(module, name):
+                    rates[id(parameter)] = (factor * neuron_lr, wd)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         groups.setdefault(rates.get(id(parameter), (lr, weight_decay)), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": wd} for (rate, wd), params in groups.items()]
+
+
+def _behind(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameter ``name`` of ``module``, or what a parametrisation or a pruning computes it from."""
+    if is_parametrized(module, name):
+        originals: Any = module.parametrizations
+        return list(originals[name].parameters(recurse=False))
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    # Of torch's older hooks weight_norm has two.
+    return [own[key] for end in ("", "_orig", "_g", "_v") if (key := name + end) in own]

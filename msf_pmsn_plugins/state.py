@@ -26,14 +26,14 @@ __all__ = ["detach", "move", "padded", "read", "select", "write"]
 
 
 def _nodes(net: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The nodes of either framework in ``net``, by path."""
+    """The nodes of this package in ``net``, by path: MSF, PMSN, ParallelIF, own neurons, in either framework."""
     for path, module in net.named_modules():
         if is_node(module):
             yield path, module
 
 
 def read(net: nn.Module) -> dict[str, State]:
-    """The states of all MSF and PMSN nodes of ``net`` by path; nodes at rest are left out."""
+    """The states of all nodes of this package in ``net`` by path; nodes at rest are left out."""
     return {path: node.carried for path, node in _nodes(net) if node.carried is not None}
 
 
@@ -41,12 +41,12 @@ def write(net: nn.Module, states: dict[str, State]) -> None:
     """Put states back, as :func:`read` returned them; nodes that they do not name come to rest.
 
     Raises:
-        KeyError: a path where ``net`` has no MSF or PMSN node.
+        KeyError: a path where ``net`` has no node of this package.
     """
     nodes = dict(_nodes(net))
     unknown = sorted(states.keys() - nodes.keys())
     if unknown:
-        raise KeyError(f"no MSF or PMSN node at {unknown}; this network has them at {sorted(nodes)}")
+        raise KeyError(f"no node of msf_pmsn_plugins at {unknown}; this network has them at {sorted(nodes)}")
     for path, node in nodes.items():
         node.carried = states.get(path)
 
@@ -64,9 +64,10 @@ def select(states: Any, index: Tensor | slice) -> Any:
     if (
         isinstance(index, Tensor)
         and index.dim() == 1
-        and (index.dtype == torch.bool or not index.is_floating_point())
+        and not (index.is_floating_point() or index.is_complex())
     ):
-        return _map(lambda tensor: tensor[index.to(tensor.device)], states)
+        chosen = index if index.dtype == torch.bool else index.long()  # torch would take bytes for a mask
+        return _map(lambda tensor: tensor[chosen.to(tensor.device)], states)
     if isinstance(index, slice):
         return _map(lambda tensor: tensor[index], states)
     raise TypeError(f"index must be a slice, a bool mask [N] or a 1-d integer tensor, got {index!r}")
@@ -97,7 +98,7 @@ def detach(states: Any) -> Any:
 
 @contextmanager
 def padded(net: nn.Module, lengths: Lengths) -> Iterator[None]:
-    """Run ``net`` on sequences [T, N, *] padded at their ends: its MSF and PMSN nodes skip the padding.
+    """Run ``net`` on sequences [T, N, *] padded at their ends: its nodes of this package skip the padding.
 
     Padded steps emit 0 and touch neither state nor gradient. Layers between the nodes see zeros there; what mixes time
     steps or samples (batch normalisation in training, a mean over T) is theirs to mask.
@@ -107,11 +108,11 @@ def padded(net: nn.Module, lengths: Lengths) -> Iterator[None]:
         lengths: valid steps of each sample [N], or a bool mask [T, N].
 
     Raises:
-        ValueError: no MSF or PMSN node in ``net``.
+        ValueError: no node of this package in ``net``.
     """
     nodes = [node for _, node in _nodes(net)]
     if not nodes:
-        raise ValueError("this network has no MSF or PMSN node that could skip padding")
+        raise ValueError("this network has no node of msf_pmsn_plugins that could skip padding")
     before = [node.padding for node in nodes]
     try:
         for node in nodes:

@@ -43,6 +43,7 @@ __all__ = [
     "fire",
     "flattest_width",
     "gives_slopes",
+    "is_soft",
     "ripple",
     "slope",
     "slope_of",
@@ -349,6 +350,11 @@ def with_slope(s: Tensor, volts: Tensor, u: Tensor, surrogate: Surrogate | FireF
     return _Slope.apply(s, volts, u, surrogate)
 
 
+def is_soft(surrogate: Surrogate | FireFunction) -> bool:
+    """Whether it fires in parts: a :class:`Soft`, or an object of SpikingJelly with ``spiking=False``."""
+    return bool(getattr(surrogate, "soft", False)) or not getattr(surrogate, "spiking", True)
+
+
 def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
     """Whether ``surrogate`` is the step ``u >= 0`` with a slope that depends on ``u`` alone.
 
@@ -358,7 +364,7 @@ def gives_slopes(surrogate: Surrogate | FireFunction) -> bool:
     """
     if isinstance(surrogate, (Surrogate, Custom)):
         return True
-    if getattr(surrogate, "soft", False):  # it may be annealed to the step and back
+    if is_soft(surrogate):  # it may be annealed to the step and back
         return False
     if getattr(surrogate, "by_steps", False):  # its backward must be given the gradients themselves
         return False

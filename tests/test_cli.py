@@ -274,7 +274,7 @@ def test_recipes_are_listed_and_described(run):
 def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkeypatch):
     status, out, _ = run("doctor")
     assert status == 0
-    assert "torch   runs on any device" in out
+    assert "torch   runs: on any device" in out
     assert "a swap at D = 1 leaves every spike as it was" in out
     if not torch.cuda.is_available():
         assert "cupy    missing: torch sees no CUDA device" in out
@@ -284,12 +284,14 @@ def test_the_doctor_names_what_is_missing_and_fails_when_a_test_does(run, monkey
         raise AssertionError("other spikes")
 
     monkeypatch.setitem(doctor.TESTS, "SpikingJelly", fails)
-    monkeypatch.setitem(doctor.TESTS, "backends", lambda: "ok")
+    monkeypatch.setitem(doctor.TESTS, "backends", lambda: doctor.Finding("ok", "equal"))
     status, out, _ = run("doctor", "--json")
     report = json.loads(out)
     assert status == 1
     assert not report["ok"]
-    assert [row["result"] for row in report["tests"]][1] == "FAILED: AssertionError: other spikes"
+    assert [row["status"] for row in report["tests"][:2]] == ["ok", "FAILED"]
+    assert report["tests"][1]["detail"] == "AssertionError: other spikes"
+    assert report["backends"]["torch"] == {"status": "runs", "detail": "on any device"}
     assert report["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -297,7 +299,7 @@ def test_the_self_test_notices_a_backend_that_is_wrong(monkeypatch):
     from msf_pmsn_plugins.backends.torch import msf
 
     right = msf.msf_forward
-    monkeypatch.setattr(doctor, "_backends", lambda: {"torch": "runs on any device"})
+    monkeypatch.setattr(doctor, "_backends", lambda: {"torch": doctor.Finding("runs", "on any device")})
 
     def wrong(*args):
         s, *rest = right(*args)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import weight_norm as old_weight_norm
 
 from msf_pmsn_plugins.neurons import MSF, PMSN
 from msf_pmsn_plugins.neurons.pmsn import PARAMETERS
@@ -119,3 +121,54 @@ def test_groups_made_before_the_channels_are_known_train_after(kind):
     (model(x)[0].mean() - 1).square().backward()
     optimizer.step()
     assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+class Scaled(nn.Module):
+    """A parametrisation with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, value):
+        return self.scale * value
+
+
+def pruned_twice(neuron, name):
+    prune.l1_unstructured(neuron, name, 0.25)
+    prune.random_unstructured(neuron, name, 0.25)
+
+
+# what computes a parameter of others -> the names that it gives those
+COMPUTED = {
+    "own": (
+        lambda n, name: parametrize.register_parametrization(n, name, Scaled()),
+        ["parametrizations.{}.original"],
+    ),
+    "weight_norm": (
+        parametrizations.weight_norm,
+        ["parametrizations.{}.original0", "parametrizations.{}.original1"],
+    ),
+    "old_weight_norm": (old_weight_norm, ["{}_g", "{}_v"]),
+    "pruned": (lambda n, name: prune.l1_unstructured(n, name, 0.5), ["{}_orig"]),
+    "pruned_twice": (pruned_twice, ["{}_orig"]),
+}
+
+
+@pytest.mark.parametrize("in_node", [False, True])
+@pytest.mark.parametrize("recipe", PUBLISHED)
+@pytest.mark.parametrize("way", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_what_a_parameter_is_computed_from_has_its_rates(way, recipe, in_node):
+    compute, names = COMPUTED[way]
+    for computed in ("A_imag", "VinvB_real", "CV_imag"):
+        neuron = PMSN(4)
+        compute(neuron, computed)
+        model = nn.Sequential(nn.Linear(2, 4), Node(neuron) if in_node else neuron, MSF(learn_decay=True))
+        found = rates(param_groups(model, LR, NEURON_LR, DECAY, recipe))
+        assert found.keys() == {id(p) for p in model.parameters()}
+        originals = {form.format(computed): computed for form in names}
+        for name, parameter in neuron.named_parameters():
+            expected = PUBLISHED[recipe].get(originals.pop(name, name), (LR, DECAY))
+            assert found[id(parameter)] == pytest.approx(expected, rel=1e-12), name
+        assert not originals

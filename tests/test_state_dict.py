@@ -22,7 +22,8 @@ from spikingjelly.activation_based import neuron  # noqa: E402
 from msf_pmsn_plugins.snntorch import MSF, PMSN, ParallelIF, reset  # noqa: E402
 from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode  # noqa: E402
 
-STORED = GOLDEN / "state_dicts_v1.pt"
+STORED = GOLDEN / "state_dicts_v1_settings.pt"
+EARLIER = GOLDEN / "state_dicts_v1.pt"  # before the metadata held the settings of PMSN
 STEPS, BATCH, CHANNELS = 12, 3, 4
 DECAYS = (0.25, 0.5, 0.625, 0.75)  # a quarter: in float32 and in double alike
 
@@ -304,9 +305,11 @@ def stored():
 @every_kind
 @pytest.mark.parametrize("source", FORMS)
 @pytest.mark.parametrize("target", FORMS)
-def test_stored_checkpoint(source, target, kind):
+@pytest.mark.parametrize("path", [STORED, EARLIER], ids=["stored", "earlier"])
+@pytest.mark.filterwarnings("error:.*were trained with")
+def test_stored_checkpoint(source, target, kind, path):
     """A file that an earlier version of this package wrote is read, strictly, and gives the spikes of that version."""
-    file = torch.load(STORED, weights_only=True)
+    file = torch.load(path, weights_only=True)
     entry = file["entries"][f"{kind}/{source}"]
     state = entry["state_dict"]
     assert {held["version"] for held in state._metadata.values()} == {1}
@@ -347,6 +350,112 @@ def test_a_newer_format_is_refused(form, kind):
     state._metadata["neuron" if form == "spikingjelly" else ""]["version"] = 2
     with pytest.raises(RuntimeError, match="format 2, and this msf-pmsn-plugins reads up to 1.*upgrade"):
         build(kind, form).load_state_dict(state)
+
+
+# Settings that give the entries their meaning.
+
+
+def in_form(held, form):
+    if form == "bare":
+        return held
+    if form == "spikingjelly":
+        return (MSFNode if isinstance(held, neurons.MSF) else PMSNNode).from_neuron(held, step_mode="m")
+    return (MSF if isinstance(held, neurons.MSF) else PMSN).from_neuron(held, sequence=True)
+
+
+def through_a_file(module, form):
+    """The state dict of a network with ``module`` in it, without the numbers of snnTorch's own."""
+    file = io.BytesIO()
+    torch.save(nn.Sequential(nn.Linear(1, 1), module).state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    for name in [
+        name for name in state if form == "snntorch" and name.startswith("1.") and ".neuron." not in name
+    ]:
+        del state[name]
+    return state
+
+
+OTHERWISE = {
+    "D=2 thresholds": (lambda: neurons.MSF(D=2), lambda: neurons.MSF(D=5), "D=5", "D=2"),
+    "coeff": (lambda: neurons.PMSN(4, coeff=0.25), lambda: neurons.PMSN(4), "coeff=1.0", "coeff=0.25"),
+    "dt_scale": (lambda: neurons.PMSN(4), lambda: neurons.PMSN(4, dt_scale=2), "dt_scale=2", "dt_scale=1.0"),
+    "burst": (
+        lambda: neurons.PMSN(4, burst="published"),
+        lambda: neurons.PMSN(4),
+        "burst=False",
+        "burst='published'",
+    ),
+    "context": (
+        lambda: neurons.PMSN(4),
+        lambda: neurons.PMSN(4, context="global"),
+        "context='global'",
+        "context='local'",
+    ),
+    "residual": (
+        lambda: neurons.PMSN(4, residual="fixed"),
+        lambda: neurons.PMSN(4),
+        "residual='float'",
+        "residual='fixed'",
+    ),
+    "reset_mode": (
+        lambda: neurons.PMSN(4, reset_mode="none"),
+        lambda: neurons.PMSN(4),
+        "reset_mode='floor'",
+        "reset_mode='none'",
+    ),
+    "two": (
+        lambda: neurons.PMSN(4, coeff=0.5, dt_scale=2.0),
+        lambda: neurons.PMSN(4),
+        "coeff=1.0, dt_scale=1.0",
+        "coeff=0.5, dt_scale=2.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+@pytest.mark.parametrize("source", FORMS)
+@pytest.mark.parametrize("target", FORMS)
+def test_weights_that_were_trained_otherwise_are_warned_of(source, target, case):
+    saved, own, has, had = OTHERWISE[case]
+    net = nn.Sequential(nn.Linear(1, 1), in_form(own(), target))
+    with pytest.warns(UserWarning, match="were trained with") as caught:
+        net.load_state_dict(through_a_file(in_form(saved(), source), source))
+    (text,) = [str(w.message) for w in caught if "were trained with" in str(w.message)]
+    noun = " thresholds" if "thresholds" in case else ""
+    keeps = "them" if case == "two" else "it"
+    assert text.startswith(("1: ", "1.neuron: "))
+    assert text.partition(": ")[2] == (
+        f"these weights were trained with {had}{noun}, this neuron has {has} and keeps {keeps}; "
+        f"set {had} to compute what was trained"
+    )
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+@pytest.mark.parametrize("source", FORMS)
+@pytest.mark.parametrize("target", FORMS)
+@pytest.mark.filterwarnings("error:.*were trained with")
+def test_the_same_settings_and_files_without_any_load_silently(source, target, case):
+    saved, own, _has, _had = OTHERWISE[case]
+    state = through_a_file(in_form(saved(), source), source)
+    nn.Sequential(nn.Linear(1, 1), in_form(saved(), target)).load_state_dict(state)
+    del state._metadata
+    nn.Sequential(nn.Linear(1, 1), in_form(own(), target)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("source", FORMS)
+@pytest.mark.parametrize("target", FORMS)
+def test_tied_and_untied_modes_do_not_load_each_other(source, target, tied, strict):
+    """Of the same shapes: two pairs, or two modes."""
+    pairs, modes = neurons.PMSN(4, 5, tied=True), neurons.PMSN(4, 3)
+    saved, own = (pairs, modes) if tied else (modes, pairs)
+    net = nn.Sequential(nn.Linear(1, 1), in_form(own, target))
+    with pytest.raises(
+        RuntimeError, match=f"tied={tied}, this neuron has tied={not tied}.*compartments={5 if tied else 3}"
+    ):
+        net.load_state_dict(through_a_file(in_form(saved, source), source), strict=strict)
 
 
 if __name__ == "__main__":

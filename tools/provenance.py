@@ -22,15 +22,24 @@ SHARED = (
     f"{PACKAGE}/resets.py",
     f"{PACKAGE}/tensors.py",
     f"{PACKAGE}/charges.py",
+    f"{PACKAGE}/lengths.py",
     f"{PACKAGE}/settings.py",
     f"{PACKAGE}/optim.py",
     f"{PACKAGE}/spikingjelly/*.py",
+    f"{PACKAGE}/backends/*.py",
+    *(f"{PACKAGE}/backends/numba/{name}.py" for name in ("__init__", "launch", "memory", "pool")),
     f"{PACKAGE}/backends/numba/kernels/*.py",
-    f"{PACKAGE}/backends/numba/launch.py",
-    f"{PACKAGE}/backends/numba/memory.py",
 )
-MSF = (*SHARED, f"{PACKAGE}/neurons/msf/*.py", f"{PACKAGE}/backends/numba/msf.py")
-PMSN = (*SHARED, f"{PACKAGE}/neurons/pmsn/*.py", f"{PACKAGE}/backends/numba/pmsn.py")
+MSF = (
+    *SHARED,
+    f"{PACKAGE}/neurons/msf/*.py",
+    *(f"{PACKAGE}/backends/{name}/msf.py" for name in ("numba", "torch")),
+)
+PMSN = (
+    *SHARED,
+    f"{PACKAGE}/neurons/pmsn/*.py",
+    *(f"{PACKAGE}/backends/{name}.py" for name in ("numba/pmsn", "numba/pmsn_step", "torch/pmsn")),
+)
 BOTH = (*MSF, *PMSN)
 TRAINING = (
     "examples/experiments/common.py",

@@ -1,6 +1,6 @@
 """Build the distributions, validate them, and try the wheel in bare environments; name the stale tables.
 
-With --release, stale tables are an error.
+With --release, stale tables are an error. With --out, the very files that passed lie there afterwards.
 """
 
 import argparse
@@ -28,6 +28,7 @@ LEFT_OUT = shutil.ignore_patterns(
 IN_SDIST = (
     "CHANGELOG.md",
     "CITATION.cff",
+    "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
     "adapters/__init__.py",
@@ -94,7 +95,8 @@ def require(condition: bool, message: str) -> None:
         raise SystemExit(message)
 
 
-def check(work: Path) -> None:
+def check(work: Path) -> Path:
+    """Build and try the distributions below ``work``; returns the folder of the two files that passed."""
     build = (sys.executable, "-P", "-m", "build", "--no-isolation")
     tree = shutil.copytree(ROOT, work / "tree", ignore=LEFT_OUT)
     run(*build, "--sdist", "--wheel", tree, cwd=work)
@@ -133,6 +135,7 @@ def check(work: Path) -> None:
     for line in report.splitlines():
         print(f"              {line}")
     clean_installs.check(wheel, tree, work, run)
+    return wheel.parent
 
 
 def check_tables(release: bool) -> None:
@@ -152,12 +155,16 @@ def check_tables(release: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release", action="store_true", help="fail where a measured table is stale")
-    release = parser.parse_args().release
-    check_tables(release)
+    parser.add_argument("--out", type=Path, help="a new folder for the distributions that passed")
+    args = parser.parse_args()
+    require(args.out is None or not args.out.exists(), f"--out {args.out} exists: name a new folder")
+    check_tables(args.release)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     print(f"release check {project['name']}")
     with tempfile.TemporaryDirectory(prefix="release-check-") as folder:
-        check(Path(folder))
+        passed = check(Path(folder))
+        if args.out is not None:
+            shutil.copytree(passed, args.out)
     print("release check passed")
 
 

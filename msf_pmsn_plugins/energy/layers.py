@@ -25,7 +25,7 @@ class Synapses:
     elements: float
     """Input elements."""
     fired: float
-    """Those above 0."""
+    """Those that are not 0."""
     spikes: float
     """Their sum."""
 

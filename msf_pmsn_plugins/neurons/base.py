@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from .. import backends
 from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps, without_batch
@@ -27,6 +29,7 @@ __all__ = [
     "first_step",
     "number",
     "require_dense",
+    "value_of",
 ]
 
 State = tuple[Tensor, ...]
@@ -44,6 +47,19 @@ def number(name: str, value: Any) -> float:
             f"{name} must be a finite number, got {value!r}"
         )
     return result
+
+
+def value_of(module: nn.Module, name: str) -> Any:
+    """``module.name`` as it is now, a plain parameter or not: parametrised, a replica's, or pruned.
+
+    What was pruned is computed again, which torch's hook does for a module that is called itself, and not in a node.
+    """
+    if name in module._parameters:
+        return module._parameters[name]
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return hook.apply_mask(module)
+    return getattr(module, name)
 
 
 def paired_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -80,6 +96,33 @@ def require_dense(x: Tensor) -> None:
         raise TypeError(
             f"spiking neurons take dense tensors, got one of layout {x.layout}: convert it first, x.to_dense()"
         )
+
+
+HELD = "held"  # in the metadata of a node: the settings of its neuron, for a bare one that loads them
+
+
+def keep_settings(destination: Any, prefix: str, settings: dict[str, Any]) -> None:
+    """Keep ``settings`` in the metadata of a state dict: without an entry it loads strictly in the hosts."""
+    metadata = getattr(destination, "_metadata", None)
+    if metadata is not None:
+        metadata.setdefault(prefix[:-1], {}).update(settings)
+
+
+def warn_of_others(neuron: nn.Module, prefix: str, trained: dict[str, Any], noun: str = "") -> None:
+    """Warn where ``neuron`` has other settings than those that loaded weights were ``trained`` with."""
+    others = [name for name, value in trained.items() if getattr(neuron, name) != value]
+    if not others:
+        return
+    saved, own = (
+        ", ".join(f"{name}={values[name]!r}" for name in others)
+        for values in (trained, {name: getattr(neuron, name) for name in others})
+    )
+    warnings.warn(
+        f"{prefix[:-1] or type(neuron).__name__}: these weights were trained with {saved}{noun}, this neuron has {own} "
+        f"and keeps {'it' if len(others) == 1 else 'them'}; set {saved} to compute what was trained",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def first_step(x_seq: Tensor) -> Tensor:
@@ -359,10 +402,22 @@ class Neuron(PropertiesFirst, nn.Module):
         self.check_input(x)
         return self._rest(x) if state is None else self.check_state(x, state)
 
+    def saved_settings(self) -> dict[str, Any]:
+        """What gives the entries of a state dict their meaning and is none of them, kept in its metadata."""
+        return {}
+
+    def compare_saved(self, prefix: str, saved: dict[str, Any], error_msgs: list[str]) -> None:
+        """Warn of other settings in ``saved``, or add an error; metadata without any is of an older file."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        keep_settings(destination, prefix, self.saved_settings())
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         refuse_newer(self, prefix, local_metadata, args[-1])
+        self.compare_saved(prefix, local_metadata.get(HELD, local_metadata), args[-1])
         # Saved by a node, which holds its neuron as `neuron`.
         for name, _ in self.named_parameters(recurse=False):
             if prefix + name not in state_dict and f"{prefix}neuron.{name}" in state_dict:

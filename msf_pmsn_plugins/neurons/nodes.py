@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .base import Neuron
 
-__all__ = ["held_by", "is_node", "takes_sequences"]
+__all__ = ["changed", "held_by", "is_node", "takes_sequences"]
 
 
 def held_by(module: Any) -> Neuron | None:
@@ -28,3 +30,26 @@ def takes_sequences(module: Any) -> bool:
         or getattr(module, "step_mode", "s") == "m"
         or bool(getattr(module, "sequence", False))
     )
+
+
+def changed(held: Any, stock: dict[str, Any]) -> list[str]:
+    """Which words of a neuron a stock neuron has other values of, ``stock``; None in the neuron says nothing."""
+    lines = []
+    for word, theirs in stock.items():
+        own = getattr(held, word)
+        if own is not None and not _same(own, theirs):
+            lines.append(f"{word}={_brief(own)} becomes {_brief(theirs)}")
+    return lines
+
+
+def _same(own: Any, theirs: Any) -> bool:
+    if isinstance(own, (str, bool)):
+        return own == theirs
+    a, b = (torch.as_tensor(value).detach().double().cpu() for value in (own, theirs))
+    return bool(torch.isclose(a, b, rtol=1e-6, atol=0.0).all())
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, (str, bool)):
+        return repr(value)
+    return f"tensor {list(value.shape)}" if torch.as_tensor(value).numel() > 1 else f"{float(value):g}"

@@ -66,7 +66,7 @@ def import_from_nir(
     Args:
         graph: a ``nir.NIRGraph``, or the path of a file, which :func:`read` reads. Around a cycle, the last edge takes
             one step: what a node fires reaches the one before it at the next step.
-        host: ``"snntorch"`` or ``"spikingjelly"``: whose neurons and layers to build.
+        host: a key of ``hosts.HOSTS``, ``"snntorch"`` or ``"spikingjelly"``: whose neurons and layers to build.
         dt: the time step in seconds of ``nir.LIF`` and ``nir.IF``.
         device, dtype: of the network.
         options: for every neuron, in the words of its framework: ``sequence=True``, ``step_mode="m"``, ``backend=..``.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..charges import CHARGES
 from ..neurons import MSF, PMSN, Neuron, ParallelIF
 from ..neurons.pmsn import BURSTS, PARAMETERS
 from ..surrogate import Surrogate
@@ -110,30 +111,42 @@ class Builder:
         return self.wrap(held, None)
 
     def msf(self, node: Any) -> nn.Module:
-        rate, theta = stored(node.rate, node.learned), stored(node.first_threshold, node.learned_threshold)
-        decays, plif = node.charge == "decay", "plif" in node.charge
-        spaced, detached = float(node.threshold_step), bool(node.detach_reset)
+        charges = node.train_charge, node.charge
+        kinds = {CHARGES[name].rate for name in charges if name in CHARGES}
+        rate, first = stored(node.rate, node.learned), stored(node.first_threshold, node.learned_threshold)
+        logit = "decay" in kinds and node.learned in (1, 2)
+        spaced, detached, delayed = (
+            float(node.threshold_step),
+            bool(node.detach_reset),
+            bool(node.reset_delay),
+        )
+        undecayed = node.reset == "subtract"
         held = MSF(
             D=len(node.thresholds),
-            decay=torch.sigmoid(rate) if node.learned else rate if decays else 0.0,
-            learn_decay=bool(node.learned),
+            decay=rate if "decay" in kinds and not logit else 0.5,
+            learn_decay=logit,
             input_scale=float(node.input_scale),
-            v_threshold=float(node.thresholds[0]) if theta is None else theta,
+            v_threshold=float(node.thresholds[0]),
             threshold_step=spaced or 1.0,
-            learn_threshold=bool(node.learned_threshold),
             thresholds=None if spaced else [float(theta) for theta in node.thresholds],
             v_reset=float(node.v_reset),
-            reset_mode="soft" if node.reset == "subtract" else node.reset,
-            reset_delay=self.delays and detached and bool(node.reset_delay),
+            reset_mode="soft" if undecayed else node.reset,
+            reset_step=stored(node.reset_step, node.learned_reset_step),
+            # Of another reset it decides what the state shows: the host's custom.
+            reset_delay=delayed and (undecayed or (node.reset != "soft" and self.delays and detached)),
+            retake=undecayed and not delayed,
             detach_reset=detached,
             surrogate=trained_with(node),
-            charge=(node.train_charge, node.charge),
-            tau=rate if "lif" in node.charge and not plif else None,
-            w=torch.as_tensor(rate) if plif else None,
+            charge=charges,
+            tau=rate if "tau" in kinds else None,
+            w=rate if "w" in kinds else None,
             channel_dim=channel_dims(node.channel_dim),
         )
-        if node.learned:  # to the bit
-            held.decay_logit = nn.Parameter(torch.as_tensor(rate))
+        # What was learned may have left the range of a start value, and comes back to the bit.
+        if logit:
+            held.decay_logit = rate
+        if np.size(node.first_threshold):  # in its own precision, in which the others are added to it
+            held.v_threshold = first if node.learned_threshold else torch.tensor(node.first_threshold)
         return self.wrap(held, node)
 
     def pmsn(self, node: Any) -> nn.Module:
@@ -164,13 +177,15 @@ class Builder:
 
 
 def stored(array: Any, learned: int) -> Any:
-    """A number, or a tensor where it is learned (1: one, 2: several) or differs between neurons; None for none."""
+    """A number, a tensor where it differs between neurons, or a parameter where it is learned (1: of no axis); None
+    for an empty array.
+    """
     values = torch.tensor(np.atleast_1d(array))
     if values.numel() == 0:
         return None
-    if learned == 1:
-        return values.reshape(())
-    return float(values) if values.numel() == 1 and not learned else values
+    if learned:
+        return nn.Parameter(values.reshape(()) if learned == 1 else values)
+    return float(values) if values.numel() == 1 else values
 
 
 def one_or_all(array: Any, wide: Any) -> float | torch.Tensor:

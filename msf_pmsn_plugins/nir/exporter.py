@@ -11,26 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, neurons
+from ..charges import CHARGES
+from ..hosts import HOSTS
 from ..neurons.nodes import held_by, takes_sequences
 from ..neurons.pmsn import BURSTS, PARAMETERS
 from ..surrogate import Soft, Surrogate
 from . import nodes
-from .graph import (
-    HOSTS,
-    Shapes,
-    is_leaky,
-    is_neuron,
-    layer_of,
-    returns_tuple,
-    trace,
-)
+from .graph import Shapes, is_leaky, is_neuron, layer_of, returns_tuple, trace
 from .libraries import nir, nirtorch
 from .numbers import array_of, numbers, time_constant, torch_type, wide_type
 
-OWN = {
-    f"msf_pmsn_plugins.{part}"
-    for part in (*HOSTS, "neurons.msf.module", "neurons.pmsn.module", "neurons.parallel_if")
-}
+KINDS = (neurons.MSF, neurons.PMSN, neurons.ParallelIF)  # a subclass may compute something else
 
 
 def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = False, dt: float = 1e-4) -> Any:
@@ -55,7 +46,7 @@ def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = Fal
     with torch.no_grad():
         others = sum(node.op == "placeholder" for node in traced.graph.nodes) - 1
         shapes.run(example_input, *[None] * others)  # these are states, which are not looked at
-    exporter = Exporter(leading.pop(), example_input.dtype, standard, dt)
+    exporter = Exporter(leading.pop(), example_input, standard, dt)
     made = {
         id(module): exporter.node(path, module, shapes.inputs[path], shapes.outputs[path])
         for path, module in called.items()
@@ -76,9 +67,9 @@ def export_to_nir(net: nn.Module, example_input: Tensor, *, standard: bool = Fal
 class Exporter:
     """Modules of torch to nodes of NIR."""
 
-    def __init__(self, leading: int, dtype: torch.dtype, standard: bool, dt: float) -> None:
+    def __init__(self, leading: int, example_input: Tensor, standard: bool, dt: float) -> None:
         self.leading = leading  # axes before the shape of one step: the batch, and time in a sequence
-        self.dtype = dtype
+        self.dtype, self.device = example_input.dtype, example_input.device
         self.standard = standard
         self.dt = dt
 
@@ -164,9 +155,14 @@ class Exporter:
         if isinstance(factor, nn.Parameter):
             warnings.warn("the learned graded_spikes_factor is exported as a number, fixed", stacklevel=2)
         kind = type(held)
-        if foreign := [type(own).__name__ for own in (module, held) if type(own).__module__ not in OWN]:
+        if foreign := [type(own).__name__ for own in (module, held) if not _is_ours(type(own))]:
             raise ValueError(
                 f"{foreign[0]} has no node (a subclass may compute something else); known: {', '.join(nodes.OURS)}"
+            )
+        if isinstance(getattr(module, "v_threshold", None), Tensor) and not isinstance(held, neurons.MSF):
+            raise ValueError(
+                f"{kind.__name__} has one number as its threshold in NIR, here it is a tensor of one batch "
+                "(set_threshold_margin): assign a number to v_threshold"
             )
         if isinstance(held, neurons.MSF):
             if self.standard:
@@ -180,7 +176,7 @@ class Exporter:
         if kind is neurons.PMSN:
             return self._pmsn(held, shape, graded)
         assert kind is neurons.ParallelIF
-        surrogate, width = surrogate_words(held.surrogate)
+        surrogate, width = self._surrogate(held.surrogate)
         return nodes.ParallelIF(
             shape=shape,
             v_threshold=float(held.v_threshold),
@@ -191,49 +187,66 @@ class Exporter:
         )
 
     def _msf(self, module: Any, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
-        delayed = getattr(module, "reset_delay", None)  # snnTorch's MSF alone has it, and its own subtraction
-        train_charge, charge = held.charge
-        if "decay" in (train_charge, charge) and train_charge != charge:
-            raise ValueError(f"charge={held.charge!r} has two rates, the node one")
-        learned = held.decay_logit is not None
-        if learned:
-            rate = array_of(held.decay_logit)
-        elif "w" in held._parameters:
-            rate = array_of(held.w)
-        else:
-            rate = held.decay if held.charge[0] == "decay" or held.tau is None else held.tau
-            rate = array_of(rate) if isinstance(rate, Tensor) else np.float64(rate)
-        first, theta = np.zeros(0), held.v_threshold
-        if isinstance(theta, Tensor):
-            first = np.atleast_1d(array_of(theta))
-        surrogate, width = surrogate_words(held.surrogate)
+        settings, theta = held.settings(), held.v_threshold
+        soft = held.reset_mode == "soft"
+        undecayed = settings.reset_delay or settings.retake
+        # SpikingJelly's nodes have no delay; but for a soft reset it decides what the state shows, the reader's choice.
+        free = not soft and not hasattr(module, "reset_delay")
+        rate, learned = _rate(held)
+        first, learned_threshold = _numbers(theta if isinstance(theta, Tensor) else None)
+        reset_step, learned_reset_step = _numbers(held.reset_step)
+        surrogate, width = self._surrogate(held.surrogate)
         return nodes.MSF(
             shape=shape,
-            thresholds=np.asarray(held.settings().thresholds, dtype=np.float64),
+            thresholds=np.asarray(settings.thresholds, dtype=np.float64),
             first_threshold=first,
-            learned_threshold=_learned(theta if isinstance(theta, nn.Parameter) else None),
+            learned_threshold=learned_threshold,
             threshold_step=0.0 if held._list is not None else float(held.threshold_step),
-            rate=np.atleast_1d(rate),
-            learned=_learned(held.decay_logit),
+            rate=rate,
+            learned=learned,
             input_scale=float(held.input_scale),
             v_reset=float(held.v_reset) if held.reset_mode == "hard" else 0.0,
-            reset="subtract" if delayed is not None and held.reset_mode == "soft" else held.reset_mode,
-            reset_delay=int(delayed is not False),
+            reset="subtract" if soft and undecayed else held.reset_mode,
+            reset_delay=int(free or held.reset_delay),
+            reset_step=reset_step,
+            learned_reset_step=learned_reset_step,
             detach_reset=int(held.detach_reset),
             channel_dim=numbers(held.channel_dim),
             surrogate=surrogate,
             width=width,
             graded_spikes_factor=graded,
-            charge=charge,
-            train_charge=train_charge,
+            charge=held.charge[1],
+            train_charge=held.charge[0],
         )
+
+    def _check_step(self, value: Any) -> None:
+        """Raise ValueError for a firing function that is no step."""
+        if not fires_at(value, self.device, ties=True):
+            remedy = "give its derivative alone, as surrogate.Custom(derivative)"
+            if isinstance(value, Soft):
+                remedy = "a soft surrogate emits parts of spikes, lower its temperature to 0"
+            raise ValueError(
+                f"the surrogate {value!r} does not fire as the step u >= 0, as NIR's nodes do: {remedy}"
+            )
+
+    def _surrogate(self, value: Any) -> tuple[str, float]:
+        """Its name and width; ``default`` for one that a file cannot keep, with a warning."""
+        if isinstance(value, Surrogate):
+            return value.name, float(value.width)
+        self._check_step(value)
+        warnings.warn(
+            f"NIR cannot keep the surrogate {value!r}: spikes are the same, the imported neuron trains with its "
+            "default",
+            stacklevel=2,
+        )
+        return "default", 0.0
 
     def _pmsn(self, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
         if held.channels is None:
             raise ValueError(
                 "its channel count is not known: run one forward pass or load a state dict first"
             )
-        surrogate, width = surrogate_words(held.surrogate)
+        surrogate, width = self._surrogate(held.surrogate)
         return nodes.PMSN(
             shape=shape,
             **{name: array_of(getattr(held, name)) for name in PARAMETERS},
@@ -255,15 +268,15 @@ class Exporter:
     def _lif(self, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
         """MSF as ``nir.LIF``; raise ValueError where NIR's neuron is another one."""
         wide = wide_type(self.dtype)
+        self._check_step(held.surrogate)
         for wrong, why in (
             (held.D != 1, f"D={held.D}: NIR's neurons emit one spike a step"),
             (held.reset_mode != "hard", "NIR's LIF resets to a value, this one does not"),
-            (held.charge[1] != "decay", f"charge={held.charge[1]!r} computes in another order of operations"),
-            ((graded != 1).any(), "NIR's neurons emit 1, not a graded_spikes_factor"),
             (
-                isinstance(held.surrogate, Soft) and held.surrogate.soft,
-                "a soft surrogate emits parts of spikes",
+                held.charge != ("decay", "decay"),
+                f"charge={held.charge!r} computes in another order of operations",
             ),
+            ((graded != 1).any(), "NIR's neurons emit 1, not a graded_spikes_factor"),
         ):
             if wrong:
                 raise ValueError(
@@ -287,8 +300,20 @@ class Exporter:
         zero = getattr(module.state_function, "__name__", "") == "_base_zero"
         for wrong, why in (
             (not zero, "NIR's LIF resets to a value: reset_mechanism='zero' alone is that"),
+            (
+                torch.finfo(self.dtype).bits < 32,
+                f"Leaky keeps its membrane in {self.dtype}, what is read from a file in float32: export net.float()",
+            ),
+            (
+                not module.reset_delay and bool((module.threshold < 0).any()),
+                "Leaky with reset_delay=False takes off twice what a threshold below 0 fires: say reset_delay=True",
+            ),
             (module.inhibition, "inhibition is not in the node"),
             (bool(module.state_quant), "state_quant is not in the node"),
+            (
+                not fires_at(module.spike_grad, self.device, ties=False),
+                "NIR's LIF fires above its threshold, its spike_grad does not",
+            ),
             (
                 bool((module.graded_spikes_factor != 1).any()),
                 "NIR's neurons emit 1, not a graded_spikes_factor",
@@ -314,21 +339,35 @@ class Exporter:
         return nir.LIF(tau=tau, r=scale * tau / self.dt, v_leak=full["v_reset"].copy(), **full)
 
 
-def _learned(parameter: nn.Parameter | None) -> int:
-    """0 for what is not learned, 1 for one learned number, 2 for several."""
-    return 0 if parameter is None else 1 + int(parameter.dim() > 0)
+def _is_ours(kind: type) -> bool:
+    """Whether it is a neuron that has a node, or of the package of a host."""
+    packages = tuple(f"{host.package}." for host in HOSTS.values())
+    return kind in KINDS or f"{kind.__module__}.".startswith(packages)
 
 
-def surrogate_words(value: Any) -> tuple[str, float]:
-    """Its name and width; ``default`` for one that a file cannot keep, with a warning."""
-    if isinstance(value, Surrogate):
-        return value.name, float(value.width)
-    if isinstance(value, Soft) and value.soft:
-        raise ValueError(
-            "a soft surrogate emits parts of spikes, NIR's nodes whole ones: lower its temperature to 0"
-        )
-    warnings.warn(
-        f"NIR cannot keep the surrogate {value!r}: spikes are the same, the imported neuron trains with its default",
-        stacklevel=2,
-    )
-    return "default", 0.0
+def _rate(held: Any) -> tuple[Any, int]:
+    """What the charge of MSF takes, and how it is learned; raise ValueError where training takes another."""
+    kinds = {CHARGES[name].rate for name in held.charge} - {"none"}
+    if len(kinds) > 1:
+        raise ValueError(f"charge={held.charge!r} has two rates, the node one")
+    if held.decay_logit is not None:
+        return _numbers(held.decay_logit)
+    if "decay" in kinds:
+        rate, learned = _numbers(held.decay)
+        return rate, 3 if learned else 0
+    return _numbers(held.w if "w" in kinds else held.tau if "tau" in kinds else 0.0)
+
+
+def _numbers(value: float | Tensor | None) -> tuple[Any, int]:
+    """A number or several as an array, empty for None; 0 for what is not learned, 1 for one learned, 2 for several."""
+    if isinstance(value, Tensor):
+        learned = isinstance(value, nn.Parameter) or value.requires_grad  # a pruned one is no parameter
+        return np.atleast_1d(array_of(value)), (1 + int(value.dim() > 0)) * int(learned)
+    return np.zeros(0) if value is None else np.full(1, value, np.float64), 0
+
+
+def fires_at(value: Any, device: torch.device, ties: bool) -> bool:
+    """Whether a firing function is the step at 0, ``ties`` included or not; it is tried out."""
+    u = torch.linspace(-4, 4, 65, device=device)
+    with torch.no_grad():
+        return bool(torch.equal(value(u).to(u.dtype), (u >= 0 if ties else u > 0).to(u.dtype)))

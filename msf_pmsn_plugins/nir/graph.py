@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hosts import HOSTS
 from ..neurons import Neuron
 from ..neurons.nodes import held_by
 
-HOSTS = ("snntorch", "spikingjelly")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 ADVICE = "NIR takes a forward of modules and additions of two results, for one step or one sequence"
 
@@ -55,6 +55,9 @@ class Tracer(torch.fx.Tracer):
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
+PURE = (operator.getitem, operator.add, torch.add)
+
+
 class Shapes(torch.fx.Interpreter):
     """Runs the layers of a traced net, not its neurons (they keep the shape), and notes the shapes of each call."""
 
@@ -86,6 +89,9 @@ def trace(net: nn.Module) -> torch.fx.GraphModule:
         graph = tracer.trace(net)
     except (torch.fx.proxy.TraceError, TypeError) as error:
         raise ValueError(f"the forward of {name} cannot be traced ({error}): {ADVICE}") from error
+    for node in reversed(list(graph.nodes)):  # nirtorch makes an output of a call that nobody uses
+        if not node.users and (node.op == "call_module" or node.target in PURE):
+            graph.erase_node(node)
     seen = set()
     for node in list(graph.nodes):
         if node.op != "call_module":

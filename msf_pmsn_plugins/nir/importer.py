@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hosts import HOSTS
 from .files import read
-from .graph import HOSTS
-from .hosts import ToSnnTorch, ToSpikingJelly
+from .hosts import builder_for
 from .libraries import nir, nirtorch
 
 
@@ -31,13 +31,14 @@ def import_from_nir(
         graph = read(graph)
     if not isinstance(graph, nir.NIRGraph):
         raise TypeError(f"graph must be a nir.NIRGraph or a path, got {type(graph).__name__}")
+    _check_ends(graph)
     cycle = _cycle(graph)
     if cycle and (options.get("sequence") or options.get("step_mode") == "m"):
         raise ValueError(
             f"the graph is recurrent ({' -> '.join(cycle)}), so it runs step by step: import it without sequence=True "
             "or step_mode='m'"
         )
-    importer = (ToSnnTorch if host == "snntorch" else ToSpikingJelly)(dt, dtype, options)
+    importer = builder_for(host, dt, dtype, options)
     table = importer.table()
     names = {id(node): name for name, node in graph.nodes.items()}
 
@@ -60,6 +61,27 @@ def import_from_nir(
     if cycle:
         net.register_forward_pre_hook(_check_state, with_kwargs=True)
     return net
+
+
+def _check_ends(graph: Any) -> None:
+    """Raise ValueError unless there is one input and one output, and all else on a way from one to the other.
+
+    Of other graphs nirtorch looks for the next node for ever.
+    """
+    for kind in (nir.Input, nir.Output):
+        ends = sorted(name for name, node in graph.nodes.items() if isinstance(node, kind))
+        if len(ends) != 1:
+            raise ValueError(
+                f"the graph has {len(ends)} nodes {kind.__name__}, {ends}: a network here has one input and one output"
+            )
+        after = kind is nir.Input
+        way, more = set(ends), set(ends)
+        while more:
+            more = {pair[after] for pair in graph.edges if pair[not after] in more} - way
+            way |= more
+        if lost := sorted(graph.nodes.keys() - way):
+            where = "no way from the input leads to" if after else "no way leads to the output from"
+            raise ValueError(f"{where} {lost}: take these nodes out of the graph")
 
 
 def _cycle(graph: Any) -> list[str]:

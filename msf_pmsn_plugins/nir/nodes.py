@@ -54,6 +54,8 @@ class MSF(Node):
     graded_spikes_factor: Any = 1.0
     first_threshold: Any = field(default_factory=lambda: np.zeros(0))
     learned_threshold: int = 0
+    reset_step: Any = field(default_factory=lambda: np.zeros(0))
+    learned_reset_step: int = 0
     version: int = FORMAT
     metadata: dict[str, Any] = field(default_factory=dict)
 

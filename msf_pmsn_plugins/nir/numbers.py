@@ -45,11 +45,6 @@ def time_constant(decay: float, dt: float, wide: Any) -> float:
     )
 
 
-def tau_in_steps(decay: float, wide: Any) -> float:
-    """SpikingJelly's ``tau`` in steps, whose ``1 - 1/tau`` is ``decay`` to the last bit of ``wide``."""
-    return math.inf if decay == 1 else time_constant(decay, 1.0, wide)
-
-
 def pair(value: Any) -> Any:
     """A number or several, as torch takes it."""
     if isinstance(value, str):

@@ -15,7 +15,7 @@ from ..neurons import MSF, Neuron
 from ..neurons.nodes import held_by, is_node, takes_sequences
 
 # The frameworks' own spiking neurons, by the names of their base classes: neither framework is imported here.
-HOSTS = {"BaseNode", "SimpleBaseNode", "PSN", "MaskedPSN", "SlidingPSN", "SpikingNeuron"}
+SPIKING_BASES = {"BaseNode", "SimpleBaseNode", "PSN", "MaskedPSN", "SlidingPSN", "SpikingNeuron"}
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Recording:
 
 def is_spiking(module: Any) -> bool:
     """Whether it is a neuron of ours, bare or in a node, or one of a framework."""
-    return held_by(module) is not None or any(cls.__name__ in HOSTS for cls in type(module).__mro__)
+    return held_by(module) is not None or any(cls.__name__ in SPIKING_BASES for cls in type(module).__mro__)
 
 
 def kind_of(module: Any) -> str:

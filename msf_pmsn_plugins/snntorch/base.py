@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from .. import neurons
 from ..lengths import Lengths, first_given, valid_steps
 from ..neurons.autograd import Recomputation, recomputation, refuse_export, undisturbed, usable
-from ..neurons.base import Neuron, PropertiesFirst, State, add_prefix, first_step, refuse_newer
+from ..neurons.base import (
+    HELD,
+    Neuron,
+    PropertiesFirst,
+    State,
+    add_prefix,
+    first_step,
+    keep_settings,
+    refuse_newer,
+)
 from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -421,6 +430,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        keep_settings(destination, prefix, {HELD: self.neuron.saved_settings()})
         # One of one axis tells ours from a stock neuron's, which takes it too; no cast or mean changes an axis.
         destination[prefix + "reset_mechanism_val"] = self.reset_mechanism_val.reshape(1)
         for name, own in self.host_numbers.items():  # double, so that a number comes back as it was
@@ -439,6 +449,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         error_msgs: list[str],
     ) -> None:
         refuse_newer(self, prefix, local_metadata, error_msgs)
+        self.neuron.compare_saved(prefix, local_metadata, error_msgs)  # of a bare neuron
         add_prefix(state_dict, prefix, self.neuron)
         overruled = self._overruled(state_dict, prefix)
         for name in ("reset_mechanism_val", *self.host_numbers):

@@ -7,7 +7,7 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
-from ..hosts import changed
+from ..neurons.nodes import changed
 from .base import SnnTorchNeuron
 from .neurons import MSF, PMSN
 from .states import reset
@@ -99,11 +99,15 @@ def site_dynamics(
     site_charges(module)
     if charge is None and type(module) is not snn.Leaky:
         raise refused(module)
+    reset = getattr(module, "state_function", None)
+    name = getattr(reset, "__name__", "")
+    if name not in RESETS or reset != getattr(module, name, None):
+        raise refused(module)
     return {
         **site_settings(module),
         **_numbers(module),
         # Leaky resets by what it was built with; its reset_mechanism may have been renamed since
-        "reset_mechanism": RESETS[module.state_function.__name__],
+        "reset_mechanism": RESETS[name],
         "spike_grad": None if module.surrogate_disable else module.spike_grad,
         "state_quant": module.state_quant,
         "reset_delay": module.reset_delay,
@@ -129,6 +133,17 @@ def _numbers(module: Any) -> dict[str, Any]:
     }
 
 
+def learned(module: Any) -> dict[str, nn.Parameter]:
+    """The Parameters of a neuron of either kind, by the words of ``Leaky``."""
+    ours = module.neuron if isinstance(module, SnnTorchNeuron) else None
+    values = {
+        "beta": getattr(module, "beta", None) if ours is None else getattr(ours, "decay_logit", None),
+        "threshold": getattr(module, "threshold", None) if ours is None else ours.v_threshold,
+        "graded_spikes_factor": getattr(module, "graded_spikes_factor", None),
+    }
+    return {word: value for word, value in values.items() if isinstance(value, nn.Parameter)}
+
+
 def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
     """A ``Leaky`` in place of one of our neurons, and what it loses by that.
 
@@ -144,7 +159,10 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
         if held.D > 1:
             lost.append(f"counts 0..{held.D} become 0 and 1")
         learned = {"learn_beta": held.decay_logit, "learn_threshold": held.v_threshold}
-        own = {word: isinstance(value, nn.Parameter) for word, value in learned.items()}
+        own = {
+            word: isinstance(value, nn.Parameter) or getattr(value, "requires_grad", False)
+            for word, value in learned.items()
+        }
         own |= {"beta": _number(node.beta), "state_quant": node.state_quant}
         own |= {"reset_mechanism": node.reset_mechanism, "reset_delay": node.reset_delay}
         theirs: dict[str, Any] = {"input_scale": 1.0}

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..neurons.readonly import changes
+
 __all__ = ["Membrane"]
+
+VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
 class Membrane(Tensor):
@@ -25,7 +29,8 @@ class Membrane(Tensor):
     @staticmethod
     def of(membrane: Tensor, state: tuple[Tensor, ...]) -> Membrane:
         """``membrane`` with ``state``; both keep their graphs."""
-        made = membrane.as_subclass(Membrane)
+        with torch._C._ExcludeDispatchKeyGuard(VIEWS):  # of a view detach_ cannot cut the graph
+            made = membrane.as_subclass(Membrane)
         made.state = state
         return made
 
@@ -49,6 +54,12 @@ class Membrane(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if changes(func) and args and isinstance(args[0], Membrane):
+            raise RuntimeError(
+                "an in-place change of this mem leaves the residual and the hidden compartments that it brings along "
+                "as they are, and the neuron goes on from those: change all, mem = mem.each(change), where "
+                "change(part) returns each part [B, *] with the samples that begin anew at 0"
+            )
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **kwargs)
             mem = args[0] if args else None

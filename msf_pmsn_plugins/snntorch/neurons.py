@@ -194,12 +194,12 @@ class MSF(ShowsMSF, SnnTorchNeuron):
         if self.reset_delay:
             v = m
         elif held.settings().retake:  # the step has taken what the state still fired; here only what is new
-            v = m - (s - self._fire(state[0])[0].detach()) * self._first(m)
+            v = m - (s - self._fire(state[0])[0].detach()) * self._amount(m)
         return guarded(s.to(x.dtype), (v,), m)
 
-    def _first(self, m: Tensor) -> float | Tensor:
-        """The first threshold, against membranes ``m`` [B, *]."""
-        return MSFValues(self.neuron.settings(), self.neuron.parameters_of(m, m.dtype)).thresholds[0]
+    def _amount(self, m: Tensor) -> float | Tensor:
+        """What a soft reset takes for each spike, against membranes ``m`` [B, *]."""
+        return MSFValues(self.neuron.settings(), self.neuron.parameters_of(m, m.dtype)).reset
 
     def _all(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Lengths | None

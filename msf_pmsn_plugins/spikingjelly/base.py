@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from ..lengths import Lengths, first_given
 from ..neurons import Neuron
 from ..neurons.autograd import Recomputation, recomputation, refuse_export, transformed, usable
-from ..neurons.base import PropertiesFirst, State, add_prefix, broadcasts, first_step, number
+from ..neurons.base import (
+    HELD,
+    PropertiesFirst,
+    State,
+    add_prefix,
+    broadcasts,
+    first_step,
+    keep_settings,
+    number,
+)
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
 from .surrogates import PARAMETERS, translate
@@ -396,9 +405,14 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             self._memories[name] = value.to(fn(torch.empty(0, device=value.device)).device)
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        keep_settings(destination, prefix, {HELD: self.neuron.saved_settings()})
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept what a bare neuron, a ParametricLIFNode (no prefix) and a snnTorch neuron (its buffers) save."""
         add_prefix(state_dict, prefix, self.neuron)
+        self.neuron.compare_saved(prefix, args[0], args[4])  # of a bare neuron
         foreign = {name: state_dict.pop(prefix + name) for name in SNNTORCH if prefix + name in state_dict}
         if foreign:
             errors = args[4]  # strict, missing_keys and unexpected_keys stand before it

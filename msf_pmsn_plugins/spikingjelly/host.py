@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: F401  # for swap.legacy
 from torch import Tensor, nn
 
-from ..hosts import changed
+from ..neurons.nodes import changed
 from .base import SpikingJellyNode
 from .charge import lif_charge, plif_charge
 from .nodes import MSFNode, PMSNNode
@@ -128,6 +128,13 @@ def site_dynamics(
         }
     except AttributeError as error:
         raise refused(module) from error
+
+
+def learned(module: Any) -> dict[str, nn.Parameter]:
+    """The Parameters of a node of either kind: ``w``, which with a learned ``decay`` stands for its logit."""
+    held = module.neuron if isinstance(module, SpikingJellyNode) else module
+    w = getattr(held, "w", getattr(held, "decay_logit", None))
+    return {"w": w} if isinstance(w, nn.Parameter) else {}
 
 
 def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:

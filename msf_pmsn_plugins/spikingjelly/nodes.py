@@ -18,6 +18,7 @@ from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
 from ..neurons.layout import gradient_laid_out, owned
 from ..neurons.pmsn import pmsn_step
+from ..neurons.readonly import ReadOnly
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
@@ -155,8 +156,7 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
             bound = "at least 1" if self._rate == "decay" else "more than 1"
             raise ValueError(f"tau must be a number of {bound}, got {value!r}")
         if self._rate == "w":
-            with torch.no_grad():
-                held.w.copy_(-torch.log(torch.as_tensor(value) - 1.0))
+            held.overwrite("w", -torch.log(torch.as_tensor(value) - 1.0))
         elif self._rate == "tau":
             held.tau = value
         else:
@@ -234,8 +234,9 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
         if held is None:
             return
         several = isinstance(value, Tensor) and value.numel() > 1
-        held.v_threshold = value if several else number("v_threshold", value)
-        if several:  # made from the labels of a batch
+        learned = isinstance(value, Tensor) and value.requires_grad
+        held.v_threshold = value if several or learned else number("v_threshold", value)
+        if several and not learned:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 
     def _step_laid_out(self, x: Tensor) -> Tensor:
@@ -265,10 +266,18 @@ class _ResidualNode(SpikingJellyNode):
 
     @property
     def v(self) -> Tensor | float:
-        """The residual after reset, volts, [N, *]."""
+        """The residual after reset, volts, [N, *], to look at. Assigning sets the residual alone."""
         if "r" not in self._memories:  # the host's constructor asks before the memories are there
             raise AttributeError("v")
-        return self._memories["r"] * self._volts
+        v = self._memories["r"] * self._volts
+        if not isinstance(v, Tensor) or transformed() or torch.compiler.is_compiling():
+            return v
+        name, parts = type(self).__name__, ", ".join(self._memories_rv)
+        return ReadOnly.of(
+            v,
+            f"v of {name} shows its residual: an in-place change would not reach the state ({parts}). Change that: "
+            f"node.carried = tuple(.. for part in node.carried), the samples of each part [N, *] that begin anew at 0",
+        )
 
     @v.setter
     def v(self, value: Tensor | float) -> None:

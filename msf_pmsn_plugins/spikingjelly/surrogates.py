@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import formulas
 from ..formulas import standing_for
-from ..surrogate import Custom, Surrogate
+from ..surrogate import Custom, Surrogate, is_soft
 from .version import FUNCTIONAL
 
 __all__ = ["translate"]
@@ -21,24 +21,7 @@ __all__ = ["translate"]
 NAMED = {"Sigmoid": "sigmoid", "ATan": "atan"}
 
 
-def _soft_sign(u: Tensor, alpha: float) -> Tensor:
-    z = 1 / alpha + u.abs()
-    return 1 / (2 * alpha * z * z)
-
-
-def _super_spike(u: Tensor, alpha: float) -> Tensor:
-    z = 1 + u.abs()
-    return alpha / (z * z)
-
-
-def _erf(u: Tensor, alpha: float) -> Tensor:
-    z = alpha * u
-    return (alpha / math.sqrt(math.pi)) * torch.exp(-z * z)
-
-
-FORMULAS = {"SoftSign": _soft_sign, "SuperSpike": _super_spike, "Erf": _erf}
-
-
+FORMULAS = {"SoftSign": formulas.soft_sign, "SuperSpike": formulas.super_spike, "Erf": formulas.erf}
 # Of the others, what kernels take for the object's own derivative, and its parameters.
 OTHERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "DeterministicPass": (formulas.straight_through, ()),
@@ -65,7 +48,10 @@ class BySteps:
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.soft = getattr(function, "soft", False)
+
+    @property
+    def soft(self) -> bool:
+        return is_soft(self.function)
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.function(u)

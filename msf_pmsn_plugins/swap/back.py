@@ -9,7 +9,9 @@ from torch import nn
 
 from ..hosts import host_of_node, load
 from ..words import teaching_call
+from .attached import carry_hooks, lost_with, reparametrised
 from .edits import make, replacing
+from .learned import frozen_alike, tied_alike, untied
 from .running import arguments, rest, seeds_kept, undisturbed
 from .sites import is_ours
 from .spec import SwapError, require_built
@@ -49,24 +51,36 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
         raise SwapError(f"{type(model).__name__} has no MSF or PMSN neuron")
     stock: dict[nn.Module, nn.Module] = {}
     losses = []
+    owners = {}
     for path, node in found.items():
         name = host_of_node(node)
         assert name is not None
         if node not in stock:
+            owners[node] = host = load(name)
             try:
-                stock[node], lost = load(name).as_stock(node)
+                stock[node], lost = host.as_stock(node)
             except ValueError as error:
                 raise SwapError(f"{path or '(the model)'}: {error}") from error
             like = next(node.parameters(), None)
             if like is not None:
                 stock[node].to(like.device)
             stock[node].train(node.training)
+            frozen_alike(host, node, stock[node])
+            lost += [text for part in node.modules() if (text := reparametrised(part)) is not None]
+            lost += [f"{text} stays behind" for text in lost_with(node)]
             losses += [f"  {path or '(the model)'}: {text}" for text in lost]
+    tied_alike(owners, stock)
+    for path, node in found.items():
+        losses += [
+            f"  {path or '(the model)'}: its {word} is one Parameter with {', '.join(others)}, and would be its own"
+            for word, others in untied(model, owners[node], node, stock).items()
+        ]
     if losses and not lossy:
         raise SwapError(
             "this loses what a LIF cannot hold; if that is meant, say lossy=True:\n" + "\n".join(losses)
         )
     edits = replacing(model, {path: stock[node] for path, node in found.items()})
+    edits += [edit for node, new in stock.items() for edit in carry_hooks(node, new)]
     result = stock[found[""]] if "" in found else model
     _forget(model, found)
     make(edits)
@@ -78,7 +92,7 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
                 result(*inputs)
         except Exception:
             _forget(model, found)
-            make([edit.inverse for edit in edits])
+            make([edit.inverse for edit in reversed(edits)])
             raise
     return result
 

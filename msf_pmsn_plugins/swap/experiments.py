@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .attached import without_hooks
 from .running import output_of, rest, undisturbed
 
 __all__ = ["Observed", "Same", "copy_at_rest", "observe", "same", "unit_of"]
 
 
 def copy_at_rest(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` at rest. Raises ValueError where it cannot be copied."""
+    """A copy of ``module`` at rest, without hooks. Raises ValueError where it cannot be copied."""
     with undisturbed(module):
         rest(module)
         for part in module.modules():  # what a training step left there has a graph, which cannot be copied
@@ -24,7 +25,7 @@ def copy_at_rest(module: nn.Module) -> nn.Module:
                 graphs = {k: x for k, x in box.items() if isinstance(x, Tensor) and x.grad_fn is not None}
                 box.update({k: x.detach() for k, x in graphs.items()})
         try:
-            return copy.deepcopy(module)
+            return without_hooks(copy.deepcopy(module))
         except Exception as error:
             raise ValueError(
                 f"{type(module).__name__} cannot be copied to look at it ({error}): reset the model first"

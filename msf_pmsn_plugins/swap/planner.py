@@ -12,6 +12,7 @@ from torch import nn
 
 from ..words import teaching_call
 from . import guards
+from .attached import lost_with, reparametrised
 from .dynamics import arguments, explain, fingerprint
 from .experiments import Observed, observe
 from .judge import guard, judge, set_clocks
@@ -39,6 +40,8 @@ from .spec import (
 from .wrappers import refuse_wrapped
 
 __all__ = ["plan"]
+
+AGAIN = "Put it on the new neuron after the swap, or on the module around it"
 
 
 @teaching_call("swap.plan", OF_A_PLAN)
@@ -111,6 +114,7 @@ def _judged(model: nn.Module, sites: list[Site], seen: Probe, dynamics: str, tim
             try:
                 site.arguments = arguments(site, dynamics, memory)
                 explain(site, dynamics)
+                site.warnings += _of_the_attached(site)
             except ValueError as error:
                 site.refuse("unsupported dynamics", str(error))
     set_clocks(sites, seen, layout)
@@ -229,6 +233,8 @@ def _look(site: Site, seen: Probe, memory: dict[Any, Any]) -> None:
         site.refuse("readout", "integrates without firing (infinite threshold): it stays")
     elif not calls:
         site.refuse("never called", "the forward pass does not reach it: it stays")
+    elif site.role != "activation" and (why := reparametrised(site.module)) is not None:
+        site.refuse("unsupported dynamics", f"{why}, or keep this site with rules={{path: swap.Keep()}}")
     elif site.role in ("own", "relative"):
         _experiment(site, memory)
     if site.step_mode == "m" and site.shape and site.time_dim is None:
@@ -362,6 +368,12 @@ def _warnings(plan: Plan, seen: Probe, time_dim: int | str) -> list[str]:
             f"whole sequences, {' and '.join(ways)}"
         )
     return found
+
+
+def _of_the_attached(site: Site) -> list[str]:
+    """What was put on the old neuron and stays there."""
+    lost = lost_with(site.module)
+    return [f"the new neuron has not what was put on the old one: {'; '.join(lost)}. {AGAIN}"] if lost else []
 
 
 def _of_the_output(swapped: list[Site], seen: Probe) -> list[str]:

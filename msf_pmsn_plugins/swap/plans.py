@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .attached import carry_hooks
 from .edits import ABSENT, Edit, make, replacing
 from .layout import Layout
+from .learned import tied_alike
 from .printing import by_reason, count, short, table_html, text
 from .saving import FORMAT, layout_from, model_facts, plain, require_model, shapes_of, site_from, site_to_dict
 from .site import RESOLVED, SWAPPED, Site, build
@@ -34,7 +36,7 @@ class Plan:
     new_parameters: int = 0
     keys: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _new: dict[nn.Module, nn.Module] = field(default_factory=dict, repr=False)
-    _edits: list[Edit] = field(default_factory=list, repr=False)
+    _beside: list[Edit] = field(default_factory=list, repr=False)
 
     def apply(self) -> nn.Module:
         """Replace the neurons in place and return the model. Nothing is replaced if one cannot be.
@@ -47,24 +49,41 @@ class Plan:
         """
         todo = self.check()
         new = self.build()
-        edits, root = self.edits(todo, new)
-        keys = shapes_of(self.model)
-        self._make(todo, edits, {"keys": keys, "_new": new, "_edits": edits, "model": root, "applied": True})
+        beside = self.beside(todo, new)
+        values = {
+            "keys": shapes_of(self.model),
+            "_new": new,
+            "_beside": beside,
+            "model": self.root(todo, new),
+        }
+        self._make(todo, [*self.replaced(todo, new), *beside], {**values, "applied": True})
         return self.model
 
     def build(self) -> dict[nn.Module, nn.Module]:
         """The new neurons by the old ones, one for each module. Nothing is replaced."""
-        return {s.module: build(s) for s in self.sites if s.verdict in SWAPPED}
+        swapped = [s for s in self.sites if s.verdict in SWAPPED]
+        new = {s.module: build(s) for s in swapped}
+        tied_alike({s.module: s.host for s in swapped if s.host is not None}, new)
+        return new
 
-    def edits(self, todo: list[Site], new: Mapping[nn.Module, nn.Module]) -> tuple[list[Edit], nn.Module]:
-        """What puts ``new[site.module]`` at every site's path, and the model that this gives."""
-        edits = replacing(self.model, {site.path: new[site.module] for site in todo})
+    def replaced(self, todo: list[Site], new: Mapping[nn.Module, nn.Module]) -> list[Edit]:
+        """What puts ``new[site.module]`` at every site's path."""
+        return replacing(self.model, {site.path: new[site.module] for site in todo})
+
+    def beside(self, todo: list[Site], new: Mapping[nn.Module, nn.Module]) -> list[Edit]:
+        """What gives the new neurons the hooks of the old ones, and their clocks."""
+        edits = [edit for old, node in new.items() for edit in carry_hooks(old, node)]
         for site in todo:
             if site.clock is not None:
-                hooks = new.get(site.clock.module, site.clock.module)._forward_pre_hooks
-                tick = new[site.module].tick
-                edits.append(Edit(hooks, RemovableHandle(hooks).id, ABSENT, tick))
-        return edits, next((new[s.module] for s in todo if not s.path), self.model)
+                earlier = site.clock.module
+                # Where it has any, the new one has the very box.
+                hooks = earlier._forward_pre_hooks or new.get(earlier, earlier)._forward_pre_hooks
+                edits.append(Edit(hooks, RemovableHandle(hooks).id, ABSENT, new[site.module].tick))
+        return edits
+
+    def root(self, todo: list[Site], new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+        """The model after the swap: another one where it is itself a neuron."""
+        return next((new[s.module] for s in todo if not s.path), self.model)
 
     def undo(self) -> nn.Module:
         """Put the old neurons back, the same objects as they were, and return the model.
@@ -83,10 +102,13 @@ class Plan:
             raise SwapError(f"the model has changed since the plan was applied: {', '.join(changed)}")
         for site in todo:
             _follow(site.module, self._new[site.module])
-        edits = replacing(self.model, {site.path: site.module for site in todo})
-        edits += [edit.inverse for edit in self._edits if edit.old is ABSENT]  # the clocks' hooks
-        root = next((s.module for s in todo if not s.path), self.model)
-        self._make(todo, edits, {"_new": {}, "_edits": [], "model": root, "applied": False})
+        old = {site.module: site.module for site in todo}
+        # A hook that was removed since stays so.
+        edits = [
+            *self.replaced(todo, old),
+            *(edit.inverse for edit in reversed(self._beside) if edit.made),
+        ]
+        self._make(todo, edits, {"_new": {}, "_beside": [], "model": self.root(todo, old), "applied": False})
         return self.model
 
     def _make(self, todo: list[Site], edits: list[Edit], values: Mapping[str, Any]) -> None:

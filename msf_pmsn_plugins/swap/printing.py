@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .attached import hooks_on
 from .site import RESOLVED, SWAPPED, Site, around, words
 from .spec import MSF
 
@@ -48,6 +49,7 @@ def _remarks(plan: Plan) -> list[str]:
     for title, texts in (
         ("keeps", {s.path: _list(s.carried) for s in swapped}),
         ("sets", {s.path: _list({k: v for k, v in s.sets.items() if k not in hidden}) for s in swapped}),
+        ("moves hooks", {s.path: ", ".join(hooks_on(s.module)) for s in swapped}),
         ("wraps", {s.path: _list(around(s)) for s in swapped}),
     ):
         for line in dict.fromkeys(line for line in texts.values() if line):

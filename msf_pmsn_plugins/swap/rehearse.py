@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .edits import make
+from .learned import untied
 from .plans import Plan
 from .probe import Probe, Run, record
 from .running import arguments, seeds_kept, takes_nothing, undisturbed
@@ -25,11 +26,22 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
     todo = [s for s in plan.sites if s.verdict in SWAPPED]
     if not todo:
         return
+    for site in todo:
+        site.warnings += _of_the_ties(plan, site, built)
+        node: Any = built[site.module]
+        if getattr(node, "carries", False) and not node.init_hidden and site.module._backward_hooks:
+            site.refuse(
+                "fails when swapped",
+                "torch hands out a copy of what a neuron with a backward hook returns, and the mem of the new neuron "
+                "carries a state that a copy has not: remove the hook, set init_hidden=True, or keep this site with "
+                "rules={path: swap.Keep()}",
+            )
+    todo = [site for site in todo if site.verdict in SWAPPED]
     inputs = arguments(example_input)
     run, failure = Run({}), None
     with seeds_kept(plan.model, inputs), _unknown_to_hosts(plan, todo), undisturbed(plan.model):
-        edits, root = plan.edits(todo, built)
-        make(edits)  # undisturbed takes them back
+        make([*plan.replaced(todo, built), *plan.beside(todo, built)])  # undisturbed takes them back
+        root = plan.root(todo, built)
         try:
             record(root, {s.path: built[s.module] for s in todo}, inputs, again=True, run=run)
         except Exception as error:
@@ -48,6 +60,16 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
     old = {id(p) for p in plan.model.parameters()}
     new = {id(p): p for node in built.values() for p in node.parameters() if p.requires_grad}
     plan.new_parameters = sum(p.numel() for key, p in new.items() if key not in old)
+
+
+def _of_the_ties(plan: Plan, site: Site, built: dict[nn.Module, nn.Module]) -> list[str]:
+    """What it shares with others now, and will not."""
+    assert site.host is not None
+    return [
+        f"its {word} is one Parameter with {', '.join(others)} and becomes one of its own: if they are to learn as "
+        "one, keep this site with rules={path: swap.Keep()}"
+        for word, others in untied(plan.model, site.host, site.module, built).items()
+    ]
 
 
 @contextmanager

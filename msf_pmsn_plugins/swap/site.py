@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .around import Around
+from .learned import frozen_alike
 from .spec import PMSN, Reading, Rule, SwapError, Target
 
 __all__ = ["RESOLVED", "SWAPPED", "Site", "around", "build", "words"]
@@ -108,6 +109,7 @@ def build(site: Site) -> nn.Module:
         if amount is not None:
             node.neuron.reset_step = amount
         node.kept = tuple(site.carried)
+        frozen_alike(site.host, site.module, node)
     except ValueError as error:
         raise SwapError(f"{site.name}: {error}") from error
     needed = around(site)

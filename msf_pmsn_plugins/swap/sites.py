@@ -12,6 +12,7 @@ from torch import nn
 
 from ..hosts import host_of_neuron, load
 from ..neurons.nodes import held_by
+from .attached import patched
 from .spec import Activation, Read, Reading, given
 
 __all__ = [
@@ -71,7 +72,7 @@ def readings_of(neuron_classes: Sequence[type] | Mapping[type, Reading]) -> dict
 
 
 def _is_stock(host: ModuleType, module: nn.Module) -> bool:
-    return host.is_stock(module) and "forward" not in vars(module)  # somebody may have put in another
+    return host.is_stock(module) and not patched(module)  # one may compute otherwise
 
 
 def is_ours(module: nn.Module) -> bool:

@@ -68,7 +68,7 @@ def test_recordings_are_read_to_the_bit_and_shorter_ones_end_in_zeros(tmp_path):
         (8_000, np.zeros(8_000, np.int16), "has 8000 Hz, 16000 Hz are needed: resample it"),
         (16_000, np.zeros(16_000, np.float32), "has 1 channels of float32; one channel of int16"),
         (16_000, np.zeros((16_000, 2), np.int16), "has 2 channels of int16; one channel of int16"),
-        (16_000, np.zeros(20_000, np.int16), r"has 1\.25 s, at most 1 s are needed: cut it"),
+        (16_000, np.zeros(20_000, np.int16), r"has 1\.25 s, at most 1 s is needed: cut it"),
     ],
     ids=["rate", "type", "stereo", "long"],
 )

@@ -72,9 +72,15 @@ def test_detached_states_truncate_the_gradient():
 
 
 def test_select_refuses_what_would_drop_the_batch():
-    for index in (0, 1.5, torch.tensor(0), torch.tensor([0.0])):
+    for index in (0, 1.5, torch.tensor(0), torch.tensor([0.0]), torch.tensor([1j])):
         with pytest.raises(TypeError, match="index must be"):
             states.select((torch.zeros(3),), index)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64], ids=str)
+def test_select_takes_integers_of_any_width_for_places(dtype):
+    chosen = states.select(torch.tensor([3.0, 4.0, 5.0]), torch.tensor([1, 0, 1], dtype=dtype))
+    assert chosen.tolist() == [4.0, 3.0, 4.0]
 
 
 def test_select_and_detach_take_any_nesting():

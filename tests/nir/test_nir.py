@@ -196,6 +196,26 @@ VARIANTS = {
     "msf-each-neuron": lambda: MSF(
         0.2 + torch.rand(4, 3) / 2, torch.rand(4, 3) + 0.4, learn_beta=True, learn_threshold=True, **HIDDEN
     ),
+    "msf-reset-step": lambda: MSF.from_neuron(
+        neurons.MSF(3, 0.5, reset_mode="soft", reset_delay=True, reset_step=0.3), **HIDDEN
+    ),
+    "msf-reset-steps": lambda: MSF.from_neuron(
+        neurons.MSF(
+            3,
+            0.5,
+            reset_mode="soft",
+            retake=True,
+            reset_step=nn.Parameter(torch.tensor([0.2, 0.5, 0.9, 1.4])),
+        ),
+        **HIDDEN,
+    ),
+    "msf-decays": lambda: MSF.from_neuron(
+        neurons.MSF(3, nn.Parameter(torch.tensor([0.1, 0.5, 0.9, 1.0]))), **HIDDEN
+    ),
+    "node-reset-step": lambda: MSFNode.from_neuron(neurons.MSF(3, 0.5, reset_mode="soft", reset_step=0.3)),
+    "node-reset-steps": lambda: MSFNode.from_neuron(
+        neurons.MSF(3, 0.5, reset_mode="soft", reset_step=nn.Parameter(torch.tensor(0.3)), detach_reset=False)
+    ),
     "node": lambda: MSFNode.published(tau=3.0),
     "node-decay-input": lambda: MSFNode.published(tau=3.0, decay_input=True),
     "node-soft": lambda: MSFNode.published(tau=2.0, v_reset=None),

@@ -213,7 +213,7 @@ def test_what_the_other_framework_has_not_is_refused(make, there, message):
 def test_bad_graphs():
     import numpy as np
 
-    with pytest.raises(ValueError, match="unknown host 'lava'; known: snntorch, spikingjelly"):
+    with pytest.raises(ValueError, match="unknown host 'lava'; known: spikingjelly, snntorch"):
         import_from_nir(graph_of(lif()), "lava")
     with pytest.raises(TypeError, match="NIRGraph or a path, got LIF"):
         import_from_nir(lif(), "snntorch")

@@ -33,7 +33,7 @@ WORLD = 2
 STEPS, BATCH, CHANNELS = 12, 4, 5  # five channels on two processes: shards of unequal size
 DECAY = torch.full((6,), 0.5)  # one a channel: fully_shard refuses scalar parameters
 FRAMEWORKS = ("spikingjelly", "snntorch")  # their imports take most of the time
-every_face = pytest.mark.parametrize(
+every_framework = pytest.mark.parametrize(
     "framework", ["bare", *(pytest.param(framework, marks=pytest.mark.slow) for framework in FRAMEWORKS)]
 )
 
@@ -228,12 +228,12 @@ def check(job, framework):
     return ranks
 
 
-@every_face
+@every_framework
 def test_two_processes_train_like_one(framework):
     check("data_parallel", framework)
 
 
-@every_face
+@every_framework
 def test_sharded_parameters_train_like_whole_ones(framework):
     ranks = check("sharded", framework)
     assert [rank["local"] for rank in ranks] == [(3, 4), (2, 4)]  # five channels
@@ -247,7 +247,7 @@ def test_sharded_parameters_train_like_whole_ones(framework):
         assert_same(net(data()[0]), alone(framework)["spikes"][-1])
 
 
-@every_face
+@every_framework
 def test_sharding_a_neuron_that_is_not_called_itself_raises(framework):
     """So nodes are sharded, not the neurons that they hold."""
     for message in results_of("sharded_inside", framework):

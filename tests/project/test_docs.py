@@ -62,3 +62,31 @@ def test_named_tests_exist():
     for file, test in named:
         (path,) = (ROOT / "tests").rglob(file)
         assert f"def {test}(" in path.read_text(), f"{file}::{test}"
+
+
+def tree():
+    """The tree of docs/design.md: what it lists under each folder. Names end where two spaces begin."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    lines = re.search(r"```text\n(msf_pmsn_plugins/\n.*?)```", text, flags=re.DOTALL)[1].splitlines()
+    listed, path = {}, []
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"  +", line.strip())[0].split()
+        path[depth:] = [names[0].rstrip("/")]
+        for name in names:
+            listed.setdefault("/".join(path[:depth]), set()).add(name)
+    return listed
+
+
+@pytest.mark.parametrize("folder", [folder for folder in tree() if folder])
+def test_the_tree_of_the_design_is_the_folder(folder):
+    """A folder that it opens is listed whole."""
+    parts = {path.name for path in (ROOT / folder).glob("*.py")}
+    parts |= {f"{path.parent.name}/" for path in (ROOT / folder).glob("*/__init__.py")}
+    assert parts - tree()[folder] <= {"__init__.py"}
+    assert tree()[folder] <= parts
+
+
+def test_the_tree_of_the_design_opens_what_a_reader_looks_for():
+    assert {*tree()} >= {"msf_pmsn_plugins", "msf_pmsn_plugins/neurons", "msf_pmsn_plugins/backends"}
+    assert all((ROOT / name).is_dir() for name in tree()[""])

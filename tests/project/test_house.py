@@ -165,14 +165,14 @@ class LeakMSF(nn.Module):
         self.neuron = MSF(
             D=D, decay=0.25, v_threshold=v_threshold, threshold_step=threshold_step, backend=backend
         )
-        self.state = None
+        self.carried = None
 
     def forward(self, x):
-        spikes, self.state, _ = self.neuron.single(x, self.state or self.neuron.initial_state(x))
+        spikes, self.carried, _ = self.neuron.single(x, self.carried or self.neuron.initial_state(x))
         return spikes
 
     def reset(self):
-        self.state = None
+        self.carried = None
 
 
 def rest(model):
@@ -197,6 +197,7 @@ def tiny(monkeypatch):
     host.site_settings = lambda module, step_mode=None: {"v_threshold": 1.0}
     host.site_dynamics = lambda module, step_mode=None, charge=None: {"v_threshold": 1.0}
     host.as_stock = lambda node: (Leak(), [])
+    host.learned = lambda module: {}
     host.reset_net = rest
     host.after_swap = lambda model: None
     monkeypatch.setitem(sys.modules, "tiny_host.host", host)
@@ -245,12 +246,12 @@ def test_a_host_is_a_module_and_one_line(tiny):
 
 def test_a_recipe_is_a_module_and_one_line(tiny, monkeypatch):
     net, x = tiny_net()
-    module = types.ModuleType("tiny_recipe")
+    module = types.ModuleType("msf_pmsn_plugins.adapters.tiny_net")
     module.RECIPE = Recipe(
         name="tiny_net", source="this file", classes=("TinyNet",), rules={"layers.3": swap.Keep()}
     )
-    monkeypatch.setitem(sys.modules, "tiny_recipe", module)
-    monkeypatch.setitem(adapters.RECIPES, "tiny_net", "tiny_recipe")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(adapters, "RECIPES", (*adapters.RECIPES, "tiny_net"))
     recipe = adapters.recognise(net)
     assert recipe is module.RECIPE
     recipe.plan(net, x, swap.MSF(D=1)).apply()

@@ -41,7 +41,7 @@ INTERNAL = {
     "energy": CORE | {"energy"},
     "export": CORE,
     "neurobench": CORE | {"neurobench", "energy", "hosts"},
-    "nir": CORE | {"nir"},
+    "nir": CORE | {"nir", "hosts"},
     "plot": CORE | {"plot"},
     "doctor": CORE | {"swap"},
     "__main__": CORE | {"adapters", "swap", "adapters.recipe", "doctor"},

@@ -68,7 +68,7 @@ def test_states_of_another_network_are_refused():
     first(torch.ones(2, 2, 3))
     kept = states.read(first)
     kept["7"] = kept.pop("1")
-    with pytest.raises(KeyError, match=r"no MSF or PMSN node at \['7'\]"):
+    with pytest.raises(KeyError, match=r"no node of msf_pmsn_plugins at \['7'\]"):
         states.write(second, kept)
 
 
@@ -89,7 +89,10 @@ def test_padded_network_equals_separate_runs(framework):
                 for ours, theirs in zip(states.select(carried[path], slice(n, n + 1)), state, strict=True):
                     assert_close(ours, theirs, "residual")
     assert padded.any()
-    with pytest.raises(ValueError, match="no MSF or PMSN node"), states.padded(nn.Linear(2, 2), lengths):
+    with (
+        pytest.raises(ValueError, match="no node of msf_pmsn_plugins"),
+        states.padded(nn.Linear(2, 2), lengths),
+    ):
         pass
 
 
@@ -155,7 +158,7 @@ def test_variants_reach_the_held_neuron():
     assert_same(neuron(x)[0], expected)
 
 
-def test_explicit_thresholds_in_both_faces():
+def test_explicit_thresholds_in_both_frameworks():
     x, thresholds = randn(9, 2, 3, dtype=F32) * 3, [0.5, 1.0, 4.0]
     expected = MSF(thresholds=thresholds)(x)[0]
     node = spikingjelly.MSFNode.published(thresholds=thresholds, step_mode="m")
@@ -170,7 +173,7 @@ def test_explicit_thresholds_in_both_faces():
     assert node.thresholds == [2.0, 3.0]
 
 
-def test_learned_decay_in_both_faces():
+def test_learned_decay_in_both_frameworks():
     x, beta = randn(9, 2, 3, dtype=F32) * 2, torch.tensor([0.2, 0.5, 0.9])
     node = spikingjelly.MSFNode.from_neuron(
         MSF(decay=beta, learn_decay=True, channel_dim=-1, surrogate="atan"), step_mode="m"
@@ -191,7 +194,7 @@ def test_learned_decay_in_both_faces():
     assert copy_.beta.item() == pytest.approx(0.75)
 
 
-def test_soft_forward_in_both_faces():
+def test_soft_forward_in_both_frameworks():
     x = randn(9, 2, 3, dtype=F32) * 2
     expected = MSF(surrogate=Soft("sigmoid"))(x)[0]
     assert not torch.equal(expected, expected.round())

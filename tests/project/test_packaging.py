@@ -76,10 +76,14 @@ def test_sdist(built: tuple[Path, Path]) -> None:
     }
     assert installed_to_source <= names
     assert {"CHANGELOG.md", "LICENSE", "README.md", "CITATION.cff", "examples/quickstart.py"} <= names
+    assert {"CONTRIBUTING.md", ".github/workflows/tests.yml"} <= names
     tests = {
         f"tests/{path.relative_to(ROOT / 'tests').as_posix()}" for path in (ROOT / "tests").rglob("*.py")
     }
     assert tests <= names
+    if (ROOT / ".git").exists():  # a checkout knows what belongs to it
+        tracked = run("git", "ls-files", "-z", cwd=ROOT).split("\0")
+        assert {name for name in tracked if (ROOT / name).is_file()} <= names
 
 
 def test_sdist_to_wheel(built: tuple[Path, Path], tmp_path: Path) -> None:

@@ -426,6 +426,23 @@ def test_graded_factor_is_applied_once(make, sequence):
     out.sum().backward()
 
 
+@pytest.mark.parametrize("amount", [None, 0.3, torch.tensor([0.2, 0.5, 0.9, 1.4, 0.7, 1.1])], ids=str)
+@pytest.mark.parametrize("words", [{}, {"retake": True}, {"reset_delay": True}], ids=str)
+@pytest.mark.parametrize("D", [1, 3])
+def test_a_quantiser_that_changes_nothing_changes_nothing(D, words, amount):
+    x = torch.randn(20, 3, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+    found = []
+    for quantise in (False, lambda mem: mem):
+        held = neurons.MSF(D, 0.5, reset_mode="soft", reset_step=amount, **words)
+        neuron = MSF.from_neuron(held, sequence=True)
+        neuron.state_quant = quantise
+        found.append(neuron(x))
+    (s, mem), (s_quantised, mem_quantised) = found
+    assert s.any()
+    assert torch.equal(s_quantised, s)
+    assert torch.equal(mem_quantised, mem)
+
+
 def test_state_quant_is_what_leaky_does():
     quantise = quant.state_quant(num_bits=4, threshold=1.0)
     x = 1.5 * randn(20, 3, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.metadata
 import io
 import itertools
@@ -730,3 +731,29 @@ def test_state_dicts_of_the_other_framework_load_strictly():
         state = snntorch.Leaky(**{"beta": 0.5, "reset_mechanism": "zero", word: three}).state_dict()
         with pytest.raises(RuntimeError, match=f"the node: {name}.* holds 3 numbers"):
             node.load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("v_reset", [0.0, 0.3, None])
+@pytest.mark.parametrize("kind", ["ATan", "Sigmoid", "PiecewiseQuadratic"])
+def test_a_surrogate_that_does_not_spike_fires_and_resets_in_parts(kind, v_reset, detach, step_mode, dtype):
+    found = []
+    for node_of in (neuron.LIFNode, functools.partial(MSFNode, D=1)):
+        function = getattr(surrogate, kind)()
+        function.set_spiking_mode(False)
+        node = node_of(surrogate_function=function, v_reset=v_reset, step_mode=step_mode, detach_reset=detach)
+        x = torch.randn(6, 3, 4, dtype=dtype, generator=torch.Generator().manual_seed(0)).mul(2)
+        x.requires_grad_()
+        s_seq = node(x) if step_mode == "m" else torch.stack([node(part) for part in x])
+        weight = torch.arange(6, dtype=dtype).reshape(6, 1, 1)
+        found.append((s_seq, node.v, torch.autograd.grad((s_seq * weight).sum(), x)[0]))
+        function.set_spiking_mode(True)
+        functional.reset_net(node)
+        assert set(node(x[0] if step_mode == "s" else x).unique().tolist()) <= {0.0, 1.0}
+    (s, v, g), (s_ours, v_ours, g_ours) = found
+    assert_same(s_ours, s)
+    assert_same(v_ours, v)
+    assert torch.allclose(g_ours, g, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    assert ((s > 0) & (s < 1)).any()

@@ -24,13 +24,12 @@ __all__ = ["Spectrogram", "Spoken", "read_wav"]
 RATE = 16_000
 
 
-def read_wav(path: Path, seconds: float = 1.0) -> np.ndarray:
-    """A mono recording of 16-bit numbers at 16 kHz: int16 [16000 seconds], zeros at the end of a shorter one.
+def read_wav(path: Path) -> np.ndarray:
+    """A second of mono sound, 16-bit numbers at 16 kHz: int16 [16000], zeros at the end of a shorter recording.
 
     Raises:
         Fault: see :func:`reading`; another rate, type or number of channels; a longer recording; one that is cut.
     """
-    size = round(RATE * seconds)
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of text
         # mapped into memory, since else a file that ends before its header says so is read as a shorter one
@@ -40,9 +39,9 @@ def read_wav(path: Path, seconds: float = 1.0) -> np.ndarray:
         if found.dtype != np.int16 or found.ndim != 1:
             channels = 1 if found.ndim == 1 else found.shape[1]
             raise Fault(f"{path} has {channels} channels of {found.dtype}; one channel of int16 is needed")
-        if len(found) > size:
-            raise Fault(f"{path} has {len(found) / RATE:.2f} s, at most {seconds:g} s are needed: cut it")
-        return np.pad(found, (0, size - len(found)))
+        if len(found) > RATE:
+            raise Fault(f"{path} has {len(found) / RATE:.2f} s, at most 1 s is needed: cut it")
+        return np.pad(found, (0, RATE - len(found)))
 
 
 @dataclass(frozen=True)

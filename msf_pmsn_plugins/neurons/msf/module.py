@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ... import backends
 from ...charges import CHARGES
@@ -29,6 +29,8 @@ from ..base import (
     kind_of_step,
     number,
     require_dense,
+    value_of,
+    warn_of_others,
 )
 from .op import Call, Single, plan, run, run_step
 from .step import after_reset, msf_step
@@ -36,6 +38,7 @@ from .step import after_reset, msf_step
 __all__ = ["MSF"]
 
 NUMBERS = ("v_threshold", "reset_step", "_decay")  # or tensors that broadcast against one step
+LEARNED = (*NUMBERS, "decay_logit", "w")  # what may be learned
 
 
 @teaching()
@@ -139,10 +142,15 @@ class MSF(Neuron):
         self._check()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A number and a tensor may take each other's place; what is no parameter becomes a buffer.
+        # A number and a tensor may take each other's place; a constant tensor becomes a buffer.
         if name in NUMBERS and name not in self._parameters and not isinstance(value, nn.Parameter):
+            if is_parametrized(self, name):
+                super().__setattr__(name, value)
+                return
             self._forget(name)
-            if isinstance(value, Tensor):
+            # One that others learn (of a replica, a pruning) is a plain attribute: a copy would learn nothing.
+            made = isinstance(value, Tensor) and (value.requires_grad or f"{name}_orig" in self._parameters)
+            if isinstance(value, Tensor) and not made:
                 self.register_buffer(name, value.detach().clone())
                 return
         super().__setattr__(name, value)
@@ -175,17 +183,35 @@ class MSF(Neuron):
     @property
     def decay(self) -> float | Tensor:
         """The decay; of a learned one its present value. Assign a number (learned: or [C]) to change it."""
-        return self._decay if self.decay_logit is None else self.decay_logit.sigmoid()
+        logit = value_of(self, "decay_logit")
+        return value_of(self, "_decay") if logit is None else logit.sigmoid()
 
     @decay.setter
     def decay(self, value: float | Tensor) -> None:
         if self.decay_logit is not None:
-            with torch.no_grad():
-                # In double, as the logit of a half's rounds again.
-                self.decay_logit.copy_(_logit(torch.as_tensor(value, dtype=torch.float64)))
+            # In double, as the logit of a half's rounds again.
+            self.overwrite("decay_logit", _logit(torch.as_tensor(value, dtype=torch.float64)))
         else:
-            several = isinstance(value, Tensor) and value.dim() > 0
+            several = isinstance(value, Tensor) and (value.dim() > 0 or value.requires_grad)
             self._decay = value if several else number("decay", value)
+
+    @torch.no_grad()
+    def overwrite(self, name: str, value: Tensor) -> None:
+        """Give the learned ``name`` another value: in place, or through its parametrisation.
+
+        Raises:
+            RuntimeError: it is computed from something else, such as ``{name}_orig`` of a pruning.
+        """
+        if is_parametrized(self, name):
+            now = getattr(self, name)
+            setattr(self, name, value.to(now).expand_as(now))
+        elif isinstance(held := self._parameters.get(name), Tensor):
+            held.copy_(value)
+        else:
+            raise RuntimeError(
+                f"{name} of this {type(self).__name__} is computed from other tensors (pruned, or a replica's): "
+                "assign to those"
+            )
 
     def _forget(self, name: str) -> None:
         self.__dict__.pop("_made", None)
@@ -269,8 +295,9 @@ class MSF(Neuron):
     def _check_decay(self) -> None:
         decay = self._decay
         if isinstance(decay, Tensor):
-            # On a device the question would wait for it.
-            fits = decay.device.type != "cpu" or bool(((decay >= 0) & (decay <= 1)).all())
+            # A device would be waited for, and a compiler knows no values.
+            asked = decay.device.type == "cpu" and not torch.compiler.is_compiling()
+            fits = not asked or bool(((decay >= 0) & (decay <= 1)).all())
         else:
             fits = 0 <= decay <= 1
         if not fits:
@@ -307,26 +334,27 @@ class MSF(Neuron):
 
     def parameters_of(self, x: Tensor, dtype: torch.dtype) -> MSFParameters:
         """What is a tensor, in ``dtype`` and in shapes that broadcast against one step ``x``."""
-        if not (self._parameters or self._buffers) or self._remembered("numbers", self._all_numbers):
+        if self._remembered("numbers", self._all_numbers):
             return MSFParameters()
         rate = None
         kind = CHARGES[self.charge[0] if self.training else self.charge[1]].rate
-        if kind == "decay" and (self.decay_logit is not None or isinstance(self._decay, Tensor)):
-            logit = self.decay_logit
-            rate = self._against(
-                x, self._decay if logit is None else logit.to(dtype).sigmoid(), dtype, "decay"
-            )
+        # Each is read once: a parametrisation computes at every look.
+        if kind == "decay":
+            logit = value_of(self, "decay_logit")
+            decay = value_of(self, "_decay") if logit is None else logit.to(dtype).sigmoid()
+            rate = self._against(x, decay, dtype, "decay")
         elif kind == "w":
-            rate = self._against(x, self.w.sigmoid(), dtype, "w")
-        threshold = self._against(x, self.v_threshold, dtype, "threshold")
-        reset = self._against(x, self.reset_step, dtype, "reset_step")
-        if self.reset_step is None and threshold is not None:
+            rate = self._against(x, value_of(self, "w").sigmoid(), dtype, "w")
+        threshold = self._against(x, value_of(self, "v_threshold"), dtype, "threshold")
+        amount = value_of(self, "reset_step")
+        reset = self._against(x, amount, dtype, "reset_step")
+        if amount is None and threshold is not None:
             reset = threshold.view_as(threshold)  # torch.compile takes no tensor twice
         return MSFParameters(rate, threshold, reset if self.reset_mode == "soft" else None)
 
     def _all_numbers(self) -> bool:
-        held = [*self._parameters.values(), *self._buffers.values()]
-        return all(value is None for value in held)
+        tensors = [name for name in LEARNED if isinstance(getattr(self, name, None), Tensor)]
+        return not tensors
 
     def _against(
         self, x: Tensor, value: float | Tensor | None, dtype: torch.dtype, what: str
@@ -351,24 +379,12 @@ class MSF(Neuron):
             )
         return value
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:  # no entry: state dicts of the hosts load strictly
-            metadata.setdefault(prefix[:-1], {})["num_thresholds"] = self.D
+    def saved_settings(self) -> dict[str, Any]:
+        return {"num_thresholds": self.D}
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        saved = local_metadata.get("num_thresholds", self.D)
-        if saved != self.D:
-            warnings.warn(
-                f"{prefix[:-1] or type(self).__name__}: these weights were trained with D={saved} thresholds, this "
-                f"neuron has D={self.D} and keeps it; set D={saved} to compute what was trained",
-                UserWarning,
-                stacklevel=2,
-            )
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+    def compare_saved(self, prefix: str, saved: dict[str, Any], error_msgs: list[str]) -> None:
+        if "num_thresholds" in saved:
+            warn_of_others(self, prefix, {"D": saved["num_thresholds"]}, " thresholds")
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         return ((x.shape, state_dtype(x.dtype)),)

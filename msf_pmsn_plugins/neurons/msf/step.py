@@ -20,7 +20,7 @@ from torch import Tensor
 from ...charges import CHARGES
 from ...resets import RESETS, mix
 from ...settings import MSFSettings, MSFValues
-from ...surrogate import FireFunction, Surrogate, fire
+from ...surrogate import FireFunction, Surrogate, fire, is_soft
 from ...tensors import MSFParameters
 
 __all__ = ["after_reset", "msf_step"]
@@ -40,7 +40,7 @@ def msf_step(
     spike = Surrogate(settings.surrogate, settings.width) if surrogate is None else surrogate
     values, r, detach = MSFValues(settings, parameters), settings.v_reset, settings.detach_reset
     charge, rule = CHARGES[settings.charge].forward, RESETS[settings.reset_mode]
-    soft = settings.reset_mode == "hard" and getattr(spike, "soft", False)
+    soft = settings.reset_mode == "hard" and is_soft(spike)
 
     def firing(m: Tensor) -> tuple[Tensor, Tensor]:
         """At the first threshold, and at all together."""

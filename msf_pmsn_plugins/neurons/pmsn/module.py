@@ -24,6 +24,8 @@ from ..base import (
     number,
     paired_dtype,
     require_dense,
+    value_of,
+    warn_of_others,
 )
 from ..layout import GradientLayout, owned, reshaped
 from ..per_channel import PerChannel
@@ -216,6 +218,22 @@ class PMSN(PerChannel):
         """The settings of :data:`VARIANTS` as they are now."""
         return {name: getattr(self, name) for name in VARIANTS}
 
+    def saved_settings(self) -> dict[str, Any]:
+        # Plain numbers, which torch reads with weights_only=True.
+        numbers = {name: float(getattr(self, name)) for name in ("coeff", "dt_scale")}
+        return {"variants": self.variants() | numbers | {"compartments": self.compartments}}
+
+    def compare_saved(self, prefix: str, saved: dict[str, Any], error_msgs: list[str]) -> None:
+        trained = dict(saved.get("variants", ()))
+        compartments, tied = trained.pop("compartments", None), trained.pop("tied", self.tied)
+        if tied != self.tied:
+            error_msgs.append(
+                f"{prefix[:-1] or type(self).__name__}: these weights were trained with tied={tied}, this neuron has "
+                f"tied={self.tied}, and a mode means something else there: build it with tied={tied}, "
+                f"compartments={compartments}"
+            )
+        warn_of_others(self, prefix, trained)
+
     @torch.no_grad()
     def tie(self, tolerance: float = 0.0) -> PMSN:
         """This neuron with tied modes: a new one that computes the same with half the modes.
@@ -282,9 +300,7 @@ class PMSN(PerChannel):
     def _weights(self, dtype: torch.dtype, state: State | None = None) -> PMSNWeights:
         """:meth:`weights`, shared: with other calls, where nothing differs, and with the step that left ``state``."""
         self._require_channels("the weights")
-        held = self._parameters
-        # Pruned or parametrised ones are computed from others.
-        parameters: list[Any] = [held[name] if name in held else getattr(self, name) for name in PARAMETERS]
+        parameters: list[Any] = [value_of(self, name) for name in PARAMETERS]
         settings = (dtype, self.dt_scale, self.coeff, self.tied)
         return self._kept_weights.get(self._discretise, parameters, settings, state)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...settings import PMSNSettings
-from ...surrogate import FireFunction, Surrogate, fire, with_slope
+from ...surrogate import FireFunction, Surrogate, fire, is_soft, with_slope
 from ...tensors import PMSNState, PMSNWeights
 
 __all__ = ["BURSTS", "FIXED", "RESET_MODES", "pmsn_step", "require_known", "slope_argument", "soma_step"]
@@ -70,7 +70,7 @@ def _fire(v: Tensor, k: Tensor, settings: PMSNSettings, spike: Surrogate | FireF
     """Spikes: fired in units of the threshold, where the reset is exact; the surrogate sees volts, as published."""
     theta, burst = settings.v_threshold, settings.burst
     volts = v * theta
-    if getattr(spike, "soft", False):
+    if is_soft(spike):
         if burst:
             raise ValueError(
                 "burst counts whole thresholds, a soft firing function has none: set burst=False"
