@@ -24,9 +24,9 @@ class Reset:
     """A reset and its adjoint.
 
     ``forward(m, f, s, r, q) -> v`` is differentiable. Of the gradient ``g`` to v, ``kept(g, fired)`` reaches m where
-    the firing is held fixed, and ``through(g, m, r, q)`` reaches f and s (None: nothing). ``before_charge`` tells where
-    a delayed one acts: on the membrane left by the last step, or on the one charged from it, as snnTorch does.
-    ``looks_at_first`` tells whether any gradient reaches f.
+    the firing, a bool, is held fixed, and ``through(g, m, r, q)`` reaches f and s (None: nothing). ``before_charge``
+    tells where a delayed one acts: on the membrane left by the last step, or on the one charged from it, as snnTorch
+    does. ``looks_at_first`` tells whether any gradient reaches f.
     """
 
     formula: str
@@ -72,7 +72,7 @@ RESETS: dict[str, Reset] = {
     "hard": Reset(
         "r where f else m",
         select,
-        lambda g, fired: g * (1 - fired),
+        lambda g, fired: torch.where(fired, 0.0, g),  # NaN of a later step ends where a lane was reset
         lambda g, m, r, q: (g * (r - m), None),
     ),
     "soft": Reset(

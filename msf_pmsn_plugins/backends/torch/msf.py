@@ -119,14 +119,14 @@ class _Adjoint:
         self.charge, self.reset = CHARGES[settings.charge], RESETS[settings.reset_mode]
         self.live_seq = None if lengths is None else live_steps(lengths, kept)
         first = self.values.thresholds[0]
-        self.v0_held = 1 - (v0 >= first).to(v0.dtype) if settings.reset_delay else v0
+        self.v0_fired = v0 >= first if settings.reset_delay else v0
         if settings.keep == "code":
-            self.held = (kept < FIRED).to(v0.dtype)  # 1 where nothing fired
+            self.fired = kept >= FIRED
             sums = _rectangle_sums(len(settings.thresholds), settings.width, v0)
             self.total = sums[(kept & (FIRED - 1)).long()]
             self.first = self.total  # not needed: the reset is detached
             return
-        self.held = 1 - (kept >= first).to(v0.dtype)  # NaN has not fired
+        self.fired = kept >= first  # NaN has not fired
         if slopes is None:
             self.first, self.total = _slopes(kept, self.values.thresholds, settings)
         else:
@@ -143,7 +143,7 @@ class _Adjoint:
             gs = torch.zeros_like(gv) if grads.s is None else grads.s[t]
             fired, kept = self._spikes(t, gs, gv), gv
             if not settings.reset_delay:
-                kept = self.reset.kept(gv, 1 - self.held[t])
+                kept = self.reset.kept(gv, self.fired[t])
             gm = fired + kept
             if grads.m is not None:
                 gm = gm + grads.m[t]
@@ -156,16 +156,13 @@ class _Adjoint:
                     sums[i] = sums[i] + part
             gx_seq[t], before = self.charge.backward(gm, self.values.rate, settings.input_scale)
             if settings.reset_delay:
-                before = self.reset.kept(before, 1 - self._held_before(t))
+                before = self.reset.kept(before, self.fired[t - 1] if t else self.v0_fired)
             gv = before if live_seq is None else torch.where(live_seq[t], before, gv)
         return gx_seq, _laid_out(gv, self.v0), of_parameters(sums, self.parameters, self._largest())
 
     def _largest(self) -> Tensor | None:
         learned = any(p is not None for p in self.parameters)
         return self.kept.amax(0) if learned and len(self.kept) and self.settings.keep == "membrane" else None
-
-    def _held_before(self, t: int) -> Tensor:
-        return self.held[t - 1] if t else self.v0_held
 
     def _spikes(self, t: int, gs: Tensor, gv: Tensor) -> Tensor:
         """What reaches the membrane through its spikes."""

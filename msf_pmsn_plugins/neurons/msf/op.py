@@ -14,6 +14,7 @@ from ...surrogate import FireFunction, Surrogate
 from ...tensors import MSFGrads, MSFParameters, Slopes, state_dtype
 from ..autograd import (
     NoSecondDerivative,
+    batched,
     loop_vmap,
     marks_one_call,
     no_autograd,
@@ -167,7 +168,7 @@ def _differentiate(
     if surrogate is not None:
         slopes = _slopes(kept, MSFParameters(*parameters), settings, surrogate)
     tensors = (gs_seq, gm_seq, gv, x_seq, kept, v, *parameters, lengths, *slopes)
-    if no_autograd() and no_dispatch(*tensors):
+    if no_autograd() and no_dispatch(*tensors) and not batched(gs_seq, gm_seq, gv):
         gx, gv, made = _call_backward(*tensors, settings, backend)
     else:
         gx, gv, *made = _MSFBackward.apply(*tensors, (settings, backend))
@@ -240,7 +241,7 @@ class Single:
         slopes: Slopes | tuple[None, None] = (None, None)
         if self.surrogate is not None:
             slopes = _slopes(kept.unsqueeze(0), MSFParameters(), self.settings, self.surrogate)
-        if no_autograd() and no_dispatch(*grads, kept, v, *slopes):
+        if no_autograd() and no_dispatch(*grads, kept, v, *slopes) and not batched(*grads):
             return self.kernel.backward(grads, kept, v, *slopes)
         if v is None:
             given = next(g for g in grads if g is not None)

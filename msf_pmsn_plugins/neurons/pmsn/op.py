@@ -13,6 +13,7 @@ from ...surrogate import FireFunction, Surrogate, slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights, Slopes
 from ..autograd import (
     NoSecondDerivative,
+    batched,
     loop_vmap,
     marks_one_call,
     no_autograd,
@@ -225,7 +226,7 @@ class _PMSNBackward(NoSecondDerivative):
     ) -> Any:
         settings, backend = call
         tensors = (gs, gy, gm, gr, gz, x_seq, y_seq, r, z, e, w, d, lengths, slopes)
-        if no_dispatch(*tensors):
+        if no_dispatch(*tensors) and not batched(gs, gy, gm, gr, gz):
             return _backward(*tensors, settings, backend)
         return _pmsn_backward_op(*tensors, *flatten(settings), backend)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import backends
 from ...surrogate import slope_of
 from ...tensors import PMSNGrads, PMSNState, PMSNWeights
-from ..autograd import no_autograd, no_dispatch, saved_tensors
+from ..autograd import batched, no_autograd, no_dispatch, saved_tensors
 from ..base import paired_dtype
 from .op import Call, _PMSNBackward
 from .step import slope_argument
@@ -82,7 +82,7 @@ class Single:
     ) -> tuple[Tensor | None, ...]:
         """Gradients to the input, the residual (none), the hidden state and the weights; ``wanted``: of those two."""
         slopes = self.slopes(m)
-        if no_autograd() and no_dispatch(*grads, x, *state, *weights, slopes):
+        if no_autograd() and no_dispatch(*grads, x, *state, *weights, slopes) and not batched(*grads):
             gx, gz, made = self.kernel.backward(grads, x, state, weights, slopes, wanted)
             return gx, None, gz, *made
         settings = self.settings.but(state_grad=wanted[0])

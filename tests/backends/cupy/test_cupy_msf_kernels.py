@@ -150,8 +150,10 @@ def test_any_size(steps, lanes):
     check_msf(MSFCase(steps=steps, shape=(lanes,), seed=steps + lanes))
 
 
-def test_nan_and_inf_do_as_in_the_oracle():
-    check_nan_and_inf("cupy", "soft")
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_nan_and_inf_do_as_in_the_oracle(reset, detach):
+    check_nan_and_inf("cupy", reset, detach)
 
 
 def test_padding_may_hold_anything():

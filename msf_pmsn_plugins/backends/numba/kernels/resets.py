@@ -29,7 +29,7 @@ def _none(m, n, theta, v_reset, amount):
 
 
 def _past_hard(after, quiet):
-    return after * quiet
+    return where(quiet > 0.0, after, 0.0)
 
 
 def _past_others(after, quiet):

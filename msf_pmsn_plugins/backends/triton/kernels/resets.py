@@ -29,7 +29,7 @@ def after_reset(RESET: tl.constexpr, m, fired, s, r, q):
 def kept_by_reset(RESET: tl.constexpr, g, fired):
     """What of the gradient to the membrane after the reset reaches the one before, the firing held fixed."""
     if RESET == "hard":
-        g = g * tl.where(fired, 0.0, 1.0)  # a product as in the oracle: an infinite gradient must show
+        g = tl.where(fired, 0.0, g)
     return g
 
 

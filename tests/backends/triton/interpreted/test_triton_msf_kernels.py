@@ -95,9 +95,10 @@ def test_any_size(steps, lanes):
     check_msf(MSFCase(steps=steps, shape=(lanes,), seed=steps + lanes), backend="triton")
 
 
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
 @pytest.mark.parametrize("reset", ["hard", "soft"])
-def test_nan_and_inf_do_as_in_the_oracle(reset):
-    check_nan_and_inf("triton", reset)
+def test_nan_and_inf_do_as_in_the_oracle(reset, detach):
+    check_nan_and_inf("triton", reset, detach)
 
 
 def test_padding_may_hold_anything():
