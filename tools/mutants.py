@@ -524,7 +524,7 @@ MUTANTS = [
     Mutant(
         "state: reordering forgets the order",
         "state.py",
-        "lambda tensor: tensor[index.to(tensor.device)]",
+        "lambda tensor: tensor[chosen.to(tensor.device)]",
         "lambda tensor: tensor[: len(index)]",
         STATES,
     ),

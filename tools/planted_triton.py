@@ -216,8 +216,8 @@ BUGS = [
     kernel(
         "a hard reset passes a gradient",
         "resets.py",
-        'if RESET == "hard":\n        g = g * tl.where',
-        'if RESET == "soft":\n        g = g * tl.where',
+        'if RESET == "hard":\n        g = tl.where',
+        'if RESET == "soft":\n        g = tl.where',
         CROSSED_MSF,
     ),
     kernel(

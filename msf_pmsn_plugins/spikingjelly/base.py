@@ -195,7 +195,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         own = host.__dict__.get("forward")  # that somebody has put in
         seen = host, dtype, exact, self.detach_reset, getattr(host, "spiking", None), own, numbers
         # Assigning makes the neuron forget what it found out about its calls.
-        simple = NUMBERS.issuperset(map(type, numbers)) and not torch.compiler.is_compiling()
+        simple = not torch.compiler.is_compiling() and NUMBERS.issuperset(map(type, numbers))
         if simple and self.__dict__.get("_translated") == (seen, held.surrogate):
             return
         held.surrogate = translate(host, dtype, self.detach_reset, exact)
