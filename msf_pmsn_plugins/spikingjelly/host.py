@@ -105,7 +105,7 @@ def site_settings(module: Any, step_mode: str | None = None) -> dict[str, Any]:
 def site_dynamics(
     module: Any, step_mode: str | None = None, charge: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that MSF keeps of a node under ``dynamics="site"``, as arguments of :class:`MSFNode`.
+    """All that MSF keeps of a node under ``dynamics="site"``, as arguments of :class:`MSFNode`, and ``v_rest``.
 
     Args:
         charge: that of a node that is no stock one, out of :func:`site_charges`.
@@ -125,9 +125,22 @@ def site_dynamics(
             "detach_reset": module.detach_reset,
             "surrogate_function": module.surrogate_function,
             "store_v_seq": getattr(module, "store_v_seq", False),
+            **_at_rest(module),
         }
     except AttributeError as error:
         raise refused(module) from error
+
+
+def _at_rest(module: Any) -> dict[str, float]:
+    """``v_rest``, the membrane that a sequence starts from, of a node that was told another than its ``v_reset``."""
+    usual = module.v_reset or 0.0
+    value = getattr(module, "_memories_rv", {}).get("v", usual)
+    if not isinstance(value, (int, float)):
+        raise ValueError(
+            f"its memory v rests at a {type(value).__name__}, and that of MSF at a number: say "
+            "neuron.set_reset_value('v', ..), or keep this site with rules={path: swap.Keep()}"
+        )
+    return {} if value == usual else {"v_rest": float(value)}
 
 
 def learned(module: Any) -> dict[str, nn.Parameter]:
@@ -143,6 +156,14 @@ def as_stock(node: SpikingJellyNode) -> tuple[nn.Module, list[str]]:
     Raises:
         ValueError: no stock node comes near.
     """
+    stock, lost = _as_stock(node)
+    if isinstance(node, MSFNode):
+        stock.set_reset_value("v", node._memories_rv["v"])
+        stock.reset()
+    return stock, lost
+
+
+def _as_stock(node: SpikingJellyNode) -> tuple[Any, list[str]]:
     held: Any = node.neuron
     for word in ("v_threshold", "decay", "tau"):
         value = getattr(held, word, None)

@@ -104,10 +104,14 @@ def build(site: Site) -> nn.Module:
     name = "pmsn" if isinstance(site.target, PMSN) else "msf"
     try:
         given = dict(site.arguments)
-        amount = given.pop("reset_step", None)  # no word of the hosts': the neuron's own
+        # No words of the hosts' constructors.
+        amount, rest = given.pop("reset_step", None), given.pop("v_rest", None)
         node: Any = site.host.NODES[name](**given)
         if amount is not None:
             node.neuron.reset_step = amount
+        if rest is not None:
+            node.set_reset_value("v", rest)
+            node.reset()
         node.kept = tuple(site.carried)
         frozen_alike(site.host, site.module, node)
     except ValueError as error:

@@ -359,6 +359,36 @@ def test_the_way_back_names_what_it_leaves(host):
         swap.lif(net)
 
 
+@pytest.mark.parametrize("kind", ["stock", "relative"])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_membrane_that_a_sequence_starts_from_goes_there_and_back(told, kind):
+    """By ``set_reset_value``, or by a ``v_reset`` that was assigned later, which the host does not start from."""
+
+    class Own(neuron.LIFNode):
+        pass
+
+    net = nn.Sequential(nn.Identity(), (Own if kind == "relative" else neuron.LIFNode)(step_mode="m"))
+    if told:
+        net[1].set_reset_value("v", 0.4)
+    else:
+        net[1].v_reset = 0.4
+    functional.reset_net(net)
+    expected = net(X_SEQ)
+    functional.reset_net(net)
+    plan = quietly(swap.plan, net, X_SEQ, swap.MSF(D=1))
+    assert f"v_rest={0.4 if told else 0.0}" in str(plan)
+    again = copy.deepcopy(net)
+    for swapped in (plan.apply(), swap.Plan.from_dict(again, plan.to_dict()).apply()):
+        for _ in range(2):
+            assert torch.equal(swapped(X_SEQ), expected)
+            functional.reset_net(swapped)
+    quietly(swap.lif, net)
+    assert torch.equal(net(X_SEQ), expected)
+    net[1].set_reset_value("v", torch.zeros(6))
+    functional.reset_net(net)
+    assert "rests at a Tensor" in quietly(swap.plan, net, X_SEQ, swap.MSF(D=1)).sites[0].note
+
+
 # What learns ---------------------------------------------------------------------------------------------------------
 
 
