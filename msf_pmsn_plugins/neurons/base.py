@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +189,8 @@ class Neuron(PropertiesFirst, nn.Module):
 
     ``step`` holds the equations and is the oracle: pure, obvious, never optimised. ``sequence`` may be fast, and
     equals a loop of ``step``. Subclasses write ``initial_state``, ``step`` and ``state_names``; by default
-    ``sequence`` is the loop, and ``_run`` is where a fast path goes.
+    ``sequence`` is the loop, and ``_run`` is where a fast path goes. It holds for the ``step`` of the same class: a
+    subclass that overrides ``step`` alone takes the loop again.
 
     Args:
         backend: ``"auto"`` (chosen by where the input lies) or the name of a backend, which is used or raises.
@@ -197,6 +198,15 @@ class Neuron(PropertiesFirst, nn.Module):
 
     _version = 1  # of the entries in a state dict: raise it when one changes its meaning
     state_names: tuple[str, ...] = ("v",)
+    rests_uniformly: ClassVar[bool] = False  # whether a node may fill the state at rest with its own numbers
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for word, faster in (("step", STEP_BY_STEP), ("initial_state", AS_IT_BEGINS)):
+            for name, plain in faster.items():
+                inherited = getattr(cls, name) is not getattr(Neuron, name)
+                if inherited and _depth(cls, word) < _depth(cls, name):
+                    setattr(cls, name, plain)
 
     def __init__(self, backend: str = "auto") -> None:
         super().__init__()
@@ -522,3 +532,34 @@ class Neuron(PropertiesFirst, nn.Module):
             state = tuple(part.contiguous() for part in state)
             return torch.empty_like(x_seq), state, m_empty if membrane else None
         return guarded(torch.stack(s_seq), state, torch.stack(m_seq) if membrane else None)
+
+    @property
+    def overrides_step(self) -> bool:
+        """Whether ``step`` is another than the equations of the class that has the fast paths."""
+        return type(self)._run is Neuron._run_own_step
+
+    def _run_own_step(
+        self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """``_run`` of a class that overrides the ``step`` of one with a fast path."""
+        if self.backend not in ("auto", "torch"):
+            raise ValueError(
+                f"backend {self.backend!r} cannot run the step that {type(self).__name__} has of its own. Set "
+                "backend='auto' for a loop of steps"
+            )
+        return self._loop(x_seq, state, membrane, lengths)
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up ``cls`` inherits ``name`` from."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in base.__dict__)
+
+
+# What stands in a class beside the step, or the beginning, that it is faster than, and what it is without.
+STEP_BY_STEP: dict[str, Any] = {
+    "_run": Neuron._run_own_step,
+    "_run_single": Neuron._run_single,
+    "_trajectory": Neuron._trajectory,
+    "again": Neuron.again,
+}
+AS_IT_BEGINS: dict[str, Any] = {"_rest": Neuron._rest, "rests_uniformly": False}

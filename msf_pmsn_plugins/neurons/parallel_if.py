@@ -40,6 +40,7 @@ class ParallelIF(Neuron):
     """
 
     state_names = ("r",)
+    rests_uniformly = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class PerChannel(Neuron):
     Subclasses call ``_make_parameters`` last in their constructor, and write ``_widths`` and ``reset_parameters``.
     """
 
+    rests_uniformly = True
     sized_by: ClassVar[str] = "log_dt"  # the parameter that tells the channel count
     called: ClassVar[str]  # in messages, with its article
 

@@ -226,6 +226,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self.neuron.check_input(x)
         if self.has_margin:
             self._check_margin(x)
+        if not self.neuron.rests_uniformly and self._at_rest(states):
+            states = self.neuron.initial_state(x)
         # By full_like, for SpikingJelly's NeuronStateCounter knows a new state by that.
         given = tuple(
             s
@@ -236,6 +238,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
             for s, (shape, dtype) in zip(states, self.neuron.state_spec(x), strict=True)
         )
         return self.neuron.check_state(x, given, RESET)
+
+    def _at_rest(self, states: tuple[Any, ...]) -> bool:
+        """Whether ``states`` are what a reset leaves, and nobody has set another number."""
+        rest = [self._memories_rv[name] for name in self._held.state_names]
+        return not [s for s, r in zip(states, rest, strict=True) if isinstance(s, Tensor) or s != r]
 
     @property
     def carried(self) -> State | None:

@@ -414,6 +414,11 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
             return super()._trajectory(x_seq, states, lengths)
         if lengths is not None:
             raise ValueError("lengths and a tensor of thresholds (set_threshold_margin) do not go together")
+        if self.neuron.overrides_step:
+            raise ValueError(
+                f"{type(self.neuron).__name__} has a step of its own, which knows no tensor of thresholds "
+                "(set_threshold_margin)"
+            )
         self.sync_settings(x_seq.dtype)
         renew(self.neuron)
         states = self.materialize_states((x_seq,), states, "m")

@@ -83,6 +83,7 @@ class MSF(Neuron):
         ValueError: a parameter out of its range, unknown charge, reset, surrogate or backend.
     """
 
+    rests_uniformly = True
     decay_logit: nn.Parameter | None
     v_threshold: float | Tensor
     reset_step: float | Tensor | None
