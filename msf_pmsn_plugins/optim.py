@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from .neurons import PMSN
+from .neurons.computed import sources
 
 __all__ = ["RECIPES", "param_groups"]
 
@@ -60,19 +60,9 @@ def param_groups(
         if isinstance(module, PMSN):
             for name, (factor, decay) in RECIPES[recipe].items():
                 wd = 10 * neuron_lr if isinstance(decay, str) else weight_decay if decay is None else decay
-                for parameter in _behind(module, name):
+                for parameter in sources(module, name):
                     rates[id(parameter)] = (factor * neuron_lr, wd)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         groups.setdefault(rates.get(id(parameter), (lr, weight_decay)), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": wd} for (rate, wd), params in groups.items()]
-
-
-def _behind(module: nn.Module, name: str) -> list[nn.Parameter]:
-    """The parameter ``name`` of ``module``, or what a parametrisation or a pruning computes it from."""
-    if is_parametrized(module, name):
-        originals: Any = module.parametrizations
-        return list(originals[name].parameters(recurse=False))
-    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    # Of torch's older hooks weight_norm has two.
-    return [own[key] for end in ("", "_orig", "_g", "_v") if (key := name + end) in own]

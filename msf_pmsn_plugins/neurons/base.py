@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
 
 from .. import backends
 from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps, without_batch
@@ -29,7 +28,6 @@ __all__ = [
     "first_step",
     "number",
     "require_dense",
-    "value_of",
 ]
 
 State = tuple[Tensor, ...]
@@ -47,19 +45,6 @@ def number(name: str, value: Any) -> float:
             f"{name} must be a finite number, got {value!r}"
         )
     return result
-
-
-def value_of(module: nn.Module, name: str) -> Any:
-    """``module.name`` as it is now, a plain parameter or not: parametrised, a replica's, or pruned.
-
-    What was pruned is computed again, which torch's hook does for a module that is called itself, and not in a node.
-    """
-    if name in module._parameters:
-        return module._parameters[name]
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
-            return hook.apply_mask(module)
-    return getattr(module, name)
 
 
 def paired_dtype(dtype: torch.dtype) -> torch.dtype:

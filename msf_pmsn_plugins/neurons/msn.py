@@ -28,6 +28,7 @@ from ..surrogate import FireFunction, Surrogate, fire
 from ..tensors import state_dtype
 from ..words import MSN_HAS_NOT, teaching
 from .base import State, channel_shape, number
+from .computed import value_of
 from .per_channel import PerChannel
 from .pmsn import INITS
 
@@ -381,21 +382,22 @@ class MSN(PerChannel):
         self._require_channels("the matrix")
         if not self.hidden:
             return self.log_dt.new_zeros((len(self.log_dt), 0, 0), dtype=dtype)
-        log_tau, up, down = (getattr(self, n).to(dtype) for n in ("log_tau", "beta_up", "beta_down"))
+        log_tau, up, down = (value_of(self, n).to(dtype) for n in ("log_tau", "beta_up", "beta_down"))
         leaks = torch.diag_embed(-torch.exp(-log_tau))
         return leaks + torch.diag_embed(up[:, :-1], -1) + torch.diag_embed(down[:, :-1], 1)
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Weights:
         """The constants of a step, in ``dtype``."""
         self._require_channels("the weights")
-        dt, gamma = torch.exp(self.log_dt.to(dtype)), self.gamma.to(dtype)
+        dt, gamma = torch.exp(value_of(self, "log_dt").to(dtype)), value_of(self, "gamma").to(dtype)
         a, p = zero_order_hold(self.matrix(dtype), dt)
         b = (p * gamma[:, None, :-1]).sum(-1)
-        leak = torch.exp(-dt * torch.exp(-self.log_tau_soma.to(dtype)))
+        leak = torch.exp(-dt * torch.exp(-value_of(self, "log_tau_soma").to(dtype)))
         if not self.hidden:
             return Weights(a, b, b, torch.zeros_like(dt), gamma[:, -1], leak)
-        back = p[..., -1] * self.beta_down.to(dtype)[:, -1:]
-        return Weights(a, b, back, self.beta_up.to(dtype)[:, -1], gamma[:, -1], leak)
+        up, down = (value_of(self, name).to(dtype) for name in ("beta_up", "beta_down"))
+        back = p[..., -1] * down[:, -1:]
+        return Weights(a, b, back, up[:, -1], gamma[:, -1], leak)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         self.check_input(x)

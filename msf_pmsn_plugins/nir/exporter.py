@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import __version__, neurons
 from ..charges import CHARGES
 from ..hosts import HOSTS
+from ..neurons.computed import is_learned, value_of
 from ..neurons.nodes import held_by, takes_sequences
 from ..neurons.pmsn import BURSTS, PARAMETERS
 from ..surrogate import Soft, Surrogate
@@ -187,14 +188,15 @@ class Exporter:
         )
 
     def _msf(self, module: Any, held: Any, shape: tuple[int, ...], graded: Any) -> Any:
-        settings, theta = held.settings(), held.v_threshold
+        settings = held.settings()
         soft = held.reset_mode == "soft"
         undecayed = settings.reset_delay or settings.retake
         # SpikingJelly's nodes have no delay; but for a soft reset it decides what the state shows, the reader's choice.
         free = not soft and not hasattr(module, "reset_delay")
         rate, learned = _rate(held)
-        first, learned_threshold = _numbers(theta if isinstance(theta, Tensor) else None)
-        reset_step, learned_reset_step = _numbers(held.reset_step)
+        several = isinstance(held.v_threshold, Tensor)
+        first, learned_threshold = _numbers(held, "v_threshold") if several else (np.zeros(0), 0)
+        reset_step, learned_reset_step = _numbers(held, "reset_step")
         surrogate, width = self._surrogate(held.surrogate)
         return nodes.MSF(
             shape=shape,
@@ -249,7 +251,7 @@ class Exporter:
         surrogate, width = self._surrogate(held.surrogate)
         return nodes.PMSN(
             shape=shape,
-            **{name: array_of(getattr(held, name)) for name in PARAMETERS},
+            **{name: array_of(value_of(held, name)) for name in PARAMETERS},
             tied=int(held.tied),
             channel_dim=numbers(held.channel_dim),
             v_threshold=float(held.v_threshold),
@@ -351,18 +353,18 @@ def _rate(held: Any) -> tuple[Any, int]:
     if len(kinds) > 1:
         raise ValueError(f"charge={held.charge!r} has two rates, the node one")
     if held.decay_logit is not None:
-        return _numbers(held.decay_logit)
+        return _numbers(held, "decay_logit")
     if "decay" in kinds:
-        rate, learned = _numbers(held.decay)
+        rate, learned = _numbers(held, "_decay")
         return rate, 3 if learned else 0
-    return _numbers(held.w if "w" in kinds else held.tau if "tau" in kinds else 0.0)
+    return _numbers(held, "w" if "w" in kinds else "tau") if kinds else (np.zeros(1), 0)
 
 
-def _numbers(value: float | Tensor | None) -> tuple[Any, int]:
+def _numbers(held: Any, name: str) -> tuple[Any, int]:
     """A number or several as an array, empty for None; 0 for what is not learned, 1 for one learned, 2 for several."""
+    value = value_of(held, name)
     if isinstance(value, Tensor):
-        learned = isinstance(value, nn.Parameter) or value.requires_grad  # a pruned one is no parameter
-        return np.atleast_1d(array_of(value)), (1 + int(value.dim() > 0)) * int(learned)
+        return np.atleast_1d(array_of(value)), (1 + int(value.dim() > 0)) * int(is_learned(held, name))
     return np.zeros(0) if value is None else np.full(1, value, np.float64), 0
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..neurons import PMSN
+from ..neurons.computed import value_of
 from .axes import BLACK, CYCLE, GREY, band, colors, dress, subplots, whole_ticks
 from .sources import held_neuron
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def _spectrum(held: PMSN) -> tuple[Tensor, Tensor]:
     """Frequency in cycles per step and decay time in steps of each mode, float64 [channels, modes]."""
     log_dt, log_a, a_imag = (
-        p.detach().to("cpu", torch.float64) for p in (held.log_dt, held.log_A_real, held.A_imag)
+        value_of(held, name).detach().to("cpu", torch.float64) for name in ("log_dt", "log_A_real", "A_imag")
     )
     dt = torch.exp(log_dt).unsqueeze(1) * held.dt_scale
     return a_imag.abs() * dt / (2 * math.pi), torch.exp(-log_a) / dt

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..charges import CHARGES
 from ..neurons import MSF, PMSN
+from ..neurons.computed import value_of
 from .axes import band, dress, next_color, subplots
 from .compartments import pick_channel, weights_of
 from .sources import held_neuron, spikes_of
@@ -22,7 +23,7 @@ def _charge_gains(held: MSF) -> tuple[Tensor, Tensor]:
     """Gain of the input and decay of the membrane in one step, float64 [channels]; [1] without channels."""
     charge = CHARGES[held.charge[0 if held.training else 1]]
     rates: dict[str, Any] = {"decay": held.decay, "tau": held.tau, "none": 0.0}
-    rate = held.w.sigmoid() if charge.rate == "w" else rates[charge.rate]
+    rate = value_of(held, "w").sigmoid() if charge.rate == "w" else rates[charge.rate]
     rate = torch.as_tensor(rate, dtype=torch.float64, device="cpu").detach().reshape(-1)
     one, zero = torch.ones_like(rate), torch.zeros_like(rate)
     gain, decay = (charge.forward(x, v, rate, 0.0, held.input_scale) for x, v in ((one, zero), (zero, one)))

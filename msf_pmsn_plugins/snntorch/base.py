@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 import snntorch as snn
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import neurons
 from ..lengths import Lengths, first_given, valid_steps
@@ -23,7 +23,7 @@ from ..neurons.base import (
     keep_settings,
     refuse_newer,
 )
-from ..neurons.hooks import renew
+from ..neurons.computed import renew, sources, value_of
 from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
 from .membrane import Membrane
@@ -159,18 +159,17 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     @property
     def threshold(self) -> Tensor:
         """The (first) threshold in volts: a 0-d copy, assign to change it; of several, or a learned one, the tensor."""
-        own = self.neuron.v_threshold
+        own = value_of(self.neuron, "v_threshold")
         return own if isinstance(own, Tensor) else self._show(float(own))
 
     @threshold.setter
     def threshold(self, value: float | Tensor) -> None:
-        own = self.neuron.v_threshold
-        if isinstance(own, nn.Parameter):
-            with torch.no_grad():
-                own.copy_(torch.as_tensor(value))
+        held: Any = self.neuron
+        if sources(held, "v_threshold"):
+            held.overwrite("v_threshold", torch.as_tensor(value, dtype=torch.float64))
         else:
-            takes_several = isinstance(self.neuron, neurons.MSF)
-            self.neuron.v_threshold = as_threshold(value) if takes_several else one_threshold(value)
+            takes_several = isinstance(held, neurons.MSF)
+            held.v_threshold = as_threshold(value) if takes_several else one_threshold(value)
 
     @property
     def spike_grad(self) -> Surrogate | FireFunction:

@@ -7,6 +7,7 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
+from ..neurons.computed import is_learned, value_of
 from ..neurons.nodes import changed
 from .base import SnnTorchNeuron
 from .neurons import MSF, PMSN
@@ -158,18 +159,15 @@ def as_stock(node: SnnTorchNeuron) -> tuple[nn.Module, list[str]]:
     if isinstance(node, MSF):
         if held.D > 1:
             lost.append(f"counts 0..{held.D} become 0 and 1")
-        learned = {"learn_beta": held.decay_logit, "learn_threshold": held.v_threshold}
-        own = {
-            word: isinstance(value, nn.Parameter) or getattr(value, "requires_grad", False)
-            for word, value in learned.items()
-        }
+        learned = {"learn_beta": "decay_logit", "learn_threshold": "v_threshold"}
+        own = {word: is_learned(held, name) for word, name in learned.items()}
         own |= {"beta": _number(node.beta), "state_quant": node.state_quant}
         own |= {"reset_mechanism": node.reset_mechanism, "reset_delay": node.reset_delay}
         theirs: dict[str, Any] = {"input_scale": 1.0}
         if node.reset_mechanism == "zero":
             theirs |= {"v_reset": 0.0}
         elif node.reset_mechanism == "subtract":
-            theirs |= {"reset_step": held.v_threshold, "retake": not node.reset_delay}
+            theirs |= {"reset_step": value_of(held, "v_threshold"), "retake": not node.reset_delay}
         lost += changed(held, theirs)
     else:
         parameters = sum(p.numel() for p in node.parameters())

@@ -22,7 +22,7 @@ from ..neurons.base import (
     keep_settings,
     number,
 )
-from ..neurons.hooks import renew
+from ..neurons.computed import renew
 from ..neurons.layout import gradient_laid_out
 from .counters import counted
 from .surrogates import PARAMETERS, translate

@@ -9,6 +9,7 @@ import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: F401  # for swap.legacy
 from torch import Tensor, nn
 
+from ..neurons.computed import is_learned, value_of
 from ..neurons.nodes import changed
 from .base import SpikingJellyNode
 from .charge import lif_charge, plif_charge
@@ -189,7 +190,7 @@ def _as_stock(node: SpikingJellyNode) -> tuple[Any, list[str]]:
     if charge.startswith("simple_lif") and FUNCTIONAL:
         return neuron.SimpleLIFNode(tau=held.tau, decay_input=decays, **common), lost
     if charge.startswith("plif") or held.decay_logit is not None:
-        w = held.w if charge.startswith("plif") else -held.decay_logit
+        w = value_of(held, "w") if charge.startswith("plif") else -value_of(held, "decay_logit")
         if w.numel() != 1:
             raise ValueError("a decay for each channel has no stock node: keep this site")
         stock = neuron.ParametricLIFNode(decay_input=decays, **common)
@@ -211,8 +212,8 @@ def _changed(node: MSFNode, decays: bool) -> list[str]:
     lines: list[str] = []
     stock: dict[str, Any] = {"reset_mode": "soft" if soft else "hard", "reset_delay": False}
     if soft:
-        stock |= {"reset_step": held.v_threshold, "retake": False}
-    if isinstance(held.v_threshold, nn.Parameter):
+        stock |= {"reset_step": value_of(held, "v_threshold"), "retake": False}
+    if is_learned(held, "v_threshold"):
         lines.append("its learned v_threshold becomes a number")
     leaks_to_zero = held.charge[0] == "decay"
     if leaks_to_zero:

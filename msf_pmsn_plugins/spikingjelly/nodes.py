@@ -16,7 +16,7 @@ from ..lengths import Lengths
 from ..neurons import MSF, PMSN, ParallelIF
 from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
-from ..neurons.hooks import renew
+from ..neurons.computed import renew, sources, value_of
 from ..neurons.layout import gradient_laid_out, owned
 from ..neurons.pmsn import pmsn_step
 from ..neurons.readonly import ReadOnly
@@ -139,7 +139,7 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
         """The membrane time constant in steps; of a learned one its present value. Assign to change it."""
         held = self.neuron
         if self._rate == "w":
-            return 1.0 / held.w.detach().sigmoid()
+            return 1.0 / value_of(held, "w").detach().sigmoid()
         if self._rate == "none":
             return math.inf
         if self._rate == "tau":
@@ -197,7 +197,7 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
         """The learned parameter of a ``plif`` charge, ``1/tau = sigmoid(w)``."""
         if self._rate != "w":
             raise AttributeError(f"charge={self.charge[0]!r} has no w")
-        return self.neuron.w
+        return value_of(self.neuron, "w")
 
     @property
     def v_reset(self) -> float | None:
@@ -227,7 +227,7 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
     @property
     def v_threshold(self) -> float | Tensor:
         """The first threshold, volts; a tensor after ``functional.set_threshold_margin``."""
-        return self._held.v_threshold
+        return value_of(self._held, "v_threshold")
 
     @v_threshold.setter
     def v_threshold(self, value: float | Tensor) -> None:
@@ -236,7 +236,11 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
             return
         several = isinstance(value, Tensor) and value.numel() > 1
         learned = isinstance(value, Tensor) and value.requires_grad
-        held.v_threshold = value if several or learned else number("v_threshold", value)
+        given = value if several or learned else number("v_threshold", value)
+        if sources(held, "v_threshold") and not learned:
+            held.overwrite("v_threshold", torch.as_tensor(given, dtype=torch.float64))
+            return
+        held.v_threshold = given
         if several and not learned:  # made from the labels of a batch
             held._non_persistent_buffers_set.add("v_threshold")
 

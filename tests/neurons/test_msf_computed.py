@@ -299,6 +299,55 @@ def test_a_pruned_decay_is_not_assigned_over():
         neuron.decay = 0.25
 
 
+OWNERS = {
+    "neuron": lambda held: (held, "v_threshold"),
+    "spikingjelly": lambda held: (ours_spikingjelly.MSFNode.from_neuron(held), "v_threshold"),
+    "snntorch": lambda held: (ours_snntorch.MSF.from_neuron(held), "threshold"),
+}
+every_owner = pytest.mark.parametrize("owner", OWNERS.values(), ids=OWNERS)
+
+
+@every_owner
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("way", [parametrised, None], ids=["parametrised", "plain"])
+def test_a_number_goes_into_a_learned_threshold(way, dtype, owner):
+    held = MSF(learn_threshold=True).to(dtype)
+    module, word = owner(held)
+    leaf = held.v_threshold if way is None else way(module, held, "v_threshold")[1]
+    if module is held and way is None:
+        with pytest.raises(TypeError, match="v_threshold"):  # torch's own, of any module
+            module.v_threshold = 2.6
+        return
+    setattr(module, word, 2.6)
+    assert_same(leaf.detach(), torch.tensor(2.6 if way is None else 1.3, dtype=dtype))
+    assert_same(held(X_SEQ.to(dtype))[0], MSF(v_threshold=torch.tensor(2.6, dtype=dtype))(X_SEQ.to(dtype))[0])
+    setattr(module, word, torch.tensor(1.5, dtype=dtype))
+    assert held.v_threshold.item() == 1.5
+
+
+@every_owner
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_pruned_threshold_is_not_assigned_over(learned, owner):
+    """Nor half: a sequence, a call and single steps agree on the one that is there."""
+    held = MSF(v_threshold=nn.Parameter(numbers()), decay=0.5, learn_decay=learned)
+    module, word = owner(held)
+    prune.custom_from_mask(held, "v_threshold", MASK)
+    with pytest.raises(RuntimeError, match="v_threshold of this MSF is computed from other tensors"):
+        setattr(module, word, 2.5)
+    expected = called(held, X_SEQ)
+    for run in ("sequence", "single", "step"):
+        for given, theirs in zip(RUNS[run](held, X_SEQ), expected, strict=True):
+            assert_same(given, theirs)
+
+
+@pytest.mark.parametrize("name", ["reset_step", "_decay"])
+def test_other_pruned_numbers_are_not_assigned_over(name):
+    neuron = NEURONS[name](numbers())
+    prune.custom_from_mask(neuron, name, MASK)
+    with pytest.raises(RuntimeError, match=f"{name} of this MSF is computed from other tensors"):
+        setattr(neuron, name.removeprefix("_"), 0.25)
+
+
 def test_a_node_keeps_a_threshold_that_learns():
     node = ours_spikingjelly.MSFNode(step_mode="m")
     theta = torch.tensor(0.75, requires_grad=True)

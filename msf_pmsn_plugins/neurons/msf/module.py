@@ -29,9 +29,9 @@ from ..base import (
     kind_of_step,
     number,
     require_dense,
-    value_of,
     warn_of_others,
 )
+from ..computed import value_of
 from .op import Call, Single, plan, run, run_step
 from .step import after_reset, msf_step
 
@@ -145,12 +145,16 @@ class MSF(Neuron):
     def __setattr__(self, name: str, value: Any) -> None:
         # A number and a tensor may take each other's place; a constant tensor becomes a buffer.
         if name in NUMBERS and name not in self._parameters and not isinstance(value, nn.Parameter):
+            computed = is_parametrized(self, name) or f"{name}_orig" in self._parameters
+            if computed and not isinstance(value, Tensor):
+                self.overwrite(name, torch.tensor(number(name, value), dtype=torch.float64, device="cpu"))
+                return
             if is_parametrized(self, name):
                 super().__setattr__(name, value)
                 return
             self._forget(name)
             # One that others learn (of a replica, a pruning) is a plain attribute: a copy would learn nothing.
-            made = isinstance(value, Tensor) and (value.requires_grad or f"{name}_orig" in self._parameters)
+            made = isinstance(value, Tensor) and (value.requires_grad or computed)
             if isinstance(value, Tensor) and not made:
                 self.register_buffer(name, value.detach().clone())
                 self.__dict__.pop("_made", None)
@@ -246,7 +250,8 @@ class MSF(Neuron):
             raise ValueError(
                 f"this MSF has {self.v_threshold.numel()} first thresholds, there is no one list: see v_threshold"
             )
-        first = float(self.v_threshold)
+        first = value_of(self, "v_threshold")
+        first = first.item() if isinstance(first, Tensor) else float(first)
         return [first + d * float(self.threshold_step) for d in range(self.D)]
 
     @thresholds.setter
@@ -294,7 +299,7 @@ class MSF(Neuron):
             raise ValueError("a delayed reset passes no gradient: set detach_reset=True or reset_delay=False")
 
     def _check_decay(self) -> None:
-        decay = self._decay
+        decay = value_of(self, "_decay")
         if isinstance(decay, Tensor):
             # A device would be waited for, and a compiler knows no values.
             asked = decay.device.type == "cpu" and not torch.compiler.is_compiling()

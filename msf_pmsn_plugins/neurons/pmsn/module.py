@@ -24,9 +24,9 @@ from ..base import (
     number,
     paired_dtype,
     require_dense,
-    value_of,
     warn_of_others,
 )
+from ..computed import value_of
 from ..layout import GradientLayout, owned, reshaped
 from ..per_channel import PerChannel
 from .discretise import INITS, discretise, eigensystem
@@ -254,9 +254,9 @@ class PMSN(PerChannel):
             **{**self.variants(), "tied": True},
             backend=self.backend,
         ).to(self.D.device, self.D.dtype)
-        order = self.A_imag.argsort(1)
+        order = value_of(self, "A_imag").argsort(1)
         for name in PARAMETERS:
-            value = getattr(self, name)
+            value = value_of(self, name)
             if name not in PER_CHANNEL:
                 value = value.gather(1, order)
                 sign = -1 if name in ("A_imag", "VinvB_imag", "CV_imag") else 1
@@ -300,7 +300,9 @@ class PMSN(PerChannel):
     def _weights(self, dtype: torch.dtype, state: State | None = None) -> PMSNWeights:
         """:meth:`weights`, shared: with other calls, where nothing differs, and with the step that left ``state``."""
         self._require_channels("the weights")
-        parameters: list[Any] = [value_of(self, name) for name in PARAMETERS]
+        held: Any = self._parameters
+        # A plain one costs no call: every step reads eight.
+        parameters = [held[name] if name in held else value_of(self, name) for name in PARAMETERS]
         settings = (dtype, self.dt_scale, self.coeff, self.tied)
         return self._kept_weights.get(self._discretise, parameters, settings, state)
 
