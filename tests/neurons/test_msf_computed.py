@@ -325,6 +325,13 @@ def test_a_number_goes_into_a_learned_threshold(way, dtype, owner):
     assert held.v_threshold.item() == 1.5
 
 
+def test_a_margin_is_no_learned_threshold():
+    """``set_threshold_margin`` assigns a tensor of one batch."""
+    node = ours_spikingjelly.MSFNode.from_neuron(MSF(learn_threshold=True))
+    with pytest.raises(ValueError, match=r"v_threshold .* learned in the shape \(\), got \(4, 5\)"):
+        node.v_threshold = torch.ones(4, C)
+
+
 @every_owner
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_pruned_threshold_is_not_assigned_over(learned, owner):

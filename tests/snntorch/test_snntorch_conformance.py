@@ -140,7 +140,7 @@ def test_learned_threshold_trains_copies_and_prints():
         msf.neuron.thresholds = [1.0, 2.0]
     with pytest.raises(ValueError, match="3 first thresholds"):
         MSF.published(learn_threshold=True, threshold=torch.ones(3)).neuron.thresholds  # noqa: B018
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"v_threshold .* learned in the shape \(3,\), got \(4,\)"):
         MSF.published(learn_threshold=True, threshold=torch.rand(3) + 1).threshold = torch.ones(4)
 
 

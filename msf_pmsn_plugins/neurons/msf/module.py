@@ -207,17 +207,25 @@ class MSF(Neuron):
 
         Raises:
             RuntimeError: it is computed from something else, such as ``{name}_orig`` of a pruning.
+            ValueError: a value of another shape.
         """
-        if is_parametrized(self, name):
-            now = getattr(self, name)
-            setattr(self, name, value.to(now).expand_as(now))
-        elif isinstance(held := self._parameters.get(name), Tensor):
-            held.copy_(value)
-        else:
+        parametrised = is_parametrized(self, name)
+        now = getattr(self, name) if parametrised else self._parameters.get(name)
+        if now is None:
             raise RuntimeError(
                 f"{name} of this {type(self).__name__} is computed from other tensors (pruned, or a replica's): "
                 "assign to those"
             )
+        if value.numel() != 1 and not broadcasts(value, now):
+            raise ValueError(
+                f"{name} of this {type(self).__name__} is learned in the shape {tuple(now.shape)}, got "
+                f"{tuple(value.shape)}: assign one number, or that shape"
+            )
+        value = value.to(now).reshape(() if value.numel() == 1 else value.shape).expand_as(now)
+        if parametrised:
+            setattr(self, name, value)
+        else:
+            now.copy_(value)
 
     def _forget(self, name: str) -> None:
         for held in (self._buffers, self.__dict__):
