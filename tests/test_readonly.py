@@ -1,5 +1,6 @@
 """What is shown of a state cannot be changed in place: it would change nothing, where the host's own would reset."""
 
+import copy
 import io
 
 import pytest
@@ -13,6 +14,8 @@ CHANGES = {
     "masked_fill_": lambda v: v.masked_fill_(v > 0, 0.0),
     "*=": lambda v: v.__imul__(0),
     "+=": lambda v: v.__iadd__(1),
+    "out": lambda v: torch.add(v, 1, out=v),
+    "foreach": lambda v: torch._foreach_mul_([v], 0),
 }
 DONE = torch.tensor([True, False, True])
 
@@ -71,6 +74,9 @@ def test_what_is_computed_from_it_and_what_is_stored_is_plain():
     for made in (v + 1, v.clone(), torch.stack([v, v]), v.detach(), v[0]):
         assert type(made) is torch.Tensor
     assert v.detach_() is v
+    copied = copy.deepcopy({"v": v})["v"]
+    assert type(copied) is torch.Tensor
+    assert torch.equal(copied, v)
     file = io.BytesIO()
     torch.save(v, file)
     file.seek(0)

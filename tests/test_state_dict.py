@@ -343,11 +343,20 @@ def test_a_state_dict_without_metadata_is_read(form, kind):
     assert_same(spikes(fresh, currents()), spikes(saved, currents()))
 
 
+def with_a_new_word(metadata):
+    """A setting that this version does not know, beside those of PMSN."""
+    for value in [value for value in metadata.values() if isinstance(value, dict)]:
+        with_a_new_word(value)
+    if "variants" in metadata:
+        metadata["variants"]["novel"] = 3
+
+
 @every_kind
 @every_form
 def test_a_newer_format_is_refused(form, kind):
     state = build(kind, form).state_dict()
     state._metadata["neuron" if form == "spikingjelly" else ""]["version"] = 2
+    with_a_new_word(state._metadata)
     with pytest.raises(RuntimeError, match="format 2, and this msf-pmsn-plugins reads up to 1.*upgrade"):
         build(kind, form).load_state_dict(state)
 

@@ -296,8 +296,6 @@ def add_arguments(parser: argparse.ArgumentParser, published: str | None = None)
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    if args.seeds is not None and args.seeds < 1:
-        raise SystemExit(f"--seeds must be at least 1, got {args.seeds}")
     torch.set_num_threads(args.threads)
     chosen = tuple(name.strip() for name in args.neurons.split(";") if name.strip())
     return Options(args.fast, args.seeds or 0, chosen, getattr(args, "published", None))

@@ -95,7 +95,8 @@ def keep_settings(destination: Any, prefix: str, settings: dict[str, Any]) -> No
 
 def warn_of_others(neuron: nn.Module, prefix: str, trained: dict[str, Any], noun: str = "") -> None:
     """Warn where ``neuron`` has other settings than those that loaded weights were ``trained`` with."""
-    others = [name for name, value in trained.items() if getattr(neuron, name) != value]
+    # a word that this version does not know is of a newer one, which the caller refuses
+    others = [name for name, value in trained.items() if getattr(neuron, name, value) != value]
     if not others:
         return
     saved, own = (
@@ -323,7 +324,9 @@ class Neuron(PropertiesFirst, nn.Module):
     def _run(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Tensor | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        """``sequence`` after its checks; override with something fast."""
+        """``sequence`` after its checks; override with something fast, whose spikes no backward has kept: callers
+        may change them in place.
+        """
         return self._loop(x_seq, state, membrane, lengths)
 
     def forward(

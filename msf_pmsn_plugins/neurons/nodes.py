@@ -20,7 +20,9 @@ def held_by(module: Any) -> Neuron | None:
 
 def is_node(module: Any) -> bool:
     """Whether it is a node: it holds a neuron and carries the state of it. A network may call one of its own neuron."""
-    return isinstance(getattr(module, "neuron", None), Neuron) and hasattr(module, "carried")
+    if not isinstance(getattr(module, "neuron", None), Neuron):
+        return False
+    return hasattr(type(module), "carried") or "carried" in vars(module)  # asked of the object, it computes
 
 
 def takes_sequences(module: Any) -> bool:

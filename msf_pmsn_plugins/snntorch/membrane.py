@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.readonly import changes
+from ..neurons.readonly import changed_by
 
 __all__ = ["Membrane"]
 
@@ -54,7 +54,7 @@ class Membrane(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if changes(func) and args and isinstance(args[0], Membrane):
+        if any(isinstance(tensor, Membrane) for tensor in changed_by(func, args, kwargs)):
             raise RuntimeError(
                 "an in-place change of this mem leaves the residual and the hidden compartments that it brings along "
                 "as they are, and the neuron goes on from those: change all, mem = mem.each(change), where "

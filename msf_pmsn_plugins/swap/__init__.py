@@ -13,8 +13,8 @@
 
     print(swap.verify(model, example_input))                     # after any swap
 
-The probe runs the model twice without gradients in evaluation mode, with another batch, another T and, where the
-model allows, another height and width: the channel axis is the one that stays. States, modes, buffers, other
+The probe runs the model without gradients in evaluation mode: on the example, with another batch, another T and, where
+the model allows, another height and width (the channel axis is the one that stays), and once swapped. States, modes, buffers, other
 attributes of the modules, and random generators are put back.
 """
 

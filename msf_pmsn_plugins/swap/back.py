@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
     require_built(model)
     found = nodes(model)
     if not found:
-        raise SwapError(f"{type(model).__name__} has no MSF or PMSN neuron")
+        raise SwapError(f"{type(model).__name__} has no neuron of msf_pmsn_plugins")
     stock: dict[nn.Module, nn.Module] = {}
     losses = []
     owners = {}
@@ -56,18 +57,11 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
         name = host_of_node(node)
         assert name is not None
         if node not in stock:
-            owners[node] = host = load(name)
+            owners[node] = load(name)
             try:
-                stock[node], lost = host.as_stock(node)
+                stock[node], lost = _stock_of(node, owners[node])
             except ValueError as error:
                 raise SwapError(f"{path or '(the model)'}: {error}") from error
-            like = next(node.parameters(), None)
-            if like is not None:
-                stock[node].to(like.device)
-            stock[node].train(node.training)
-            frozen_alike(host, node, stock[node])
-            lost += [text for part in node.modules() if (text := reparametrised(part)) is not None]
-            lost += [f"{text} stays behind" for text in lost_with(node)]
             losses += [f"  {path or '(the model)'}: {text}" for text in lost]
     tied_alike(owners, stock)
     for path, node in found.items():
@@ -95,6 +89,18 @@ def lif(model: nn.Module, example_input: Any = None, *, lossy: bool = False) -> 
             make([edit.inverse for edit in reversed(edits)])
             raise
     return result
+
+
+def _stock_of(node: nn.Module, host: ModuleType) -> tuple[nn.Module, list[str]]:
+    """A stock neuron in the place of one of our nodes, and what is lost by that; raises ValueError if there is none."""
+    stock, lost = host.as_stock(node)
+    like = next(node.parameters(), None)
+    if like is not None:
+        stock.to(like.device)
+    stock.train(node.training)
+    frozen_alike(host, node, stock)
+    lost += [text for part in node.modules() if (text := reparametrised(part)) is not None]
+    return stock, lost + [f"{text} stays behind" for text in lost_with(node)]
 
 
 def _forget(model: nn.Module, found: dict[str, nn.Module]) -> None:

@@ -92,7 +92,7 @@ def verify(
         raise ValueError(f"passes must be at least 20, got {passes}: the checks need them")
     found = nodes(model)
     if not found:
-        raise SwapError(f"{type(model).__name__} has no MSF or PMSN neuron to verify")
+        raise SwapError(f"{type(model).__name__} has no neuron of msf_pmsn_plugins to verify")
     inputs = arguments(example_input)
     bar = _Bar(passes, sys.stderr.isatty() if progress is None else progress)
     report = Report()

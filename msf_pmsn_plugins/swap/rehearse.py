@@ -29,7 +29,7 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
     for site in todo:
         site.warnings += _of_the_ties(plan, site, built)
         node: Any = built[site.module]
-        if getattr(node, "carries", False) and not node.init_hidden and site.module._backward_hooks:
+        if getattr(node, "carries", False) and not node.init_hidden and _hands_out_copies(site.module):
             site.refuse(
                 "fails when swapped",
                 "torch hands out a copy of what a neuron with a backward hook returns, and the mem of the new neuron "
@@ -60,6 +60,11 @@ def rehearse(plan: Plan, example_input: Any, seen: Probe) -> None:
     old = {id(p) for p in plan.model.parameters()}
     new = {id(p): p for node in built.values() for p in node.parameters() if p.requires_grad}
     plan.new_parameters = sum(p.numel() for key, p in new.items() if key not in old)
+
+
+def _hands_out_copies(module: nn.Module) -> bool:
+    """Whether torch wraps what a call returns, for a full backward hook."""
+    return bool(module._backward_pre_hooks) or bool(module._backward_hooks and module._is_full_backward_hook)
 
 
 def _of_the_ties(plan: Plan, site: Site, built: dict[nn.Module, nn.Module]) -> list[str]:

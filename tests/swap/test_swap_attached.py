@@ -236,7 +236,8 @@ def test_the_clock_of_a_neuron_that_unfolds_keeps_ticking_beside_a_hook():
     assert not old.first._forward_pre_hooks
 
 
-def test_a_backward_hook_where_mem_carries_the_state_is_refused():
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook", "backward_hook"])
+def test_a_backward_hook_where_mem_carries_the_state_is_refused(kind):
     class Loop(nn.Module):
         def __init__(self):
             super().__init__()
@@ -250,8 +251,12 @@ def test_a_backward_hook_where_mem_carries_the_state_is_refused():
             return torch.stack(out)
 
     net = Loop()
-    net.lif.register_full_backward_hook(lambda *args: None)
+    getattr(net.lif, f"register_{kind}")(lambda *args: None)
     plan = planned(net, swap.PMSN())
+    if kind == "backward_hook":  # of the old kind, for which nothing is copied
+        assert plan.sites[0].verdict == "single-step"
+        plan.apply()(X_SEQ).sum().backward()
+        return
     assert plan.sites[0].verdict == "fails when swapped"
     assert "backward hook" in plan.sites[0].note
     planned(net, swap.MSF(D=1)).apply()(X_SEQ.clone().requires_grad_()).sum().backward()

@@ -471,7 +471,7 @@ def test_lif_is_the_way_back():
     with pytest.raises(swap.SwapError, match="PMSNNode with its 260 parameters becomes a LIF with tau=2"):
         swap.lif(net)
     assert swap.lif(net, lossy=True)[1].v_threshold == 0.5
-    with pytest.raises(swap.SwapError, match="has no MSF or PMSN neuron"):
+    with pytest.raises(swap.SwapError, match="has no neuron of msf_pmsn_plugins"):
         swap.lif(net)
 
 

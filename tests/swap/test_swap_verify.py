@@ -340,7 +340,7 @@ def test_the_report_is_data_and_text(x_seq):
 
 
 def test_a_model_without_our_neurons_has_nothing_to_verify(x_seq):
-    with pytest.raises(swap.SwapError, match="Net has no MSF or PMSN neuron to verify"):
+    with pytest.raises(swap.SwapError, match="Net has no neuron of msf_pmsn_plugins to verify"):
         swap.verify(Net(), x_seq)
 
 

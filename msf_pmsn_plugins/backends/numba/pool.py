@@ -13,6 +13,7 @@ does not matter how many of them come. An interrupt waits until the job is done.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
@@ -42,9 +43,13 @@ class _Pool:
     """Daemon threads that wait for jobs; more are started when a call asks for more."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self.threads = 0
+        self._started: list[threading.Thread] = []
+
+    @property
+    def threads(self) -> int:
+        return len(self._started)
 
     def run(self, job: Job, threads: int) -> None:
         """Do a job on ``threads - 1`` threads of ours and this one, and return, or raise, when all of it is done."""
@@ -65,15 +70,25 @@ class _Pool:
     def _grow(self, threads: int) -> None:
         with self._lock:
             while self.threads < threads:
+                thread = threading.Thread(target=self._serve, name="msf-pmsn-plugins", daemon=True)
                 try:
-                    threading.Thread(target=self._serve, name="msf-pmsn-plugins", daemon=True).start()
+                    thread.start()
                 except RuntimeError:  # the system grants no more
                     return
-                self.threads += 1
+                self._started.append(thread)
 
     def _serve(self) -> None:
-        while True:
-            self._jobs.get()()
+        while (share := self._jobs.get()) is not None:
+            share()
+
+    def close(self) -> None:
+        """End the threads: a process that ends while they come back from compiled code may be aborted."""
+        with self._lock:
+            started, self._started = self._started, []
+            for _ in started:
+                self._jobs.put(None)
+        for thread in started:
+            thread.join()
 
 
 def _finish(job: Job, done: threading.Event) -> None:
@@ -125,6 +140,7 @@ def _after_fork() -> None:
     _openmp.cache_clear()
 
 
+atexit.register(lambda: _pool.close())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 

@@ -36,18 +36,18 @@ class _Full:
     def held(self, settings: Any, name: str, full: tuple[Any, ...]) -> Iterator[None]:
         """``settings.name`` at one of ``full``, and then as it was."""
         with self._lock:
-            if not self._users:
-                self._before = getattr(settings, name)
-                if self._before not in full:  # else, as usual, nothing global is touched
-                    setattr(settings, name, full[0])
+            if (now := getattr(settings, name)) not in full:  # else, as usual, nothing global is touched
+                self._before = now  # somebody may have set it since the first came
+                setattr(settings, name, full[0])
             self._users += 1
         try:
             yield
         finally:
             with self._lock:
                 self._users -= 1
-                if not self._users and self._before not in full:
+                if not self._users and self._before is not None:
                     setattr(settings, name, self._before)
+                    self._before = None
 
 
 _ON_CUDA, _ON_CPU = _Full(), _Full()

@@ -290,3 +290,45 @@ print("fine")
 def test_a_child_computes_whose_parent_used_torch_but_not_us(imported):
     done = python(FORK.format(imported=imported))
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
+def test_threads_end_with_the_process_and_are_started_again(monkeypatch):
+    """One that comes back from compiled code into an ended interpreter may abort the process."""
+    ours = pool._Pool()
+    monkeypatch.setattr(pool, "_pool", ours)
+    monkeypatch.setattr(pool, "_openmp", lambda: None)
+    given, before = inputs(), threading.enumerate()
+    torch.set_num_threads(8)
+    try:
+        expected = everything(given)
+        for _ in range(2):
+            started = [thread for thread in threading.enumerate() if thread not in before]
+            assert len(started) == ours.threads > 1
+            ours.close()
+            assert ours.threads == 0
+            assert not any(thread.is_alive() for thread in started)
+            for again, first in zip(everything(given), expected, strict=True):
+                assert_same(again, first)
+    finally:
+        torch.set_num_threads(1)
+        ours.close()
+
+
+def test_a_process_that_ends_closes_its_pool():
+    script = f"import atexit\n{THREADS_AT_EXIT}"
+    done = python(script)
+    assert (done.returncode, done.stdout) == (0, "True then 0\n"), done.stderr
+
+
+THREADS_AT_EXIT = """
+def show():
+    print(before > 1, "then", pool._pool.threads)
+atexit.register(show)
+import torch
+from numba_problems import everything, inputs
+from msf_pmsn_plugins.backends.numba import pool
+pool._openmp = lambda: None
+torch.set_num_threads(8)
+everything(inputs())
+before = pool._pool.threads
+"""
