@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .base import Neuron
+from .computed import value_of
 
 __all__ = ["changed", "held_by", "is_node", "takes_sequences"]
 
@@ -38,7 +39,7 @@ def changed(held: Any, stock: dict[str, Any]) -> list[str]:
     """Which words of a neuron a stock neuron has other values of, ``stock``; None in the neuron says nothing."""
     lines = []
     for word, theirs in stock.items():
-        own = getattr(held, word)
+        own = value_of(held, word)
         if own is not None and not _same(own, theirs):
             lines.append(f"{word}={_brief(own)} becomes {_brief(theirs)}")
     return lines

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 pytest.importorskip("spikingjelly")
 pytest.importorskip("snntorch")
@@ -72,3 +73,15 @@ def test_what_a_stock_neuron_has_otherwise_is_named(name, host):
         assert hosts.host_of_node(net[0]) is None
         assert torch.equal(counts(net[0]), expected)
         assert expected.any()
+
+
+@pytest.mark.parametrize("host", ["spikingjelly", "snntorch"])
+def test_a_pruned_amount_is_named_as_it_is_now(host):
+    held = MSF(D=1, reset_mode="soft", retake=host == "snntorch", reset_step=nn.Parameter(torch.ones(())))
+    prune.identity(held, "reset_step")
+    kind = spikingjelly_nodes.MSFNode if host == "spikingjelly" else snntorch_nodes.MSF
+    net = nn.Sequential(kind.from_neuron(held))
+    with torch.no_grad():
+        held.reset_step_orig.fill_(0.25)
+    with pytest.raises(swap.SwapError, match=r"reset_step=0\.25 becomes 1"):
+        swap.lif(net)
