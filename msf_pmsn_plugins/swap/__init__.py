@@ -14,8 +14,8 @@
     print(swap.verify(model, example_input))                     # after any swap
 
 The probe runs the model without gradients in evaluation mode: on the example, with another batch, another T and, where
-the model allows, another height and width (the channel axis is the one that stays), and once swapped. States, modes, buffers, other
-attributes of the modules, and random generators are put back.
+the model allows, another height and width (the channel axis is the one that stays), and once swapped. States, modes,
+buffers, other attributes of the modules, and random generators are put back.
 """
 
 from __future__ import annotations
