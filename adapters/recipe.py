@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from msf_pmsn_plugins import swap
-from msf_pmsn_plugins.swap.sites import Found, find, readings_of
-from msf_pmsn_plugins.swap.spec import OF_A_PLAN, Reading, Rule, Target, require_built
+from msf_pmsn_plugins.swap.sites import find, readings_of
+from msf_pmsn_plugins.swap.spec import OF_A_PLAN, Reading, Rule, RuleKey, Target, applies, require_built
 from msf_pmsn_plugins.words import teaching_call
 
 __all__ = ["ATTENTION", "CONVOLUTIONS", "NORMS", "RATES", "Recipe"]
 
 SiteRule = Target | Rule
-RuleKey = str | Callable[[nn.Module, str], bool]
 
 # What several recipes say.
 ATTENTION = (
@@ -107,9 +106,10 @@ class Recipe:
         own = {**self.rules, **(self.pmsn_rules if isinstance(target, swap.PMSN) else {})}
         own = dict(sorted(own.items(), key=lambda item: item[0] not in self.pmsn_rules))
         rules: dict[RuleKey, SiteRule] = {**(given or {})}
-        open_ = [f for f in find(model, self.classes_in(model)) if not any(_names(key, f) for key in rules)]
+        found = find(model, self.classes_in(model))
+        open_ = [f for f in found if not any(applies(key, f.path, f.module) for key in rules)]
         for key, rule in own.items():
-            named = [f for f in open_ if _names(key, f)]
+            named = [f for f in open_ if applies(key, f.path, f.module)]
             if named and key not in rules:
                 rules[key] = rule
                 open_ = [f for f in open_ if f not in named]
@@ -123,10 +123,3 @@ class Recipe:
         options["neuron_classes"] = {**self.classes_in(model), **own}
         options["rules"] = self.rules_for(model, target, options.pop("rules", None))
         return swap.plan(model, example_input, target, **options)
-
-
-def _names(key: RuleKey, found: Found) -> bool:
-    """Whether a rule's key names a neuron."""
-    if not isinstance(key, str):
-        return bool(key(found.module, found.path))
-    return bool(re.fullmatch(key[3:], found.path)) if key.startswith("re:") else key == found.path

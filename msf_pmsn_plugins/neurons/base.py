@@ -481,6 +481,14 @@ class Neuron(PropertiesFirst, nn.Module):
         self, x: Tensor, state: State, membrane: bool = False
     ) -> tuple[Tensor, State, Tensor | None] | None:
         """:meth:`single` of a step like one that was checked before, if there is a way for it; else None."""
+        try:
+            return self._again(x, state, membrane)
+        except RuntimeError:
+            require_dense(x)  # asked before, it would cost every step
+            raise
+
+    def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        """:meth:`again`, which may run into a tensor that is not dense."""
         return None
 
     def _run_single(
@@ -548,6 +556,6 @@ STEP_BY_STEP: dict[str, Any] = {
     "_run": Neuron._run_own_step,
     "_run_single": Neuron._run_single,
     "_trajectory": Neuron._trajectory,
-    "again": Neuron.again,
+    "_again": Neuron._again,
 }
 AS_IT_BEGINS: dict[str, Any] = {"_rest": Neuron._rest, "rests_uniformly": False}

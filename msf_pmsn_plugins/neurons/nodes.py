@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .base import Neuron
 from .computed import value_of
 
-__all__ = ["changed", "held_by", "is_node", "takes_sequences"]
+__all__ = ["brief", "changed", "held_by", "is_node", "takes_sequences"]
 
 
 def held_by(module: Any) -> Neuron | None:
@@ -41,7 +42,7 @@ def changed(held: Any, stock: dict[str, Any]) -> list[str]:
     for word, theirs in stock.items():
         own = value_of(held, word)
         if own is not None and not _same(own, theirs):
-            lines.append(f"{word}={_brief(own)} becomes {_brief(theirs)}")
+            lines.append(f"{word}={brief(own)} becomes {brief(theirs)}")
     return lines
 
 
@@ -52,7 +53,8 @@ def _same(own: Any, theirs: Any) -> bool:
     return bool(torch.isclose(a, b, rtol=1e-6, atol=0.0).all())
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, (str, bool)):
+def brief(value: Any) -> str:
+    """A setting in few letters: of a tensor its number or its shape."""
+    if not isinstance(value, Tensor):
         return repr(value)
-    return f"tensor {list(value.shape)}" if torch.as_tensor(value).numel() > 1 else f"{float(value):g}"
+    return f"{float(value.detach()):.6g}" if value.numel() == 1 else f"tensor {list(value.shape)}"

@@ -24,6 +24,7 @@ from ..neurons.base import (
 )
 from ..neurons.computed import renew
 from ..neurons.layout import gradient_laid_out
+from ..neurons.nodes import brief
 from .counters import counted
 from .surrogates import PARAMETERS, translate
 from .version import FUNCTIONAL
@@ -449,13 +450,6 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         words = ("v_threshold", "v_reset", "detach_reset", "step_mode", "backend")
         shown = {name: getattr(self, name) for name in words if name != "v_threshold" or hasattr(self, name)}
         return ", ".join(f"{name}={brief(value)}" for name, value in shown.items())
-
-
-def brief(value: Any) -> str:
-    """A setting for a repr: of a tensor its number or its shape."""
-    if not isinstance(value, Tensor):
-        return repr(value)
-    return f"{float(value.detach()):.6g}" if value.numel() == 1 else f"tensor {list(value.shape)}"
 
 
 def _cut(value: Any) -> Any:

@@ -18,13 +18,14 @@ from ..neurons.autograd import guarded, transformed
 from ..neurons.base import State, number
 from ..neurons.computed import renew, sources, value_of
 from ..neurons.layout import gradient_laid_out, owned
+from ..neurons.nodes import brief
 from ..neurons.pmsn import pmsn_step
 from ..neurons.readonly import ReadOnly
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
 from ..tensors import PMSNState
 from ..words import NODE_HAS_NOT, PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching
-from .base import SpikingJellyNode, brief
+from .base import SpikingJellyNode
 from .charge import lif_charge
 from .counters import counted
 from .version import FUNCTIONAL

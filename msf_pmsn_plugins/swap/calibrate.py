@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 
 from ..neurons import MSF, PMSN, Neuron
 from ..neurons.nodes import is_node
-from ..tables import aligned
+from ..tables import Table
 from .running import arguments, output_of, rest, undisturbed
-from .spec import SwapError, require_built
+from .spec import SwapError, applies, require_built
 
 __all__ = ["Calibration", "Norm", "Rate", "firing_rates", "match_norms", "match_rates"] + [
     "set_steps",
@@ -52,18 +51,8 @@ class Norm:
     """The new standard deviation over the stored one."""
 
 
-class Calibration(list[Any]):
+class Calibration(Table[Any]):
     """What a calibration did, a :class:`Rate` or :class:`Norm` for each place; prints as a table."""
-
-    def __str__(self) -> str:
-        if not self:
-            return "(empty)"
-        names = [field.name for field in fields(self[0])]
-        return aligned([names, *([_cell(getattr(row, name)) for name in names] for row in self)])
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def firing_rates(model: nn.Module, batches: Iterable[Any], paths: Iterable[str]) -> dict[str, float]:
@@ -218,7 +207,7 @@ def set_thresholds(model: nn.Module, where: str = "re:.*", **settings: Any) -> l
     if not settings or settings.keys() - {*THRESHOLDS[MSF], "scale"}:
         known = ", ".join((*THRESHOLDS[MSF], "scale"))
         raise TypeError(f"set_thresholds takes {known}; got {', '.join(settings) or 'nothing'}")
-    nodes = {path: node for path, node in _nodes(model) if _matches(where, path)}
+    nodes = {path: node for path, node in _nodes(model) if applies(where, path, node)}
     taking = {
         path: (node, has)
         for path, node in nodes.items()
@@ -460,7 +449,3 @@ def _set(node: Any, name: str, value: Any) -> None:
             present.copy_(torch.as_tensor(value))
     else:
         setattr(owner, name, value)
-
-
-def _matches(where: str, path: str) -> bool:
-    return bool(re.fullmatch(where[3:], path)) if where.startswith("re:") else where == path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +33,7 @@ from .spec import (
     Rule,
     SwapError,
     Target,
+    applies,
     given,
     require_built,
 )
@@ -198,7 +198,7 @@ def _apply_rules(
         if filter_fn is not None and not filter_fn(site.module, site.path):
             site.target = Keep()
         for key, value in rules.items():
-            if _matches(key, site):
+            if applies(key, site.path, site.module):
                 used.add(key)
                 rule = value if isinstance(value, Rule) else Rule(target=value)
                 site.rule = rule
@@ -209,12 +209,6 @@ def _apply_rules(
     if unused:
         paths = ", ".join(s.path for s in sites)
         raise SwapError(f"no neuron matches the rule(s) {unused}; the neurons are: {paths}")
-
-
-def _matches(key: Any, site: Site) -> bool:
-    if not isinstance(key, str):
-        return bool(key(site.module, site.path))
-    return bool(re.fullmatch(key[3:], site.path)) if key.startswith("re:") else key == site.path
 
 
 def _look(site: Site, seen: Probe, memory: dict[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -230,6 +231,15 @@ class Activation:
 
 
 Reading = Read | Activation
+RuleKey = str | Callable[[nn.Module, str], bool]
+
+
+def applies(key: RuleKey, path: str, module: nn.Module) -> bool:
+    """Whether a key names ``module`` at ``path``: a path, ``"re:<regular expression>"`` of all of it, a predicate."""
+    if not isinstance(key, str):
+        return bool(key(module, path))
+    return bool(re.fullmatch(key[3:], path)) if key.startswith("re:") else key == path
+
 
 # Where a word is said that a swap as a whole does not take.
 OF_SINGLE_SITES = {

@@ -88,7 +88,7 @@ def test_every_way_takes_what_a_subclass_has_of_its_own(kind, mixins, grad):
 def test_a_subclass_without_a_step_keeps_the_fast_paths(kind):
     cls = KINDS[kind][0]
     neuron = made(kind)
-    for name in ("_run", "_run_single", "_trajectory", "again", "_rest"):
+    for name in ("_run", "_run_single", "_trajectory", "_again", "_rest"):
         assert getattr(type(neuron), name) is getattr(cls, name)
     assert neuron.rests_uniformly
     assert not neuron.overrides_step

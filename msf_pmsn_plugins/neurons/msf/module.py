@@ -28,7 +28,6 @@ from ..base import (
     first_step,
     kind_of_step,
     number,
-    require_dense,
     warn_of_others,
 )
 from ..computed import value_of
@@ -463,21 +462,15 @@ class MSF(Neuron):
             lambda: plan(x, self.settings(), parameters, self.surrogate, membrane, self.backend),
         )
 
-    def again(
-        self, x: Tensor, state: State, membrane: bool = False
-    ) -> tuple[Tensor, State, Tensor | None] | None:
-        try:
-            if len(state) != 1 or not undisturbed(x, *state):
-                return None
-            (v,) = state
-            single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
-            if not single or v.shape != x.shape or v.dtype != x.dtype:
-                return None
-            s, m, v = single(x, v, membrane)
-            return s, (v,), m
-        except RuntimeError:
-            require_dense(x)  # asked before, it would cost every step
-            raise
+    def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        if len(state) != 1 or not undisturbed(x, *state):
+            return None
+        (v,) = state
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
+        if not single or v.shape != x.shape or v.dtype != x.dtype:
+            return None
+        s, m, v = single(x, v, membrane)
+        return s, (v,), m
 
     def _run_single(
         self, x: Tensor, state: State, membrane: bool

@@ -23,7 +23,6 @@ from ..base import (
     kind_of_step,
     number,
     paired_dtype,
-    require_dense,
     warn_of_others,
 )
 from ..computed import value_of
@@ -366,26 +365,20 @@ class PMSN(PerChannel):
         s_seq, state, m_seq = self._run_lanes(layout.input(x_seq), state, membrane, lengths, residuals)
         return layout.output(s_seq), state, m_seq
 
-    def again(
-        self, x: Tensor, state: State, membrane: bool = False
-    ) -> tuple[Tensor, State, Tensor | None] | None:
-        try:
-            if len(state) != 2 or not undisturbed(x, *state):
-                return None
-            single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
-            r, z = state
-            alike = single and r.shape == x.shape and r.dtype == x.dtype
-            if (
-                not alike
-                or z.shape[:-1] != x.shape
-                or z.shape[-1] != self.modes
-                or z.dtype != paired_dtype(x.dtype)
-            ):
-                return None
-            return self._by_single(single, x, state, membrane)
-        except RuntimeError:
-            require_dense(x)  # asked before, it would cost every step
-            raise
+    def _again(self, x: Tensor, state: State, membrane: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        if len(state) != 2 or not undisturbed(x, *state):
+            return None
+        single = self.__dict__.get("_made", NOTHING).get(kind_of_step(x, membrane))
+        r, z = state
+        alike = single and r.shape == x.shape and r.dtype == x.dtype
+        if (
+            not alike
+            or z.shape[:-1] != x.shape
+            or z.shape[-1] != self.modes
+            or z.dtype != paired_dtype(x.dtype)
+        ):
+            return None
+        return self._by_single(single, x, state, membrane)
 
     def _by_single(
         self, single: Single, x: Tensor, state: State, membrane: bool
