@@ -198,9 +198,15 @@ def line(report: dict[str, Any]) -> str:
         return "commit and instruction set were not recorded"
     sets, counts = " and ".join(measured["instructions"]), measured["threads"]
     threads = f"{' and '.join(map(str, counts))} thread{'s' if max(counts) > 1 else ''}"
-    since = (
-        f", with rows since {measured['since']}: their trainings begin to the same bits"
-        if "since" in measured
-        else ""
-    )
+    since = f", with rows since {measured['since']}: {_why_they_hold(report)}" if "since" in measured else ""
     return f"{measured['cpu']}, {sets}, {threads}, commit {measured['commit']}{since}"
+
+
+def _why_they_hold(report: dict[str, Any]) -> str:
+    """Why rows of an earlier commit are shown."""
+    measured = report["measured"]
+    if "kept" in measured:
+        return f"this CPU lacks {' and '.join(measured['kept'])}, and all it could repeat came out the same"
+    other = set(measured["instructions"]) - {measured.get("confirmed")}
+    how = f" with {measured['confirmed']}" if "confirmed" in measured and other else ""
+    return f"their trainings begin to the same bits{how}"

@@ -11,6 +11,7 @@
 Sums are added up in another order with other vector instructions, and in trainings as short as these that moves an
 accuracy as much as a seed does. So what trains is run once with each instruction set of torch that this CPU has. The
 number of threads does the same: the experiments run on one, and the demo, which takes all, is run on one and on all.
+Where a CPU lacks a set, the rows that it gave before stay if all others come out as before, to the last digit.
 """
 
 import argparse
@@ -94,18 +95,23 @@ def go_on(table: str, ways: list[Way], published: Path | None) -> None:
     Raises:
         SystemExit: it stopped; what is finished is in the report.
     """
-    path = report_of(table)
+    path, before = report_of(table), None
     for way in ways:
         status = call(table, path, way, published)
         if status == provenance.OTHER_REPORT:
-            measured = json.loads(path.read_text()).get("measured", {})
-            aside = ROOT / "runs" / f"{path.stem}-{measured.get('commit', 'unknown')}.json"
+            before = json.loads(path.read_text())
+            commit = before.get("measured", {}).get("commit", "unknown")
+            aside = ROOT / "runs" / f"{path.stem}-{commit}.json"
             aside.parent.mkdir(exist_ok=True)
             path.replace(aside)
             print(f"the report is set aside as {aside.relative_to(ROOT)}", flush=True)
             status = call(table, path, way, published)
         if status != 0:
             raise SystemExit(f"{table} is not finished; the same command goes on with it")
+    if before is not None:
+        report = json.loads(path.read_text())
+        keep_others(report, before)
+        save(path, report)
 
 
 def measure(table: str, ways: list[Way], published: Path | None) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def measure(table: str, ways: list[Way], published: Path | None) -> dict[str, An
 
 def merge(merged: dict[str, Any], report: dict[str, Any], way: Way) -> dict[str, Any]:
     """``merged`` with the rows of one more run, which say in which way."""
-    rows = next((key for key in ("rows", "runs") if key in report), None)
+    rows = word_for_rows(report)
     if rows is None:
         return report
     for row in report[rows]:
@@ -146,6 +152,37 @@ def merge(merged: dict[str, Any], report: dict[str, Any], way: Way) -> dict[str,
         return report
     seconds = {"seconds": merged["seconds"] + report["seconds"]} if "seconds" in merged else {}
     return {**merged, **seconds, rows: merged[rows] + report[rows]}
+
+
+def word_for_rows(report: dict[str, Any]) -> str | None:
+    return next((key for key in ("rows", "runs") if key in report), None)
+
+
+def keep_others(report: dict[str, Any], before: dict[str, Any]) -> None:
+    """Take over the rows of instruction sets that this CPU lacks, where all that it could repeat came out as before."""
+    rows, was = word_for_rows(report), before.get("measured", {})
+    lacking = [name for name in was.get("instructions", ()) if name not in instruction_sets()]
+    if rows is None or not lacking or report.get("versions") != before.get("versions"):
+        return
+    own = [row for row in before[rows] if "measured" not in row]  # not those of published weights
+    old = [row for row in own if row.get("instructions") in lacking]
+    repeated = [row for row in own if row.get("instructions") not in lacking]
+    if [numbers(row) for row in repeated] != [numbers(row) for row in report[rows]]:
+        print(f"rows with {' and '.join(lacking)} are left out: the others came out otherwise", flush=True)
+        return
+    report[rows] += old
+    report["seconds"] = before.get("seconds", 0.0)  # of all rows
+    report["measured"] |= {
+        "instructions": was["instructions"],
+        "threads": sorted({*was["threads"], *report["measured"]["threads"]}),
+        "since": was.get("since", was["commit"]),
+        "kept": lacking,
+    }
+
+
+def numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says but for its time."""
+    return {name: value for name, value in row.items() if name != "seconds"}
 
 
 def keep_published(report: dict[str, Any], before: dict[str, Any]) -> None:
@@ -158,10 +195,17 @@ def keep_published(report: dict[str, Any], before: dict[str, Any]) -> None:
 
 def write(table: str, report: dict[str, Any]) -> None:
     path = report_of(table)
-    if table == "experiments/sine" and path.exists():
-        keep_published(report, json.loads(path.read_text()))
+    if path.exists():
+        before = json.loads(path.read_text())
+        keep_others(report, before)
+        if table == "experiments/sine":
+            keep_published(report, before)
+    save(path, report)
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=2 if table == "quickstart" else 1) + "\n")
+    partial.write_text(json.dumps(report, indent=2 if path.stem == "quickstart" else 1) + "\n")
     partial.replace(path)
 
 

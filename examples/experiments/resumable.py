@@ -4,7 +4,8 @@ A resumable experiment yields a :class:`Job` for each row from ``jobs(options)``
 and it ends with ``resumable.main``. With ``--json FILE`` the report in FILE grows row by row; a training that keeps its
 place (:class:`Training`) does so in a hidden file beside it. A report of other settings is not continued, nor one of
 other sources or versions, unless its trainings begin as they did: for every line of the table the report keeps what one
-seed was after the first part (:class:`Beginning`), and the next start repeats that and compares it to the bit.
+seed was after the first part (:class:`Beginning`), and the next start repeats that and compares it to the bit. A CPU
+repeats what began with its own instruction set, which stands for the rows of all.
 """
 
 import argparse
@@ -180,6 +181,9 @@ class Report:
         self.beginnings: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.since: str | None = None
+        self.confirmed: str | None = None
+        self.one_set = self.table in provenance.LONG
+        """Whether a row with whichever instruction set will do: with each of them they would take hours more."""
         self.cpus = {self.machine.cpu}
         if path.exists():
             self.take_over(json.loads(path.read_text()))
@@ -189,6 +193,7 @@ class Report:
         was, now = settings(before), settings(self.as_dict())
         changed = {name: f"{name} {was[name]}, now {now[name]}" for name in now if was[name] != now[name]}
         self.since = before.get("measured", {}).get("since")
+        self.confirmed = before.get("measured", {}).get("confirmed")
         if changed:
             why = self.unconfirmed(before, changed.keys() - {"sources", "versions"})
             if why:
@@ -197,6 +202,7 @@ class Report:
                     f"continued: {why}. Move it away, or name another file with --json"
                 )
             self.since = self.since or before["measured"]["commit"]
+            self.confirmed = self.machine.instructions
         self.rows, self.seconds = before["rows"], before["seconds"]
         self.beginnings = before.get("beginnings", [])
         self.cpus |= set(before["measured"]["cpu"].split(" and "))
@@ -207,13 +213,14 @@ class Report:
         """Why the rows of ``before`` are not what would be measured now; None if their trainings begin as they did."""
         if settings:
             return f"no training is the same with other {' and '.join(sorted(settings))}"
-        jobs, begun = list(self.experiment.jobs(self.options)), before.get("beginnings", [])
+        jobs, mine = list(self.experiment.jobs(self.options)), {"instructions": self.machine.instructions}
+        begun = [
+            beginning for beginning in before.get("beginnings", []) if {**beginning, **mine} == beginning
+        ]
         for row in before["rows"]:
-            line = {name: row[name] for name in (*self.experiment.KEYS, "instructions")}
-            if line["instructions"] != self.machine.instructions:
-                return f"it was measured with {line['instructions']} too"
+            line = {name: row[name] for name in self.experiment.KEYS}
             if not any({**beginning, **line} == beginning for beginning in begun):
-                return f"it does not say how the training of {self.named(row)} began"
+                return f"it does not say how the training of {self.named(row)} began with {self.machine.instructions}"
             if not any({**row, **job.line()} == row for job in jobs):
                 raise SystemExit(
                     f"the sources of {self.path} have changed, and this start cannot tell whether its rows still "
@@ -232,8 +239,8 @@ class Report:
         return ", ".join(f"{name} {labels[name]}" for name in (*self.experiment.KEYS, "seed"))
 
     def has(self, labels: dict[str, Any], instructions: str) -> bool:
-        """Is there a row with these labels, measured with this instruction set?"""
-        wanted = {**labels, "instructions": instructions}
+        """Is there a row with these labels, measured with this instruction set, or with any where one will do?"""
+        wanted = labels if self.one_set else {**labels, "instructions": instructions}
         return any({**row, **wanted} == row for row in self.rows)
 
     def begin(self, job: Job) -> None:
@@ -241,6 +248,7 @@ class Report:
         line = {**job.line(), "instructions": self.machine.instructions}
         if job.in_parts and not any({**known, **line} == known for known in self.beginnings):
             self.beginnings.append({**job.begin(), "instructions": self.machine.instructions})
+            self.write()
 
     def add(self, row: dict[str, Any]) -> None:
         """Write the file anew with one row more, in the order of the plan."""
@@ -274,8 +282,10 @@ class Report:
             "threads": [report["threads"]],
             "sources": self.sources,
             **({"since": self.since} if self.since else {}),
+            **({"confirmed": self.confirmed} if self.confirmed else {}),
         }
-        everything = [(labels, name) for name in sets for labels in self.plan]
+        asked = [self.machine.instructions] if self.one_set else sets
+        everything = [(labels, name) for name in asked for labels in self.plan]
         missing = [
             {**labels, "instructions": name} for labels, name in everything if not self.has(labels, name)
         ]
@@ -302,11 +312,11 @@ def go_on(experiment: ModuleType, options: common.Options, path: Path) -> None:
         f"{experiment.TITLE}: {len(report.rows)} rows are there, {len(report.plan)} are asked for", flush=True
     )
     for job in experiment.jobs(options):
+        report.begin(job)  # of rows that are there too: they may be another CPU's, and this one is asked next
         if report.has(job.labels, report.machine.instructions):
             continue
         of = f"{json.dumps(job.labels, sort_keys=True)} {same}"
         checkpoint = Checkpoint(path.with_name(f".{path.stem}.checkpoint"), of)
-        report.begin(job)
         row = {**job.labels, **job.run(checkpoint)}
         report.add(row)
         checkpoint.remove()

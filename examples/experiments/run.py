@@ -43,9 +43,10 @@ def section(name: str, done: dict) -> str:
     experiment = importlib.import_module(name)
     seeds = len({row["seed"] for row in done["rows"] if "seed" in row})
     sets = len({row["instructions"] for row in done["rows"] if "instructions" in row})
+    each = with_each_set(experiment.KEYS, done["rows"])
     versions = ", ".join(f"{package} {number}" for package, number in done["versions"].items())
     runs = f"{seeds} seeds" if seeds > 1 else "one seed"
-    runs += f" with each of {sets} instruction sets" if sets > 1 else ""
+    runs += f" with {'each' if each else 'one'} of {sets} instruction sets" if sets > 1 else ""
     runs += ", mean and range" if max(seeds, sets) > 1 else ""
     minutes = f"{done['seconds'] / 60:.1f} CPU minutes in all"
     notes = f"`{done['command']}`; {runs}; {minutes}; {versions}; {provenance.line(done)}."
@@ -58,6 +59,12 @@ def section(name: str, done: dict) -> str:
     return f"{common.table(experiment, done['rows'])}\n\n{notes}"
 
 
+def with_each_set(keys: tuple[str, ...], rows: list[dict]) -> bool:
+    """Whether rows are repeated with several instruction sets; a table of hours has each once, with one of them."""
+    labels = [tuple(str(row.get(key)) for key in (*keys, "seed")) for row in rows if "seed" in row]
+    return len(set(labels)) < len(labels)
+
+
 def unfinished(keys: tuple[str, ...], done: dict) -> str:
     """How many seeds a report has, for every line of its table that is not whole."""
     have, missing = (
@@ -65,8 +72,8 @@ def unfinished(keys: tuple[str, ...], done: dict) -> str:
         for rows in (done["rows"], done["unfinished"])
     )
     counts = {key: (have[key], have[key] + missing[key]) for key in [*have, *missing]}
-    sets = {row.get("instructions") for row in done["rows"] + done["unfinished"]}
-    what = "seeds" if len(sets) == 1 else "runs (seeds with each instruction set)"
+    repeated = with_each_set(keys, done["rows"] + done["unfinished"])
+    what = "runs (seeds with each instruction set)" if repeated else "seeds"
     told = {key: f"{n} of {all_} {what}" for key, (n, all_) in counts.items()}
     if len(set(told.values())) == 1:
         return told.popitem()[1]

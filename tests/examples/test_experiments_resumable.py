@@ -256,6 +256,24 @@ def test_another_instruction_set_gives_rows_of_its_own(toy, monkeypatch):
     assert report["measured"]["instructions"] == ["AVX2", "AVX512"]
 
 
+def test_in_a_table_of_hours_a_row_with_any_instruction_set_will_do(toy, monkeypatch):
+    monkeypatch.setattr(provenance, "LONG", ("experiments/toy",))
+    toy.kill = 2
+    with pytest.raises(Killed):
+        measured(toy, seeds=1)
+    machine(monkeypatch, "AVX512")
+    toy.kill = 0
+    report = measured(toy, seeds=1)
+    assert [(row["neuron"], row["instructions"]) for row in report["rows"]] == [
+        ("LIF", "AVX2"),
+        ("MSF", "AVX512"),
+    ]
+    assert report["measured"]["instructions"] == ["AVX2", "AVX512"]
+    assert "unfinished" not in report
+    said = run.with_each_set(toy.KEYS, report["rows"])
+    assert not said
+
+
 def test_more_seeds_are_added_to_those_that_are_there(toy):
     measured(toy, seeds=1)
     toy.calls.clear()
@@ -275,7 +293,7 @@ def test_a_report_of_other_sources_or_settings_is_not_continued(change, toy):
         toy.path.write_text(json.dumps({**report, "versions": {**report["versions"], "torch": "1.0"}}))
     before = toy.path.read_text()
     why = (
-        "does not say how the training of neuron LIF, seed 0 began"
+        "does not say how the training of neuron LIF, seed 0 began with AVX2"
         if change in ("sources", "versions")
         else f"no training is the same with other {change}"
     )
@@ -395,6 +413,30 @@ def test_rows_hold_when_their_trainings_begin_to_the_same_bits(trained, monkeypa
     assert trained.calls == []
 
 
+def test_what_began_with_the_set_of_this_cpu_stands_for_the_rows_of_all(trained, monkeypatch):
+    monkeypatch.setattr(provenance, "LONG", ("experiments/toy",))
+    measured(trained, seeds=1)
+    machine(monkeypatch, "AVX512")
+    trained.source.write_text("x =  1\n")
+    with pytest.raises(resumable.Other, match="does not say how .* LIF, seed 0 began with AVX512"):
+        measured(trained, seeds=1)
+    report = json.loads(trained.path.read_text())
+    report["beginnings"] += [{**row, "instructions": "AVX512"} for row in report["beginnings"]]
+    trained.path.write_text(json.dumps(report))
+    trained.calls.clear()
+    report = measured(trained, seeds=2)
+    assert trained.calls == [("LIF", 0), ("MSF", 0), ("LIF", 1), ("MSF", 1)]  # two beginnings, two rows
+    assert [row["instructions"] for row in report["rows"]] == ["AVX2", "AVX512", "AVX2", "AVX512"]
+    assert provenance.line(report).endswith(
+        "commit abc, with rows since abc: their trainings begin to the same bits with AVX512"
+    )
+    report["beginnings"][-1]["weights"] = "another"
+    trained.path.write_text(json.dumps(report))
+    trained.source.write_text("x =   1\n")
+    with pytest.raises(resumable.Other, match="the training of neuron MSF, seed 0 begins otherwise"):
+        measured(trained, seeds=2)
+
+
 @pytest.mark.parametrize("change", ["length", "schedule"])
 def test_rows_of_a_training_that_goes_on_otherwise_are_not_continued(change, trained):
     measured(trained, seeds=1)
@@ -454,7 +496,10 @@ def test_the_page_says_which_seeds_are_missing():
     assert run.unfinished(("neuron",), partial) == "1 of 2 seeds"
     partial = {"rows": rows(("LIF", 0), ("LIF", 1)), "unfinished": rows(("MSF", 0), ("MSF", 1))}
     assert run.unfinished(("neuron",), partial) == "MSF: 0 of 2 seeds"
-    for row in partial["unfinished"]:
-        row["instructions"] = "AVX512"
-    expected = "MSF: 0 of 2 runs (seeds with each instruction set)"
-    assert run.unfinished(("neuron",), partial) == expected
+    # of a table of hours each row is measured with one set, whichever the machine had
+    partial["rows"][0]["instructions"] = "AVX512"
+    assert run.unfinished(("neuron",), partial) == "MSF: 0 of 2 seeds"
+    # others are repeated with each
+    partial["unfinished"] += [{**row, "instructions": "AVX512"} for row in partial["unfinished"]]
+    expected = "MSF: 0 of 4 runs (seeds with each instruction set)"
+    assert run.unfinished(("neuron",), partial).endswith(expected)

@@ -124,6 +124,51 @@ def test_what_failed_or_changed_meanwhile_leaves_the_report_alone(project, monke
     assert not provenance.report_of("table").exists()
 
 
+def other_machine(project, monkeypatch, accuracy=100.0, **more):
+    """What comes of measuring on a CPU without AVX-512 after one with it; ``more`` is of the report before."""
+    played(project, monkeypatch)
+    results.write("table", {**results.measure("table", results.ways_of("table"), None), **more})
+    (project / "measured.py").write_text("x = 2\n")
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("B CPU", "AVX2", "def"))
+    path = provenance.report_of("table")
+    report = json.loads(path.read_text())
+    report["rows"][0]["accuracy"] = accuracy
+    path.write_text(json.dumps(report))
+    results.write("table", results.measure("table", results.ways_of("table"), None))
+    return json.loads(path.read_text())
+
+
+def test_rows_of_a_set_that_a_cpu_lacks_stay_where_all_others_repeat(project, monkeypatch):
+    report = other_machine(project, monkeypatch)
+    assert [(r["instructions"], r["accuracy"]) for r in report["rows"]] == [("AVX2", 100.0), ("AVX512", 50.0)]
+    assert report["seconds"] == 4.0  # of all rows
+    assert provenance.stale() == {}
+    assert provenance.line(report) == (
+        "B CPU, AVX2 and AVX512, 1 thread, commit def, with rows since abc: this CPU lacks AVX512, and all it could "
+        "repeat came out the same"
+    )
+    # and once more: they are still of the first commit
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("B CPU", "AVX2", "ghi"))
+    results.write("table", results.measure("table", results.ways_of("table"), None))
+    report = json.loads(provenance.report_of("table").read_text())
+    assert (report["measured"]["commit"], report["measured"]["since"]) == ("ghi", "abc")
+    assert len(report["rows"]) == 2
+    # where the CPU has the set, all rows are new
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("a CPU", "AVX512", "jkl"))
+    results.write("table", results.measure("table", results.ways_of("table"), None))
+    report = json.loads(provenance.report_of("table").read_text())
+    assert provenance.line(report) == "a CPU, AVX2 and AVX512, 1 thread, commit jkl"
+    assert len(report["rows"]) == 2
+
+
+@pytest.mark.parametrize("change", [{"accuracy": 100.00001}, {"versions": {"torch": "1.0"}}])
+def test_rows_of_a_set_that_a_cpu_lacks_go_where_another_came_out_otherwise(project, monkeypatch, change):
+    report = other_machine(project, monkeypatch, **change)
+    assert [(r["instructions"], r["accuracy"]) for r in report["rows"]] == [("AVX2", 100.0)]
+    assert report["measured"]["instructions"] == ["AVX2"]
+    assert "since" not in report["measured"]
+
+
 def test_rows_of_published_weights_stay_with_the_commit_they_were_measured_at():
     old = {
         "measured": {"commit": "old"},
@@ -192,10 +237,17 @@ def test_a_growing_report_is_continued_and_one_that_cannot_be_is_set_aside(
     project, long, monkeypatch, capsys
 ):
     seen, statuses = [], []
+
+    def call(table, target, way, published):
+        seen.append(target.exists())
+        if not target.exists():
+            grown(target)
+        return (statuses or [0]).pop()
+
     monkeypatch.setattr(
         results,
         "call",
-        lambda table, target, name, published: seen.append(target.exists()) or (statuses or [0]).pop(),
+        call,
     )
     grown(long)
     results.go_on("table", ["AVX2", "AVX512"], None)
@@ -210,6 +262,30 @@ def test_a_growing_report_is_continued_and_one_that_cannot_be_is_set_aside(
     assert seen[2:] == [True, True, False]
     assert (project / "runs" / "table-abc.json").read_text() == before
     assert "the report is set aside as runs/table-abc.json" in capsys.readouterr().out
+
+
+def test_a_growing_report_that_was_set_aside_gives_the_rows_of_a_set_that_the_cpu_lacks(
+    project, long, monkeypatch
+):
+    monkeypatch.setattr(provenance.Machine, "here", lambda: provenance.Machine("B CPU", "AVX2", "def"))
+    old = [{"seed": 0, "instructions": name} for name in ("AVX2", "AVX512")]
+    where = {"commit": "abc", "sources": "", "threads": [1]}
+    long.write_text(json.dumps({"rows": old, "measured": {**where, "instructions": ["AVX2", "AVX512"]}}))
+
+    def call(table, target, way, published):
+        if target.exists():
+            return provenance.OTHER_REPORT
+        grown(target, rows=old[:1])
+        target.write_text(
+            target.read_text().replace('"sources"', '"threads": [1], "instructions": ["AVX2"], "sources"')
+        )
+        return 0
+
+    monkeypatch.setattr(results, "call", call)
+    results.go_on("table", results.ways_of("table"), None)
+    report = json.loads(long.read_text())
+    assert report["rows"] == old
+    assert report["measured"]["kept"] == ["AVX512"]
 
 
 def test_a_growing_table_that_stopped_is_shown_as_far_as_it_came(project, long, monkeypatch, capsys):
