@@ -35,7 +35,12 @@ Step = Callable[[Tensor, State], tuple[Tensor, State, Tensor]]
 
 
 def number(name: str, value: Any) -> float:
-    """``value`` as a finite float; raise naming the argument."""
+    """``value`` as a finite float; raise naming the argument, also for what would have to learn."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name} is a number here and is not learned, got a tensor that requires a gradient: "
+            f"give its value, float({name}.detach())"
+        )
     try:
         result = float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -184,6 +189,7 @@ class Neuron(PropertiesFirst, nn.Module):
 
     _version = 1  # of the entries in a state dict: raise it when one changes its meaning
     state_names: tuple[str, ...] = ("v",)
+    constants: ClassVar[tuple[str, ...]] = ()  # settings that are one number, which nothing learns
     rests_uniformly: ClassVar[bool] = False  # whether a node may fill the state at rest with its own numbers
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -450,6 +456,10 @@ class Neuron(PropertiesFirst, nn.Module):
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.constants and isinstance(
+            value, Tensor
+        ):  # a parameter would be listed, saved, and never learn
+            value = number(name, value)
         super().__setattr__(name, value)
         self.__dict__.pop("_made", None)  # after it: another thread remembers what it has read
 

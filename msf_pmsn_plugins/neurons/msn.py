@@ -162,6 +162,7 @@ class MSN(PerChannel):
     """
 
     state_names = ("v", "h")
+    constants = ("v_threshold", "reset_feedback")
     called = "an MSN"
     log_dt: nn.Parameter
     log_tau: nn.Parameter

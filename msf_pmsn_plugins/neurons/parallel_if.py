@@ -40,6 +40,7 @@ class ParallelIF(Neuron):
     """
 
     state_names = ("r",)
+    constants = ("v_threshold",)
     rests_uniformly = True
 
     def __init__(

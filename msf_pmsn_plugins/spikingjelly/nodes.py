@@ -105,7 +105,7 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
             reset_mode="soft" if v_reset is None else "hard",
             detach_reset=bool(detach_reset),
             charge=names,
-            tau=float(tau) if uses_tau else None,
+            tau=tau if uses_tau else None,
             w=w,
             decay=0.0,
             thresholds=thresholds,
@@ -158,7 +158,8 @@ class MSFNode(ShowsMSF, SpikingJellyNode):
             bound = "at least 1" if self._rate == "decay" else "more than 1"
             raise ValueError(f"tau must be a number of {bound}, got {value!r}")
         if self._rate == "w":
-            held.overwrite("w", -torch.log(torch.as_tensor(value) - 1.0))
+            several = isinstance(value, Tensor) and value.numel() > 1
+            held.overwrite("w", -torch.log(torch.as_tensor(value if several else number("tau", value)) - 1.0))
         elif self._rate == "tau":
             held.tau = value
         else:
@@ -495,7 +496,7 @@ def _pair(charge: str | tuple[str, ...]) -> tuple[str, ...]:
 def _least(value: Any) -> float:
     """The smallest of a number or tensor; 2 of a tensor on a device, where the question would wait for it."""
     if isinstance(value, Tensor):
-        return float(value.min()) if value.device.type == "cpu" else 2.0
+        return float(value.detach().min()) if value.device.type == "cpu" else 2.0
     return math.nan if isinstance(value, (str, bool)) else float(value)
 
 

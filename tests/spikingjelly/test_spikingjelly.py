@@ -16,7 +16,7 @@ from torch import nn
 from helpers import ON_CPU, golden, tensor
 from msf_pmsn_plugins import spikingjelly as framework
 from msf_pmsn_plugins.neurons import MSF, PMSN
-from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode
 from msf_pmsn_plugins.spikingjelly import host as host_of_nodes
 from msf_pmsn_plugins.surrogate import Surrogate
 from tolerances import assert_close, assert_same
@@ -757,3 +757,34 @@ def test_a_surrogate_that_does_not_spike_fires_and_resets_in_parts(kind, v_reset
     assert_same(v_ours, v)
     assert torch.allclose(g_ours, g, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
     assert ((s > 0) & (s < 1)).any()
+
+
+CONSTANTS = {
+    "msf tau": (lambda **words: MSFNode(**words), "tau"),
+    "msf v_reset": (lambda **words: MSFNode(**words), "v_reset"),
+    "pmsn": (lambda **words: PMSNNode(5, **words), "v_threshold"),
+    "parallel_if": (lambda **words: ParallelIFNode(**words), "v_threshold"),
+}
+
+
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_a_parameter_for_what_is_not_learned_is_refused(kind):
+    make, word = CONSTANTS[kind]
+    value = nn.Parameter(torch.tensor(3.0))
+    with pytest.raises(TypeError, match=f"^{word} is a number here and is not learned"):
+        make(**{word: value})
+    node = make()
+    before = dict(node.named_parameters())
+    with pytest.raises(TypeError, match=f"^{word} is a number here and is not learned"):
+        setattr(node, word, value)
+    assert dict(node.named_parameters()).keys() == before.keys()
+    setattr(node, word, value.detach())
+    assert getattr(node, word) == 3.0
+
+
+def test_tau_of_a_learned_w_is_given_as_a_value():
+    node = MSFNode(charge="plif_decay_input", w=0.0)
+    with pytest.raises(TypeError, match="^tau is a number here and is not learned"):
+        node.tau = nn.Parameter(torch.tensor(4.0))
+    node.tau = 4.0
+    assert float(node.tau) == pytest.approx(4.0)

@@ -141,6 +141,8 @@ class MSF(Neuron):
         self.surrogate = surrogate
         self._check()
 
+    constants = ("tau", "input_scale", "threshold_step", "v_reset")
+
     def __setattr__(self, name: str, value: Any) -> None:
         # A number and a tensor may take each other's place; a constant tensor becomes a buffer.
         if name in NUMBERS and name not in self._parameters and not isinstance(value, nn.Parameter):
@@ -171,8 +173,6 @@ class MSF(Neuron):
                 raise ValueError(f"unknown charge {name!r}; known: {', '.join(CHARGES)}")
         self.tau = tau
         rates = {CHARGES[name].rate for name in self.charge}
-        if "tau" in rates and not (tau is not None and number("tau", tau) > 1):
-            raise ValueError(f"charge {self.charge[0]!r} needs a finite tau > 1, got {tau!r}")
         if "tau" not in rates and tau is not None:
             other = {"decay": ": say decay=1 - 1/tau", "w": ": say w=-log(tau - 1)"}.get(
                 next(iter(rates)), ""
@@ -288,6 +288,9 @@ class MSF(Neuron):
             raise ValueError(f"D, the number of thresholds, must be an integer >= 1, got {self.D!r}")
         if self.decay_logit is None:
             self._check_decay()
+        leaks_by_tau = any(CHARGES[name].rate == "tau" for name in self.charge)
+        if leaks_by_tau and not (self.tau is not None and number("tau", self.tau) > 1):
+            raise ValueError(f"charge {self.charge[0]!r} needs a finite tau > 1, got {self.tau!r}")
         for name in ("input_scale", "v_threshold", "threshold_step", "v_reset", "reset_step"):
             value = getattr(self, name)
             if not (isinstance(value, Tensor) or (name == "reset_step" and value is None)):

@@ -92,6 +92,7 @@ class PMSN(PerChannel):
     """
 
     state_names = ("r", "z")
+    constants = ("v_threshold", "coeff", "dt_scale")
     sized_by = "D"
     called = "a PMSN"
     log_dt: nn.Parameter
@@ -153,7 +154,7 @@ class PMSN(PerChannel):
 
     def _check(self) -> None:
         """Raise on settings that cannot work; they may have been changed since construction."""
-        for name in ("v_threshold", "coeff", "dt_scale"):
+        for name in self.constants:
             value = number(name, getattr(self, name))
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")
