@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 import warnings
@@ -260,16 +261,16 @@ def test_nor_is_one_of_many(seed):
 
 def test_the_way_back_to_stock_neurons_is_all_or_nothing():
     def net():
-        return nn.Sequential(*(neuron.LIFNode(step_mode="m") for _ in range(3)))
+        return nn.Sequential(*(neuron.LIFNode(step_mode="m") for _ in range(2)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", swap.SwapWarning)
-        model = swap.msf(net(), torch.rand(3, 2, 4), D=1)
+        swapped = swap.msf(net(), torch.rand(3, 2, 4), D=1)
         whole = At(10**9)
-        whole.call(swap.lif, model)
+        whole.call(swap.lif, model := copy.deepcopy(swapped))
+        assert all(isinstance(m, neuron.LIFNode) for m in model)
         for stop in range(1, whole.seen + 1, 3):
-            model = swap.msf(net(), torch.rand(3, 2, 4), D=1)
-            At(stop).call(swap.lif, model)
+            At(stop).call(swap.lif, model := copy.deepcopy(swapped))
             assert len({type(m) for m in model}) == 1, f"half swapped after line {stop}"
 
 
