@@ -296,10 +296,11 @@ class MSN(PerChannel):
 
     def _starts(self, given: Mapping[str, float | Sequence[float]]) -> dict[str, Tensor]:
         """Start values that are the same in every channel, by parameter: those of ``init``, then the ``given``."""
-        k = INITS[self.init].coupling * torch.arange(1.0, max(1, self.hidden), dtype=torch.float64)
-        values = {"log_tau_soma": torch.tensor(math.inf, dtype=torch.float64)}
+        precise: Any = {"dtype": torch.float64, "device": "cpu"}  # a net built on meta has values here
+        k = INITS[self.init].coupling * torch.arange(1.0, max(1, self.hidden), **precise)
+        values = {"log_tau_soma": torch.tensor(math.inf, **precise)}
         if self.hidden:
-            values["log_tau"] = torch.full((self.hidden,), math.log(2.0), dtype=torch.float64)
+            values["log_tau"] = torch.full((self.hidden,), math.log(2.0), **precise)
             values["beta_up"] = torch.cat([-k, k.new_ones(1)])
             values["beta_down"] = torch.cat([k, k.new_zeros(1)])
         for name, value in given.items():
@@ -314,7 +315,7 @@ class MSN(PerChannel):
     def _start_value(self, name: str, value: float | Sequence[float]) -> Tensor:
         width = self._widths[name]
         try:
-            tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+            tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"start[{name!r}] is made of numbers, got {value!r}") from error
         if tensor.shape not in ((), width):

@@ -269,9 +269,14 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             )
         if passed and isinstance(mem, tuple) and self._is_pair(mem):
             raise ValueError(f"mem of {name} is one tensor, got a pair: pass mem alone, not (spk, mem)")
-        parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
-        if not (parts and all(isinstance(part, Tensor) for part in parts)):
-            raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
+        given = tuple(mem) if isinstance(mem, (tuple, list)) else (mem,)
+        if not (given and all(isinstance(part, Tensor) for part in given)):
+            kinds = ", ".join(type(part).__name__ for part in given) or "nothing"
+            raise TypeError(
+                f"mem of {name} must be a tensor or a tuple of tensors, got {kinds}: {PASS_ON}; without mem it goes on "
+                "from the stored state"
+            )
+        parts = tuple(map(usable, given))
         if parts[0].shape == (0,) != x.shape:
             return self.neuron.initial_state(x)
         return self._to_state(self._fitting(x, parts, passed))
@@ -387,8 +392,8 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 "For single steps set sequence=False"
             )
         state = self._resume(first_step(x_seq), mem, passed)
-        if len(x_seq) == 0:  # nothing happens, but what is wrong was said
-            return torch.empty_like(x_seq), mem
+        if len(x_seq) == 0:  # nothing happens, but what is wrong was said, and the graph stays whole
+            return self._all(x_seq, state, False, lengths)[0], mem
         wants = self._wants_membrane(of_steps=False)
         s, state, m = self._all(x_seq, state, wants or self.inhibition, lengths)
         last = _last(m, x_seq, lengths) if wants and m is not None else None
@@ -420,10 +425,13 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SnnTorchNeuron:
         super()._apply(fn, recurse)
 
-        def move(part: Tensor) -> Tensor:  # the device alone: half precision would lose spikes
-            return part.to(fn(torch.empty(0, device=part.device)).device)
-
-        self.mem = move(self.mem) if isinstance(self.mem, Tensor) else tuple(map(move, self.mem))
+        parts = (self.mem,) if isinstance(self.mem, Tensor) else self.mem
+        device = fn(torch.empty(0, device=parts[0].device)).device
+        if parts[0].is_meta and device.type != "meta":  # there it held no values
+            self.reset_mem()
+        else:  # the device alone: half precision would lose spikes
+            moved = tuple(part.to(device) for part in parts)
+            self.mem = moved[0] if isinstance(self.mem, Tensor) else moved
         return self
 
     def __getstate__(self) -> dict[str, Any]:

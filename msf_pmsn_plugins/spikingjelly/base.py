@@ -415,7 +415,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self._memories.update(dict.fromkeys(tensors, 0.0))
         nn.Module._apply(self, fn, recurse)
         for name, value in tensors.items():
-            self._memories[name] = value.to(fn(torch.empty(0, device=value.device)).device)
+            device = fn(torch.empty(0, device=value.device)).device
+            if value.is_meta and device.type != "meta":  # there it held no values
+                self.reset()
+                break
+            self._memories[name] = value.to(device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -521,8 +521,10 @@ def _start_threshold(value: float | Tensor) -> nn.Parameter:
 
 def _logit(decay: float | Tensor) -> Tensor:
     """The logit of a decay in (0, 1), a number or a tensor, in the dtype it will be learned in."""
+    given = decay if isinstance(decay, Tensor) else torch.tensor(decay, device="cpu")
+    known = given.is_meta or bool(((given > 0) & (given < 1)).all())
+    if given.numel() == 0 or not known:
+        raise ValueError(f"a learned decay starts in (0, 1), got {decay!r}")
     value = torch.as_tensor(decay).detach()
     value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
-    if value.numel() == 0 or not bool(((value > 0) & (value < 1)).all()):
-        raise ValueError(f"a learned decay starts in (0, 1), got {decay!r}")
     return torch.logit(value.double()).to(value.dtype)
