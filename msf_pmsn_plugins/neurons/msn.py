@@ -370,9 +370,10 @@ class MSN(PerChannel):
             parameter = getattr(self, name)
             parameter.copy_(value.expand_as(parameter))
 
-    def check_input(self, x: Tensor) -> None:
-        super().check_input(x)
+    def check_input(self, x: Tensor) -> Tensor:
+        x = super().check_input(x)
         self._count_lanes(x)
+        return x
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
@@ -401,7 +402,7 @@ class MSN(PerChannel):
         return Weights(a, b, back, up[:, -1], gamma[:, -1], leak)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         return self._step(x, state, self.weights(state_dtype(x.dtype)))
 
     def _step(self, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Tensor]:

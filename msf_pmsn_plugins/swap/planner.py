@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..tensors import state_dtype
 from ..words import teaching_call
 from . import guards
 from .attached import lost_with, reparametrised
@@ -216,9 +216,8 @@ def _look(site: Site, seen: Probe, memory: dict[Any, Any]) -> None:
     calls = seen.example.calls[site.path]
     site.calls = len(calls)
     if calls:
-        site.shape, site.device, site.dtype = calls[0].shape, calls[0].device, calls[0].dtype
-        if site.dtype in (torch.float16, torch.bfloat16):  # states are float32 here, half in most hosts
-            site.dtype = torch.float32
+        # States are float32 here, half in most hosts; integers are taken as floats.
+        site.shape, site.device, site.dtype = calls[0].shape, calls[0].device, state_dtype(calls[0].dtype)
     assert site.host is not None
     site.step_mode = "s" if site.role in ("own", "activation") else steps_of(site.module)
     if isinstance(site.target, Keep):

@@ -406,13 +406,14 @@ class MSF(Neuron):
         start = self.v_reset if self.reset_mode == "hard" else 0.0
         return (torch.full_like(x, start, dtype=state_dtype(x.dtype), requires_grad=False),)
 
-    def check_input(self, x: Tensor) -> None:
-        super().check_input(x)
+    def check_input(self, x: Tensor) -> Tensor:
+        x = super().check_input(x)
         if 2 / torch.finfo(x.dtype).eps < self.D:
             raise ValueError(f"{x.dtype} cannot hold all counts up to D={self.D}: give float32 input")
+        return x
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         (v,) = self.check_state(x, state)
         parameters = self.parameters_of(x, v.dtype)
         s, v, m = msf_step(x.to(v.dtype), v, self.settings(), parameters, self.surrogate)
