@@ -346,9 +346,10 @@ def _warnings(plan: Plan, seen: Probe, time_dim: int | str) -> list[str]:
     found += _of_the_output(swapped, seen)
     found += _of_the_axes(plan, seen) if time_dim == "auto" else []
     if plan.new_parameters:
+        what = "parameter, which is" if plan.new_parameters == 1 else "parameters, which are"
         found.append(
-            f"the new neurons bring {plan.new_parameters} parameters, which are in no optimizer made before: make the "
-            "optimizer after the swap"
+            f"the new neurons bring {plan.new_parameters} {what} in no optimizer made before: make the optimizer after "
+            "the swap"
         )
     found += sorted({s.host.ADVICE for s in swapped if s.host is not None} - {""})
     once = [s for s in swapped if s.verdict == "single-step" and s.calls == 1 and s.role != "activation"]
