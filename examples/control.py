@@ -39,7 +39,7 @@ try:
 
     from msf_pmsn_plugins.optim import param_groups
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[control]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[control]"') from error
 
 NEURONS = {
     "LIF": neurons.LIF(),

@@ -14,7 +14,7 @@ try:
     from recipes.data.detection import DetectionData
     from recipes.detection.module import Detection
 except ImportError as error:
-    sys.exit(f'{error}\nThe recipes need more packages: pip install "msf-pmsn-plugins[examples]"')
+    sys.exit(f'{error}\nThe recipes need more packages: pip install ".[examples]"')
 
 
 def main(arguments=None):

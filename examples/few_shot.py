@@ -34,7 +34,7 @@ try:
 
     from msf_pmsn_plugins import neurobench
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples,neurobench]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples,neurobench]"') from error
 
 
 class Chosen(Dataset):

@@ -31,7 +31,7 @@ try:
 
     from msf_pmsn_plugins import neurobench
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples,neurobench]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples,neurobench]"') from error
 
 STATIC = [ParameterCount, Footprint, ConnectionSparsity]
 WORKLOAD = [

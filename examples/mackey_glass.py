@@ -37,7 +37,7 @@ try:
     from msf_pmsn_plugins import neurobench, state
     from msf_pmsn_plugins.optim import param_groups
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples,neurobench]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples,neurobench]"') from error
 
 NEURONS = {
     "LIF": neurons.LIF(tau=4.0),

@@ -40,7 +40,7 @@ try:
     from msf_pmsn_plugins.optim import param_groups
     from msf_pmsn_plugins.spikingjelly import MSFNode, PMSNNode
 except ImportError as error:
-    raise SystemExit(f'quickstart.py: {error}\nTry: pip install "msf-pmsn-plugins[examples]"') from error
+    raise SystemExit(f'quickstart.py: {error}\nTry: pip install ".[examples]"') from error
 
 
 @dataclass(frozen=True)

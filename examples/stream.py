@@ -35,7 +35,7 @@ try:
 
     from msf_pmsn_plugins import energy, state
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples]"') from error
 
 NEURONS = {"PMSN": neurons.PMSN(), "MSF": neurons.MSF(tau=4.0)}
 

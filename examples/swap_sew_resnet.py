@@ -22,7 +22,7 @@ try:
 
     from msf_pmsn_plugins import adapters, swap
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples]"') from error
 
 
 def digits(train, test, steps=4):

@@ -21,7 +21,7 @@ try:
     from msf_pmsn_plugins.optim import param_groups
     from msf_pmsn_plugins.snntorch import reset
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples]"') from error
 
 STEPS = 5
 

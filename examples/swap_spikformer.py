@@ -21,7 +21,7 @@ try:
     from msf_pmsn_plugins.optim import param_groups
 except ImportError as error:
     raise SystemExit(
-        f'{error}\nSpikformer needs SpikingJelly 2.0.0. Try: pip install "msf-pmsn-plugins[examples]"'
+        f'{error}\nSpikformer needs SpikingJelly 2.0.0. Try: pip install ".[examples]"'
     ) from error
 
 STEPS = 4

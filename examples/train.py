@@ -39,7 +39,7 @@ try:
     from recipes.resume import Last, RandomNumbers, Stopped
     from recipes.settings import of_run
 except ImportError as error:
-    sys.exit(f'{error}\nThe recipes need more packages: pip install "msf-pmsn-plugins[examples]"')
+    sys.exit(f'{error}\nThe recipes need more packages: pip install ".[examples]"')
 
 # What Lightning says of things that are so on purpose here, or that need no remedy.
 ON_PURPOSE = (

@@ -17,6 +17,7 @@ from .neurons import PMSN, Neuron, ParallelIF
 from .neurons.base import State, channel_shape
 from .neurons.nodes import held_by, is_node
 from .neurons.pmsn.step import soma_step
+from .tensors import floating
 
 __all__ = ["RealPMSN", "RealParallelIF", "Streaming"]
 
@@ -34,10 +35,10 @@ class RealParallelIF(Neuron):
         self.soma = held.settings()
 
     def initial_state(self, x: Tensor) -> State:
-        return (torch.zeros_like(x),)
+        return (torch.zeros_like(floating(x)),)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         (r,) = self.check_state(x, state)
         s, r, m = self._fire(_finite(x).to(r.dtype), r)
         return s.to(x.dtype), (r,), m
@@ -94,7 +95,7 @@ class RealPMSN(RealParallelIF):
         return x.new_zeros(x.shape, dtype=dtype), x.new_zeros((*x.shape, self.modes, 2), dtype=dtype)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         r, z = self.check_state(x, state)
         shape = channel_shape(self.channel_dim, x)
         (e_re, e_im), (w_re, w_im) = (

@@ -15,6 +15,7 @@ __all__ = [
     "PMSNState",
     "PMSNWeights",
     "Slopes",
+    "floating",
     "of_parameters",
     "stacked_strides",
     "state_dtype",
@@ -23,7 +24,16 @@ __all__ = [
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """States are float64 for float64 inputs and float32 for all others: half precision loses spikes."""
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def floating(x: Tensor) -> Tensor:
+    """``x``; integers and booleans in torch's default dtype, to which the hosts promote them."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.is_quantized:
+        return x
+    return x.to(torch.get_default_dtype())
 
 
 def stacked_strides(like: Tensor) -> tuple[int, ...] | None:

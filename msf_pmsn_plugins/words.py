@@ -69,6 +69,11 @@ MSN_HAS_NOT = {
 }
 
 
+def install(extra: str) -> str:
+    """The command that brings an extra of this package, as released or from a clone."""
+    return f"pip install 'msf-pmsn-plugins[{extra}]' (from a clone: pip install '.[{extra}]')"
+
+
 def teaching(has_not: Mapping[str, str] | None = None) -> Callable[[Class], Class]:
     """Make the constructor of a class explain a word that it does not take; its signature stays.
 

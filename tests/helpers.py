@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msf_pmsn_plugins.backends import BACKENDS
 from msf_pmsn_plugins.neurons import Neuron
 from msf_pmsn_plugins.neurons.base import State
+from msf_pmsn_plugins.tensors import floating
 from tolerances import assert_close, assert_same, parted_lanes
 
 ROOT = Path(__file__).parents[1]  # of the repository
@@ -73,6 +74,7 @@ def loop(
     membrane: bool = True,
 ) -> tuple[Tensor, State, Tensor | None]:
     """The oracle: the base class's loop over ``step``; a mask is a length of 0 or 1 for each sample of each step."""
+    x_seq = floating(x_seq)
     state = neuron._begin(x_seq, state)
     if lengths is None or lengths.dtype != torch.bool:
         return neuron._loop(x_seq, state, membrane, lengths)

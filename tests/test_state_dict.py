@@ -274,6 +274,29 @@ def test_a_network_built_on_meta(form):
     assert_same(spikes(empty, currents()), spikes(saved, currents()))
 
 
+@every_kind
+@every_form
+@pytest.mark.parametrize("built_there", [False, True], ids=["moved", "built_there"])
+def test_a_network_leaves_meta(form, kind, built_there):
+    """At rest, whatever state it had there: meta holds no values."""
+    saved = build(kind, form)
+    with torch.device("meta" if built_there else "cpu"):
+        empty = build(kind, form, seed=1).to("meta")
+    if built_there is False:
+        spikes(empty, currents().to("meta"))
+    empty.to_empty(device="cpu").load_state_dict(saved.state_dict())
+    assert getattr(empty, "carried", None) is None
+    assert_same(spikes(empty, currents()), spikes(saved, currents()))
+
+
+def test_an_msn_leaves_meta():
+    saved = neurons.MSN.tc_lif(CHANNELS)
+    with torch.device("meta"):
+        empty = neurons.MSN.tc_lif(CHANNELS)
+    empty.to_empty(device="cpu").load_state_dict(saved.state_dict())
+    assert_same(spikes(empty, currents()), spikes(saved, currents()))
+
+
 def test_learned_threshold_on_meta():
     with torch.device("meta"):
         msf = MSF.published(learn_threshold=True, threshold=0.75, sequence=True)

@@ -34,7 +34,7 @@ def picture(text: str) -> Path:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ArgumentTypeError(f'{error}; pip install "msf-pmsn-plugins[plot]"') from error
+        raise ArgumentTypeError(f'{error}; pip install ".[plot]"') from error
     path, formats = output(text), sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix.removeprefix(".").lower() not in formats:
         raise ArgumentTypeError(f"{text} ends in none of {', '.join(f'.{name}' for name in formats)}")

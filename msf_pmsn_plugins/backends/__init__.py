@@ -32,6 +32,8 @@ from types import ModuleType
 
 from torch import Tensor, version  # not "import torch": backends.torch would take that name once it is loaded
 
+from ..words import install
+
 __all__ = ["BACKENDS", "Backend", "load", "resolve"]
 
 
@@ -80,7 +82,7 @@ def how_to_install(name: str) -> str:
     """What installs the library of a backend beside this torch, or that nothing does."""
     extra = BACKENDS[name].extra
     if "{cuda}" not in extra:
-        return f'pip install "msf-pmsn-plugins[{extra}]"' if extra else f"pip install {BACKENDS[name].needs}"
+        return install(extra) if extra else f"pip install {BACKENDS[name].needs}"
     known = " or ".join(CUDA_EXTRAS)
     if version.cuda is None:
         kind = "for ROCm" if version.hip else "without CUDA"
@@ -88,7 +90,7 @@ def how_to_install(name: str) -> str:
     major = version.cuda.split(".")[0]
     if major not in CUDA_EXTRAS:
         return f"this torch brings CUDA {major}, and the extras are for CUDA {known}: install a torch for one of them"
-    return f'this torch brings CUDA {major}: pip install "msf-pmsn-plugins[{extra.format(cuda=major)}]"'
+    return f"this torch brings CUDA {major}: {install(extra.format(cuda=major))}"
 
 
 def check(name: str) -> str:

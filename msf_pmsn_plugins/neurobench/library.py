@@ -2,8 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from ..words import install
+
 KNOWN = "2.3"
-REMEDY = "pip install 'msf-pmsn-plugins[neurobench]'"
+REMEDY = install("neurobench")
 
 
 def installed() -> str:

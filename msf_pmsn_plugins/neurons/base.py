@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..lengths import Lengths, ValidFirst, check_lengths, live_steps, valid_steps, without_batch
 from ..surrogate import Surrogate, gives_slopes
-from ..tensors import state_dtype
+from ..tensors import floating, state_dtype
 from .autograd import guarded, transformed
 from .layout import gradient_laid_out, owned, reshaped
 
@@ -236,7 +236,9 @@ class Neuron(PropertiesFirst, nn.Module):
         return tuple((tensor.shape, tensor.dtype) for tensor in self.initial_state(x))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        """One step: ``x`` [N, *] -> spikes in the dtype of ``x``, next state, membrane before reset (volts)."""
+        """One step: ``x`` [N, *] -> spikes in the dtype of ``x`` (of integers in torch's default one), next state,
+        membrane before reset (volts).
+        """
         raise NotImplementedError
 
     def sequence(
@@ -256,6 +258,7 @@ class Neuron(PropertiesFirst, nn.Module):
                 True at valid steps. All other steps are skipped: they emit 0, touch neither state nor gradient, and
                 what the input holds there does not matter. Each sample's state is the one after its last valid step.
         """
+        x_seq = floating(x_seq)
         state = self._begin(x_seq, state)
         if lengths is not None and not self._batched(first_step(x_seq)):
             raise without_batch(x_seq)
@@ -286,6 +289,7 @@ class Neuron(PropertiesFirst, nn.Module):
             x_seq, state, lengths: as in :meth:`sequence`; a step that is skipped leaves the state as it was.
             names: which parts of the state are returned, of ``state_names``; None is all.
         """
+        x_seq = floating(x_seq)
         state = self._begin(x_seq, state)
         if lengths is not None and not self._batched(first_step(x_seq)):
             raise without_batch(x_seq)
@@ -342,16 +346,20 @@ class Neuron(PropertiesFirst, nn.Module):
         s_seq, state, _ = self.sequence(x_seq, state, lengths=lengths)
         return s_seq, state
 
-    def check_input(self, x: Tensor) -> None:
-        """Raise unless ``x``, one step [N, *], is something this neuron can compute on."""
+    def check_input(self, x: Tensor) -> Tensor:
+        """``x``, one step [N, *], as this neuron computes on it: see :func:`floating`. Raise where it cannot."""
         if not isinstance(x, Tensor):
             raise TypeError(f"{type(self).__name__} takes a torch.Tensor, got {type(x).__name__}")
         require_dense(x)
+        x = floating(x)
         if not x.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__} takes floating-point input, got {x.dtype}: "
-                "convert it first, e.g. x.float()"
+            remedy = (
+                "x.dequantize()" if x.is_quantized else "x.abs(), or torch.view_as_real(x) for both parts"
             )
+            raise TypeError(
+                f"{type(self).__name__} takes real numbers, got {x.dtype}: convert it first, {remedy}"
+            )
+        return x
 
     def check_state(self, x: Tensor, state: State, remedy: str = "start anew with state=None") -> State:
         """Return ``state`` in the dtypes used for ``x``; raise ValueError if it belongs to another shape."""
@@ -472,7 +480,7 @@ class Neuron(PropertiesFirst, nn.Module):
         """:meth:`step` by the fast path: ``x`` [N, *] -> spikes, next state, membrane [N, *] if asked for."""
         if state is not None and (done := self.again(x, state, membrane)) is not None:
             return done
-        self.check_input(x)
+        x = self.check_input(x)
         state = self.initial_state(x) if state is None else self.check_state(x, state)
         if x.dim() == 0:  # one neuron
             s, state, m = self.single(x.unsqueeze(0), tuple(part.unsqueeze(0) for part in state), membrane)

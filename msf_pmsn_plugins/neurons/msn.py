@@ -297,10 +297,11 @@ class MSN(PerChannel):
 
     def _starts(self, given: Mapping[str, float | Sequence[float]]) -> dict[str, Tensor]:
         """Start values that are the same in every channel, by parameter: those of ``init``, then the ``given``."""
-        k = INITS[self.init].coupling * torch.arange(1.0, max(1, self.hidden), dtype=torch.float64)
-        values = {"log_tau_soma": torch.tensor(math.inf, dtype=torch.float64)}
+        precise: Any = {"dtype": torch.float64, "device": "cpu"}  # a net built on meta has values here
+        k = INITS[self.init].coupling * torch.arange(1.0, max(1, self.hidden), **precise)
+        values = {"log_tau_soma": torch.tensor(math.inf, **precise)}
         if self.hidden:
-            values["log_tau"] = torch.full((self.hidden,), math.log(2.0), dtype=torch.float64)
+            values["log_tau"] = torch.full((self.hidden,), math.log(2.0), **precise)
             values["beta_up"] = torch.cat([-k, k.new_ones(1)])
             values["beta_down"] = torch.cat([k, k.new_zeros(1)])
         for name, value in given.items():
@@ -315,7 +316,7 @@ class MSN(PerChannel):
     def _start_value(self, name: str, value: float | Sequence[float]) -> Tensor:
         width = self._widths[name]
         try:
-            tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+            tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"start[{name!r}] is made of numbers, got {value!r}") from error
         if tensor.shape not in ((), width):
@@ -370,9 +371,10 @@ class MSN(PerChannel):
             parameter = getattr(self, name)
             parameter.copy_(value.expand_as(parameter))
 
-    def check_input(self, x: Tensor) -> None:
-        super().check_input(x)
+    def check_input(self, x: Tensor) -> Tensor:
+        x = super().check_input(x)
         self._count_lanes(x)
+        return x
 
     def state_spec(self, x: Tensor) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         dtype = state_dtype(x.dtype)
@@ -401,7 +403,7 @@ class MSN(PerChannel):
         return Weights(a, b, back, up[:, -1], gamma[:, -1], leak)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         return self._step(x, state, self.weights(state_dtype(x.dtype)))
 
     def _step(self, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Tensor]:

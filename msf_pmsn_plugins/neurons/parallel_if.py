@@ -80,7 +80,7 @@ class ParallelIF(Neuron):
         return (torch.zeros(x.shape, dtype=state_dtype(x.dtype), device=x.device),)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         (r,) = self.check_state(x, state)
         none = r.new_empty(0, dtype=paired_dtype(r.dtype))
         before, weights = PMSNState(r, none.expand(*r.shape, 0)), PMSNWeights(none, none, r.new_ones(()))

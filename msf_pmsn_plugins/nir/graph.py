@@ -11,6 +11,7 @@ from torch import nn
 from ..hosts import HOSTS
 from ..neurons import Neuron
 from ..neurons.nodes import held_by
+from ..tensors import floating
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 ADVICE = "NIR takes a forward of modules and additions of two results, for one step or one sequence"
@@ -71,6 +72,7 @@ class Shapes(torch.fx.Interpreter):
         if self.inputs.setdefault(target, x.shape) != x.shape:
             raise ValueError(f"{target!r} is called with inputs of two shapes: NIR needs a layer for each")
         if is_neuron(module):
+            x = floating(x)
             self.outputs[target] = x.shape
             return (x, None) if returns_tuple(module) else x
         try:

@@ -11,6 +11,7 @@ from torch import nn
 from ..hosts import load
 from ..neurons import MSF, Neuron
 from ..neurons.base import channel_shape
+from ..words import install
 from .builder import Builder
 
 
@@ -90,7 +91,7 @@ class ToSpikingJelly(ToHost):
         try:
             from spikingjelly.activation_based import layer
         except ImportError as error:
-            raise ImportError(f"{error}: pip install 'msf-pmsn-plugins[spikingjelly]'") from error
+            raise ImportError(f"{error}: {install('spikingjelly')}") from error
         self.layers = layer
 
     def finish(self, net: nn.Module) -> None:

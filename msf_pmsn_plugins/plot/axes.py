@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..words import install
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -31,7 +33,7 @@ def pyplot() -> Any:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            f"msf_pmsn_plugins.plot cannot import matplotlib ({error}): pip install 'msf-pmsn-plugins[plot]'"
+            f"msf_pmsn_plugins.plot cannot import matplotlib ({error}): {install('plot')}"
         ) from error
     return plt
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..neurons.nodes import held_by
 from ..surrogate import FireFunction, Surrogate
 from ..surrogate import summed_slope as _summed_slope
+from ..tensors import floating
 from .axes import GREY, dress, next_color, subplots, whole_ticks
 from .sources import checked_sequence, flat, held_neuron, kind_of, spikes_of, thresholds_of
 
@@ -46,7 +47,7 @@ def gradient_by_lag(
         >>> ax = plot.gradient_by_lag(neurons.MSF(), x_seq)
         >>> ax = plot.gradient_by_lag(neurons.PMSN(8), x_seq, ax=ax)
     """
-    x = checked_sequence(x_seq, "x_seq").detach().clone().requires_grad_()
+    x = floating(checked_sequence(x_seq, "x_seq")).detach().clone().requires_grad_()
     if held_by(neuron) is not None:
         held_neuron(neuron)
     with torch.enable_grad():

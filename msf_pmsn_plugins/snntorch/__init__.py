@@ -5,12 +5,13 @@ passed state, return arity, the moment of the reset. ``threshold``, ``beta``, ``
 kept in the neuron alone; the node shows them under snnTorch's names and takes new values by assignment.
 """
 
+from ..words import install
+
 try:
     import snntorch
 except ImportError as error:
     raise ImportError(
-        f"msf_pmsn_plugins.snntorch cannot import snnTorch ({error}): "
-        'pip install "msf-pmsn-plugins[snntorch]"'
+        f"msf_pmsn_plugins.snntorch cannot import snnTorch ({error}): {install('snntorch')}"
     ) from error
 
 from .base import SnnTorchNeuron

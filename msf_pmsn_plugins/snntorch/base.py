@@ -26,6 +26,7 @@ from ..neurons.base import (
 from ..neurons.computed import renew, sources, value_of
 from ..neurons.shown import of_neuron
 from ..surrogate import FireFunction, Surrogate
+from ..tensors import floating
 from .membrane import Membrane
 from .numbers import as_threshold, one_threshold
 from .states import cut, detached
@@ -50,8 +51,9 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
 
     ``forward(input_, mem=None)`` takes one step [B, *], or with ``sequence=True`` all steps at once, [T, B, *].
     Leaving ``mem`` out goes on from the stored state ``self.mem``, with and without ``init_hidden``. A neuron at
-    rest stores empty tensors of shape (0,). Spikes have the dtype of the input, states are float32 (float64 for
-    float64 input), also after ``.half()``; they follow the module's device and are not in its ``state_dict``.
+    rest stores empty tensors of shape (0,). Spikes have the dtype of the input (of integers and booleans torch's
+    default one), states are float32 (float64 for float64 input), also after ``.half()``; they follow the module's
+    device and are not in its ``state_dict``.
 
     With ``sequence=True`` a call takes ``lengths=``, the valid steps of each sample [B] (or a bool mask [T, B]): padded
     steps emit 0 and touch neither state nor gradient. Inside a network set the attribute ``lengths`` instead, for which
@@ -252,8 +254,7 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
         return mem
 
     def _resume(self, x: Tensor, mem: Mem, passed: bool) -> State:
-        """The held neuron's state for the step ``x`` [B, *]."""
-        self.neuron.check_input(x)
+        """The held neuron's state for the step ``x`` [B, *], which was checked."""
         name = type(self).__name__
         if isinstance(mem, Membrane):
             if not self.carries or len(mem.state) != len(self.neuron.state_names):
@@ -269,9 +270,14 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             )
         if passed and isinstance(mem, tuple) and self._is_pair(mem):
             raise ValueError(f"mem of {name} is one tensor, got a pair: pass mem alone, not (spk, mem)")
-        parts = tuple(map(usable, (mem,) if isinstance(mem, Tensor) else tuple(mem)))
-        if not (parts and all(isinstance(part, Tensor) for part in parts)):
-            raise TypeError(f"mem of {type(self).__name__} must be a tensor or a tuple of tensors")
+        given = tuple(mem) if isinstance(mem, (tuple, list)) else (mem,)
+        if not (given and all(isinstance(part, Tensor) for part in given)):
+            kinds = ", ".join(type(part).__name__ for part in given) or "nothing"
+            raise TypeError(
+                f"mem of {name} must be a tensor or a tuple of tensors, got {kinds}: {PASS_ON}; without mem it goes on "
+                "from the stored state"
+            )
+        parts = tuple(map(usable, given))
         if parts[0].shape == (0,) != x.shape:
             return self.neuron.initial_state(x)
         return self._to_state(self._fitting(x, parts, passed))
@@ -375,7 +381,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
             done = self._again(x, mem.state, membrane)
         elif isinstance(mem, Tensor) and not self.carries:
             done = self._again(x, (mem,), membrane)
-        s, state, m = done or self._one(x, self._resume(x, mem, passed), membrane)
+        if done is None:
+            x = self.neuron.check_input(x)
+            done = self._one(x, self._resume(x, mem, passed), membrane)
+        s, state, m = done
         return self._inhibit(s, m, 1), self._as_mem(state, m if wants else None)
 
     def _sequence(self, x_seq: Tensor, mem: Mem, passed: bool, lengths: Lengths | None) -> tuple[Tensor, Mem]:
@@ -386,9 +395,10 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
                 "sequence=True takes [T, B, *], time first; got a tensor without axes. "
                 "For single steps set sequence=False"
             )
-        state = self._resume(first_step(x_seq), mem, passed)
-        if len(x_seq) == 0:  # nothing happens, but what is wrong was said
-            return torch.empty_like(x_seq), mem
+        x_seq = floating(x_seq)
+        state = self._resume(self.neuron.check_input(first_step(x_seq)), mem, passed)
+        if len(x_seq) == 0:  # nothing happens, but what is wrong was said, and the graph stays whole
+            return self._all(x_seq, state, False, lengths)[0], mem
         wants = self._wants_membrane(of_steps=False)
         s, state, m = self._all(x_seq, state, wants or self.inhibition, lengths)
         last = _last(m, x_seq, lengths) if wants and m is not None else None
@@ -420,10 +430,13 @@ class SnnTorchNeuron(PropertiesFirst, snn.SpikingNeuron):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SnnTorchNeuron:
         super()._apply(fn, recurse)
 
-        def move(part: Tensor) -> Tensor:  # the device alone: half precision would lose spikes
-            return part.to(fn(torch.empty(0, device=part.device)).device)
-
-        self.mem = move(self.mem) if isinstance(self.mem, Tensor) else tuple(map(move, self.mem))
+        parts = (self.mem,) if isinstance(self.mem, Tensor) else self.mem
+        device = fn(torch.empty(0, device=parts[0].device)).device
+        if parts[0].is_meta and device.type != "meta":  # there it held no values
+            self.reset_mem()
+        else:  # the device alone: half precision would lose spikes
+            moved = tuple(part.to(device) for part in parts)
+            self.mem = moved[0] if isinstance(self.mem, Tensor) else moved
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class MSF(ShowsMSF, SnnTorchNeuron):
     def _all(
         self, x_seq: Tensor, state: State, membrane: bool, lengths: Lengths | None
     ) -> tuple[Tensor, State, Tensor | None]:
-        if not self._by_hand:
+        if not self._by_hand or len(x_seq) == 0:
             self._sync()
             return super()._all(x_seq, state, membrane, lengths)
         s_seq: list[Tensor] = []

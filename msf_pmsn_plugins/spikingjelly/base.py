@@ -25,6 +25,7 @@ from ..neurons.base import (
 from ..neurons.computed import renew
 from ..neurons.layout import gradient_laid_out
 from ..neurons.nodes import brief
+from ..tensors import floating
 from .counters import counted
 from .surrogates import PARAMETERS, translate
 from .version import FUNCTIONAL
@@ -43,8 +44,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
 
     The neuron, ``node.neuron``, owns the settings; the node shows them in the host's words (``v_threshold``,
     ``v_reset``, ``surrogate_function`` ..) and takes new values by assignment at any time. Memories hold the neuron's
-    state under its ``state_names``; outputs come in the dtype of the input, states in float32 (float64 for float64
-    input) whatever the dtype of the module.
+    state under its ``state_names``; outputs come in the dtype of the input (of integers and booleans in torch's
+    default one), states in float32 (float64 for float64 input) whatever the dtype of the module.
 
     In step mode ``"m"`` a call takes ``lengths=``, the valid steps of each sample [N] (or a bool mask [T, N]): padded
     steps emit 0 and touch neither state nor gradient. Inside a network set the attribute ``lengths`` instead, for which
@@ -189,6 +190,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         host = self._modules.get("surrogate_function")
         if host is None:
             return
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
         held = self._held
         exact = held.backend == "torch"  # kernels take slopes, and multiply them in their own order
         # A parameter that learns is none of these, and its object is needed itself.
@@ -224,7 +227,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         x = inputs[0]
         if step_mode == "m":
             x = first_step(x)
-        self.neuron.check_input(x)
+        x = self.neuron.check_input(x)
         if self.has_margin:
             self._check_margin(x)
         if not self.neuron.rests_uniformly and self._at_rest(states):
@@ -267,7 +270,8 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         if held._forward_pre_hooks:
             renew(held)
         if (done := held.again(x, states)) is None:
-            states = self.materialize_states(inputs, states, "s")
+            x = floating(x)
+            states = self.materialize_states((x,), states, "s")
             done = held.single(self._step_laid_out(x), states)
         return (done[0],), done[1]
 
@@ -280,10 +284,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: State, lengths: Lengths | None = None, **_: object
     ) -> tuple[tuple[Tensor], State]:
         """Pure transition over a sequence: ``(x_seq,)`` [T, N, *] -> ``(spikes,)``, states."""
-        self.sync_settings(inputs[0].dtype)
+        x_seq = floating(inputs[0])
+        self.sync_settings(x_seq.dtype)
         renew(self.neuron)
-        states = self.materialize_states(inputs, states, "m")
-        x_seq = self._gradient_laid_out(inputs[0])
+        states = self.materialize_states((x_seq,), states, "m")
+        x_seq = self._gradient_laid_out(x_seq)
         s_seq, states, _m = self.neuron.sequence(x_seq, states, lengths=lengths)
         return (s_seq,), states
 
@@ -372,6 +377,7 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self, x_seq: Tensor, states: State, lengths: Lengths | None
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
         """:meth:`multi_step_functional_forward`, and what is stored of every step, by the names of the memories."""
+        x_seq = floating(x_seq)
         self.sync_settings(x_seq.dtype)
         renew(self.neuron)
         states = self.materialize_states((x_seq,), states, "m")
@@ -415,7 +421,11 @@ class SpikingJellyNode(PropertiesFirst, neuron.BaseNode):
         self._memories.update(dict.fromkeys(tensors, 0.0))
         nn.Module._apply(self, fn, recurse)
         for name, value in tensors.items():
-            self._memories[name] = value.to(fn(torch.empty(0, device=value.device)).device)
+            device = fn(torch.empty(0, device=value.device)).device
+            if value.is_meta and device.type != "meta":  # there it held no values
+                self.reset()
+                break
+            self._memories[name] = value.to(device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -23,7 +23,7 @@ from ..neurons.pmsn import pmsn_step
 from ..neurons.readonly import ReadOnly
 from ..neurons.shown import ShowsMSF, ShowsParallelIF, ShowsPMSN
 from ..surrogate import FireFunction, Surrogate
-from ..tensors import PMSNState
+from ..tensors import PMSNState, floating
 from ..words import NODE_HAS_NOT, PARALLEL_IF_HAS_NOT, PMSN_HAS_NOT, teaching
 from .base import SpikingJellyNode
 from .charge import lif_charge
@@ -425,6 +425,7 @@ class PMSNNode(ShowsPMSN, _ResidualNode):
                 f"{type(self.neuron).__name__} has a step of its own, which knows no tensor of thresholds "
                 "(set_threshold_margin)"
             )
+        x_seq = floating(x_seq)
         self.sync_settings(x_seq.dtype)
         renew(self.neuron)
         states = self.materialize_states((x_seq,), states, "m")

@@ -1,11 +1,12 @@
 """Which SpikingJelly is installed: 2.0.0 or 0.0.0.0.14."""
 
+from ..words import install
+
 try:
     from spikingjelly.activation_based import base
 except ImportError as error:
     raise ImportError(
-        "msf_pmsn_plugins.spikingjelly needs SpikingJelly 2.0.0 or 0.0.0.0.14: "
-        'pip install "msf-pmsn-plugins[spikingjelly]"'
+        f"msf_pmsn_plugins.spikingjelly needs SpikingJelly 2.0.0 or 0.0.0.0.14: {install('spikingjelly')}"
     ) from error
 
 __all__ = ["FUNCTIONAL"]

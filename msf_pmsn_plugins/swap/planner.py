@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..tensors import state_dtype
 from ..words import teaching_call
 from . import guards
 from .attached import lost_with, reparametrised
@@ -216,9 +216,8 @@ def _look(site: Site, seen: Probe, memory: dict[Any, Any]) -> None:
     calls = seen.example.calls[site.path]
     site.calls = len(calls)
     if calls:
-        site.shape, site.device, site.dtype = calls[0].shape, calls[0].device, calls[0].dtype
-        if site.dtype in (torch.float16, torch.bfloat16):  # states are float32 here, half in most hosts
-            site.dtype = torch.float32
+        # States are float32 here, half in most hosts; integers are taken as floats.
+        site.shape, site.device, site.dtype = calls[0].shape, calls[0].device, state_dtype(calls[0].dtype)
     assert site.host is not None
     site.step_mode = "s" if site.role in ("own", "activation") else steps_of(site.module)
     if isinstance(site.target, Keep):
@@ -347,9 +346,10 @@ def _warnings(plan: Plan, seen: Probe, time_dim: int | str) -> list[str]:
     found += _of_the_output(swapped, seen)
     found += _of_the_axes(plan, seen) if time_dim == "auto" else []
     if plan.new_parameters:
+        what = "parameter, which is" if plan.new_parameters == 1 else "parameters, which are"
         found.append(
-            f"the new neurons bring {plan.new_parameters} parameters, which are in no optimizer made before: make the "
-            "optimizer after the swap"
+            f"the new neurons bring {plan.new_parameters} {what} in no optimizer made before: make the optimizer after "
+            "the swap"
         )
     found += sorted({s.host.ADVICE for s in swapped if s.host is not None} - {""})
     once = [s for s in swapped if s.verdict == "single-step" and s.calls == 1 and s.role != "activation"]

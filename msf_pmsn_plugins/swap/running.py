@@ -32,9 +32,9 @@ RESETS = ("reset_mem", "n_reset", "reset_state", "reset_states", "reset_hidden")
 def rest(model: nn.Module) -> None:
     """Forget every state that the neurons of ``model`` carry, by their own means; inside :func:`undisturbed`."""
     for module in model.modules():
-        memories = getattr(module, "_memories", None)
-        if isinstance(memories, dict):
-            memories.update(vars(module)["_memories_rv"])
+        own = vars(module)  # of a wrapper that passes attributes on they are the neuron's
+        if isinstance(own.get("_memories"), dict):
+            own["_memories"].update(own["_memories_rv"])
         elif reset := next(filter(takes_nothing, (getattr(module, name, None) for name in RESETS)), None):
             reset()
         elif takes_nothing(reset := getattr(module, "reset", None)) and not module._parameters:

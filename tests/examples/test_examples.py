@@ -56,5 +56,5 @@ def test_quickstart_names_the_extra_when_something_is_not_installed(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert "mnist1d" in done.stderr
-    assert 'pip install "msf-pmsn-plugins[examples]"' in done.stderr
+    assert 'pip install ".[examples]"' in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ from msf_pmsn_plugins.charges import CHARGES
 from msf_pmsn_plugins.neurons import MSF, PMSN, ParallelIF
 from msf_pmsn_plugins.neurons.pmsn import BURSTS
 from msf_pmsn_plugins.surrogate import SURROGATES
+from msf_pmsn_plugins.tensors import floating
 from subjects import SOMAS
 from tolerances import F64, assert_close
 
@@ -133,7 +134,7 @@ def attempt(make, x, valid):
 def check(result, x, valid):
     neuron, s, state, m = result
     assert s.shape == m.shape == x.shape
-    assert s.dtype == x.dtype
+    assert s.dtype == floating(x).dtype
     assert not any(part.isnan().any() for part in (s, m, *state))
     assert (s >= 0).all()
     assert (s == s.round()).all()

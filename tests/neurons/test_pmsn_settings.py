@@ -58,14 +58,13 @@ def test_unknown_backend_after_construction():
     assert neuron.backend == "auto"
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
-def test_input_must_be_floating_point(dtype):
-    x = torch.zeros(3, 2, 3, dtype=dtype)
+def test_input_must_be_real():
+    x = torch.zeros(3, 2, 3, dtype=torch.complex64)
     for call in (
         lambda: build_pmsn(3)(x),
         lambda: build_pmsn(3).step(x[0], build_pmsn(3).initial_state(torch.zeros(2, 3))),
     ):
-        with pytest.raises(TypeError, match=r"floating-point input.*float\(\)"):
+        with pytest.raises(TypeError, match=r"takes real numbers.*x\.abs\(\)"):
             call()
     lazy = PMSN()
     with pytest.raises(TypeError):

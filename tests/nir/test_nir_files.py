@@ -152,7 +152,7 @@ nir.export_to_nir(neurons.MSF(), torch.zeros(2, 3))
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: NIR cannot be imported" in done.stderr
-    assert "pip install 'msf-pmsn-plugins[nir]'" in done.stderr
+    assert "pip install 'msf-pmsn-plugins[nir]' (from a clone: pip install '.[nir]')" in done.stderr
 
 
 def test_the_module_loads_no_nir():

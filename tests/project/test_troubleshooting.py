@@ -92,8 +92,8 @@ def new_parameters():
     swap.pmsn(nn.Sequential(nn.Linear(3, 4), neuron.LIFNode(step_mode="m")), torch.ones(5, 2, 3))
 
 
-def integers():
-    MSFNode()(torch.ones(2, 3, dtype=torch.int64))
+def complex_numbers():
+    MSFNode()(torch.ones(2, 3, dtype=torch.complex64))
 
 
 def one_axis():
@@ -121,7 +121,7 @@ PROVOKED = [
     wrapped,
     nothing_to_swap,
     new_parameters,
-    integers,
+    complex_numbers,
     one_axis,
     misspelt,
     another_d,

@@ -278,16 +278,33 @@ def test_mem_with_init_hidden_leaves_the_state(make):
 
 @BOTH
 def test_bad_input(make):
-    with pytest.raises(TypeError, match="int64"):
-        make()(torch.zeros(2, 6, dtype=torch.long))
+    with pytest.raises(TypeError, match="complex64"):
+        make()(torch.zeros(2, 6, dtype=torch.complex64))
     with pytest.raises(TypeError, match="torch.Tensor"):
         make(sequence=True)([1.0])
     with pytest.raises(ValueError, match=r"\[T, B, \*\]"):
         make(sequence=True)(torch.tensor(6.0))
-    with pytest.raises(TypeError, match="tuple of tensors"):
-        make()(torch.zeros(2, 6), (1.0, 2.0))
+    for mem, kind in (((1.0, 2.0), "float, float"), (0.0, "float"), ((), "nothing")):
+        with pytest.raises(TypeError, match=f"tuple of tensors, got {kind}: pass what"):
+            make()(torch.zeros(2, 6), mem)
     with pytest.raises(TypeError, match="torch.Tensor"):
         make()(None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [MSF, lambda **kw: MSF(state_quant=torch.tanh, **kw), lambda **kw: PMSN(6, **kw), ParallelIF],
+    ids=["msf", "quantised", "pmsn", "parallel_if"],
+)
+def test_an_empty_sequence_keeps_the_graph(make):
+    neuron = make(sequence=True)
+    x = torch.zeros(0, 5, 6, requires_grad=True)
+    spk, mem = neuron(x)
+    assert spk.shape == x.shape
+    assert mem is neuron.mem
+    assert neuron.carried is None
+    spk.sum().backward()
+    assert x.grad.shape == x.shape
 
 
 @BOTH

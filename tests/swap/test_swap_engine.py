@@ -492,3 +492,34 @@ def test_the_wrapper_says_what_it_does():
     with pytest.raises(ValueError, match="10 rows does not unfold into T = 4"):
         folded(torch.rand(10, 3))
     assert Each(nn.Identity())(torch.rand(2, 3, 4)).shape == (2, 3, 4)
+
+
+class Forwarding(nn.Module):
+    """A wrapper that looks like what it wraps: it passes on each attribute that it has not."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, x):
+        return self.base(x)
+
+
+@pytest.mark.parametrize("target", [swap.MSF(D=1, backend="torch"), swap.PMSN()], ids=["msf", "pmsn"])
+def test_a_wrapper_that_passes_attributes_on_is_no_neuron(target):
+    torch.manual_seed(0)
+    x = torch.randn(6, 2, 5) * 2
+    net = nn.Sequential(Forwarding(neuron.LIFNode(step_mode="m")), Forwarding(nn.Linear(5, 4)))
+    plan = swap.plan(copy.deepcopy(net), x, target)
+    assert [site.path for site in plan.sites] == ["0.base"]
+    swapped = plan.apply()
+    assert swap.verify(swapped, x).ok
+    if isinstance(target, swap.MSF):
+        assert_nothing_changed(net, swapped, x)
+    assert_nothing_changed(net, plan.undo(), x)

@@ -61,5 +61,5 @@ def test_what_is_missing_is_named(name, tmp_path):
     command = [sys.executable, "-P", "-c", code, tmp_path, EXAMPLES / f"{name}.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
-    assert 'pip install "msf-pmsn-plugins[examples]"' in done.stderr
+    assert 'pip install ".[examples]"' in done.stderr
     assert "Traceback" not in done.stderr

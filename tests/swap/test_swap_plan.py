@@ -127,6 +127,12 @@ def test_the_printed_plan(small, x_seq):
     assert json.loads(json.dumps(data))["sites"][0]["channels"] == 10
 
 
+def test_one_new_parameter_is_one():
+    net = nn.Sequential(neuron.ParametricLIFNode(step_mode="m"))
+    said = swap.plan(net, torch.rand(5, 3, 6), swap.MSF(D=4)).all_warnings()
+    assert "the new neurons bring 1 parameter, which is in no optimizer made before" in " ".join(said)
+
+
 def test_ambiguous_axes_need_a_rule():
     """[N, 6, 6] after a layer whose width says nothing: either axis could be the channels."""
     x = torch.rand(4, 2, 6)

@@ -49,9 +49,7 @@ def timm_transform(size: int, policy: str, erasing: float, statistics: Any, **se
     try:
         from timm.data import create_transform
     except ImportError as error:
-        raise ImportError(
-            f"augmentation {policy!r} is timm's: pip install 'msf-pmsn-plugins[examples]'"
-        ) from error
+        raise ImportError(f"augmentation {policy!r} is timm's: pip install '.[examples]'") from error
     mean, std = statistics
     try:
         return create_transform(

@@ -249,9 +249,7 @@ def read_edf(path: Path, channels: Iterable[str] | None, rate: int) -> EDF:
     try:
         import pyedflib
     except ImportError as error:
-        raise RecipeError(
-            "EDF files are read by pyedflib: pip install 'msf-pmsn-plugins[examples]'"
-        ) from error
+        raise RecipeError("EDF files are read by pyedflib: pip install '.[examples]'") from error
 
     def plain(label: str) -> str:
         return label.replace(".", "").strip().lower()

@@ -409,13 +409,14 @@ class MSF(Neuron):
         start = self.v_reset if self.reset_mode == "hard" else 0.0
         return (torch.full_like(x, start, dtype=state_dtype(x.dtype), requires_grad=False),)
 
-    def check_input(self, x: Tensor) -> None:
-        super().check_input(x)
+    def check_input(self, x: Tensor) -> Tensor:
+        x = super().check_input(x)
         if 2 / torch.finfo(x.dtype).eps < self.D:
             raise ValueError(f"{x.dtype} cannot hold all counts up to D={self.D}: give float32 input")
+        return x
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        self.check_input(x)
+        x = self.check_input(x)
         (v,) = self.check_state(x, state)
         parameters = self.parameters_of(x, v.dtype)
         s, v, m = msf_step(x.to(v.dtype), v, self.settings(), parameters, self.surrogate)
@@ -524,8 +525,10 @@ def _start_threshold(value: float | Tensor) -> nn.Parameter:
 
 def _logit(decay: float | Tensor) -> Tensor:
     """The logit of a decay in (0, 1), a number or a tensor, in the dtype it will be learned in."""
+    given = decay if isinstance(decay, Tensor) else torch.tensor(decay, device="cpu")
+    known = given.is_meta or bool(((given > 0) & (given < 1)).all())
+    if given.numel() == 0 or not known:
+        raise ValueError(f"a learned decay starts in (0, 1), got {decay!r}")
     value = torch.as_tensor(decay).detach()
     value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
-    if value.numel() == 0 or not bool(((value > 0) & (value < 1)).all()):
-        raise ValueError(f"a learned decay starts in (0, 1), got {decay!r}")
     return torch.logit(value.double()).to(value.dtype)

@@ -270,9 +270,10 @@ class PMSN(PerChannel):
             getattr(pair, name).copy_(value)
         return pair
 
-    def check_input(self, x: Tensor) -> None:
-        super().check_input(x)
+    def check_input(self, x: Tensor) -> Tensor:
+        x = super().check_input(x)
         self._lanes(x)
+        return x
 
     def _lanes(self, x: Tensor) -> tuple[int, int, int]:
         """:meth:`_count_lanes`, once for a shape."""
@@ -327,7 +328,7 @@ class PMSN(PerChannel):
                 "context='global' uses the mean input over all steps: there is no single step. "
                 "Give whole sequences, or set context='local'"
             )
-        self.check_input(x)
+        x = self.check_input(x)
         before = PMSNState(*self.check_state(x, state))
         weights = self.step_weights(x, before.r.dtype)
         s, after, m = pmsn_step(x.to(before.r.dtype), before, weights, self.settings(), self.surrogate)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...lengths import live_steps
 from ...settings import PMSNSettings
 from ...surrogate import FireFunction, Surrogate, as_surrogate, gives_slopes
-from ...tensors import PMSNState, PMSNWeights, state_dtype
+from ...tensors import PMSNState, PMSNWeights, floating, state_dtype
 from ..base import first_step, paired_dtype
 from ..layout import memory_order, owned, permuted, reshaped
 from .op import pmsn
@@ -36,7 +36,7 @@ def parallel_reset(
     a compartment without leak, and a reset that removes all whole thresholds; negative drives are clamped.
 
     Args:
-        y_seq: drives in volts, [T, N, *], of any float dtype.
+        y_seq: drives in volts, [T, N, *], of any float dtype; integers are taken as torch's default one.
         r: residual in units of the threshold, [N, *], float64 for float64 drives, else float32; None is rest.
         settings: threshold, reset, burst and surrogate.
         surrogate: over ``v - v_threshold`` in volts, in place of the one that the settings name.
@@ -48,6 +48,7 @@ def parallel_reset(
         [T, N, *] or None.
     """
     require_known(settings)
+    y_seq = floating(y_seq)
     r = torch.zeros_like(first_step(y_seq), dtype=state_dtype(y_seq.dtype)) if r is None else r
     none = r.new_empty(0, dtype=paired_dtype(r.dtype))
     surrogate = None if surrogate is None else as_surrogate(surrogate)
