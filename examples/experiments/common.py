@@ -31,7 +31,7 @@ try:
     from msf_pmsn_plugins import __version__
     from msf_pmsn_plugins.optim import param_groups
 except ImportError as error:
-    raise SystemExit(f'{error}\nTry: pip install "msf-pmsn-plugins[examples]"') from error
+    raise SystemExit(f'{error}\nTry: pip install ".[examples]"') from error
 
 
 def all_neurons(steps: int, k: int = 32) -> dict[str, neurons.Factory]:
