@@ -235,16 +235,18 @@ except AttributeError as error:
     assert f"{PACKAGE}.snntorch, {PACKAGE}.spikingjelly and {PACKAGE}.neurons" in error
 
 
-def test_import_takes_at_most_150_ms_on_top_of_torch(tmp_path: Path) -> None:
+def test_import_takes_at_most_an_eighth_of_what_torch_takes(tmp_path: Path) -> None:
     code = f"""
-import torch, torch.library, time
+import time
 start = time.process_time()  # of this process alone: other work on the machine does not count
+import torch, torch.library
+loaded = time.process_time()
 import {PACKAGE}, {PACKAGE}.neurons, {PACKAGE}.swap
-print(time.process_time() - start)
+print((time.process_time() - loaded) / (loaded - start))
 """
     best = float("inf")
     for _ in range(5):  # the least of several: other work on the machine only adds
         best = min(best, float(python(code, tmp_path)))
-        if best <= 0.150:
+        if best <= 1 / 8:
             break
-    assert best <= 0.150, f"{1000 * best:.0f} ms"
+    assert best <= 1 / 8, f"{best:.2f} of torch's own"
