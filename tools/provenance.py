@@ -196,10 +196,16 @@ def line(report: dict[str, Any]) -> str:
     measured = report.get("measured")
     if measured is None:
         return "commit and instruction set were not recorded"
-    sets, counts = " and ".join(measured["instructions"]), measured["threads"]
+    sets, counts = " and ".join(_sets(report)), measured["threads"]
     threads = f"{' and '.join(map(str, counts))} thread{'s' if max(counts) > 1 else ''}"
     since = f", with rows since {measured['since']}: {_why_they_hold(report)}" if "since" in measured else ""
     return f"{measured['cpu']}, {sets}, {threads}, commit {measured['commit']}{since}"
+
+
+def _sets(report: dict[str, Any]) -> list[str]:
+    """The instruction sets of the rows; the CPU that confirmed them may have had another."""
+    of_rows = {row["instructions"] for row in report.get("rows", []) if "instructions" in row}
+    return sorted(of_rows) or report["measured"]["instructions"]
 
 
 def _why_they_hold(report: dict[str, Any]) -> str:
@@ -207,6 +213,6 @@ def _why_they_hold(report: dict[str, Any]) -> str:
     measured = report["measured"]
     if "kept" in measured:
         return f"this CPU lacks {' and '.join(measured['kept'])}, and all it could repeat came out the same"
-    other = set(measured["instructions"]) - {measured.get("confirmed")}
+    other = set(_sets(report)) - {measured.get("confirmed")}
     how = f" with {measured['confirmed']}" if "confirmed" in measured and other else ""
     return f"their trainings begin to the same bits{how}"

@@ -423,7 +423,11 @@ def test_what_began_with_the_set_of_this_cpu_stands_for_the_rows_of_all(trained,
     report = json.loads(trained.path.read_text())
     report["beginnings"] += [{**row, "instructions": "AVX512"} for row in report["beginnings"]]
     trained.path.write_text(json.dumps(report))
+    confirmed = measured(trained, seeds=1)
+    assert [row["instructions"] for row in confirmed["rows"]] == ["AVX2", "AVX2"]
+    assert provenance.line(confirmed).startswith("a CPU, AVX2, ")
     trained.calls.clear()
+    trained.source.write_text("x =    1\n")
     report = measured(trained, seeds=2)
     assert trained.calls == [("LIF", 0), ("MSF", 0), ("LIF", 1), ("MSF", 1)]  # two beginnings, two rows
     assert [row["instructions"] for row in report["rows"]] == ["AVX2", "AVX512", "AVX2", "AVX512"]
