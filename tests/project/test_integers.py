@@ -3,19 +3,16 @@
 import copy
 
 import pytest
+import snntorch as snn
 import torch
+from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
 from helpers import all_backends
-from msf_pmsn_plugins import deploy, energy, export, neurons, nir, plot, swap
+from msf_pmsn_plugins import deploy, energy, export, neurons, nir, plot, snntorch, swap
+from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode
+from msf_pmsn_plugins.spikingjelly.version import FUNCTIONAL
 from tolerances import assert_same
-
-snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
-from spikingjelly.activation_based import neuron, surrogate  # noqa: E402
-
-from msf_pmsn_plugins import snntorch  # noqa: E402
-from msf_pmsn_plugins.spikingjelly import MSFNode, ParallelIFNode, PMSNNode  # noqa: E402
-from msf_pmsn_plugins.spikingjelly.version import FUNCTIONAL  # noqa: E402
 
 INTEGERS = pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
 DEFAULTS = pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)

@@ -244,11 +244,7 @@ def test_a_growing_report_is_continued_and_one_that_cannot_be_is_set_aside(
             grown(target)
         return (statuses or [0]).pop()
 
-    monkeypatch.setattr(
-        results,
-        "call",
-        call,
-    )
+    monkeypatch.setattr(results, "call", call)
     grown(long)
     results.go_on("table", ["AVX2", "AVX512"], None)
     assert seen == [True, True]
